@@ -1,0 +1,71 @@
+"""SHA-256 digests of files, folders, JSON values and model weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence_engine.errors import DigestMismatchError
+
+
+def json_digest(value: Any) -> str:
+    """Digest of a JSON value in one canonical form (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Digest of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: str | os.PathLike[str], *, skip: Iterable[str] = ()) -> dict[str, str]:
+    """Digest of every file below ``folder``, by its path relative to it; ``skip`` names paths to leave out."""
+    root = Path(folder)
+    left_out = set(skip)
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return {name: file_digest(root / name) for name in names if name not in left_out}
+
+
+def verify_folder(folder: str | os.PathLike[str], expected: Mapping[str, str]) -> None:
+    """Checks every file that ``expected`` names.
+
+    Raises:
+        DigestMismatchError: a file is missing or differs; the message names the file and both digests.
+    """
+    root = Path(folder)
+    for name, digest in expected.items():
+        path = root / name
+        if not path.is_file():
+            raise DigestMismatchError(f"{path} is missing; its manifest lists it with digest {digest}", field=str(path))
+        found = file_digest(path)
+        if found != digest:
+            raise DigestMismatchError(
+                f"{path} has changed since it was written: its digest is {found}, its manifest says {digest}. "
+                "Restore the file, or build it again.",
+                field=str(path),
+            )
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The tensor's values as contiguous bytes on the CPU, whatever its dtype (bfloat16 included)."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Digest over names, dtypes, shapes and bytes of all weights, independent of file format and order."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""What a fine-tuned model is for: one file a task."""
+
+from influence_engine.tasks.base import (
+    Batch,
+    CheckingTask,
+    DescribedTask,
+    Example,
+    ExportableTask,
+    PredictingTask,
+    Task,
+    describe_task,
+)
+from influence_engine.tasks.text_classification import TextClassification
+
+__all__ = [
+    "Batch",
+    "CheckingTask",
+    "DescribedTask",
+    "Example",
+    "ExportableTask",
+    "PredictingTask",
+    "Task",
+    "TextClassification",
+    "describe_task",
+]

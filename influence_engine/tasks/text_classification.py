@@ -1,0 +1,149 @@
+"""Classification of a whole text: sentiment, topic, intent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from influence_engine.digests import json_digest
+from influence_engine.errors import DataError, InputError, SettingsError
+from influence_engine.tasks.base import Batch, Example
+
+NO_TARGET = -1
+"""In ``batch["labels"]``: this example names no label, so the model's own prediction is the target."""
+
+
+class TextClassification:
+    """One label a text; the measurement is the log-odds of the target label.
+
+    Args:
+        tokenizer: A tokenizer of ``transformers``.
+        labels: The labels' names, in the order of the model's outputs.
+        max_length: Longer texts are cut to this many tokens.
+        text: Name of the field that holds the text.
+        label: Name of the field that holds the label's name.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        labels: Sequence[str],
+        *,
+        max_length: int = 128,
+        text: str = "text",
+        label: str = "label",
+    ) -> None:
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise SettingsError(f"labels must be at least two different names, got {list(labels)}", field="labels")
+        self.tokenizer = tokenizer
+        self.labels = list(labels)
+        self.max_length = max_length
+        self.text = text
+        self.label = label
+        self._numbers = {name: number for number, name in enumerate(self.labels)}
+
+    def check(self, example: Example, *, labelled: bool) -> None:
+        """Refuses a text that is missing, empty or not a string, and a label that does not exist."""
+        text = example.get(self.text)
+        if not isinstance(text, str):
+            raise InputError(f"{self.text!r} must be a string, got {type(text).__name__}", field=self.text)
+        if not text.strip():
+            raise InputError(f"{self.text!r} is empty; send at least one word", field=self.text)
+        label = example.get(self.label)
+        if label is None and not labelled:
+            return
+        if label not in self._numbers:
+            known = ", ".join(repr(name) for name in self.labels)
+            raise InputError(f"unknown label {label!r}; the labels are {known}", field=self.label)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Returns ``input_ids``, ``attention_mask`` (and ``token_type_ids``) ``[B, T]`` and ``labels`` ``[B]``."""
+        encoded = self.tokenizer(
+            [example[self.text] for example in examples],
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        labels = [self._number(example) for example in examples]
+        return {**dict(encoded), "labels": torch.tensor(labels, dtype=torch.long)}
+
+    def model_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Everything of the batch but the labels."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits ``[B, C]``."""
+        logits: Tensor = model(**self.model_inputs(batch)).logits
+        return logits
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of each example, ``[B]``.
+
+        Raises:
+            DataError: an example has no label.
+        """
+        labels = batch["labels"]
+        if bool((labels == NO_TARGET).any()):
+            raise DataError(f"an example has no {self.label!r}; a loss needs one", field=self.label)
+        return functional.cross_entropy(outputs, labels, reduction="none")
+
+    def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Log-odds of the target label: its logit minus the logsumexp of the others, ``[B]``."""
+        labels = batch["labels"]
+        target = torch.where(labels == NO_TARGET, outputs.detach().argmax(-1), labels).unsqueeze(-1)
+        others = outputs.scatter(-1, target, float("-inf"))
+        return outputs.gather(-1, target).squeeze(-1) - others.logsumexp(-1)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """Label, confidence and the probability of every label, for each example."""
+        probabilities = outputs.detach().float().softmax(-1).cpu().tolist()
+        return [self._prediction(row) for row in probabilities]
+
+    def describe(self) -> dict[str, Any]:
+        """Identity of this task for digests."""
+        return {
+            "type": "text_classification",
+            "labels": self.labels,
+            "max_length": self.max_length,
+            "text": self.text,
+            "label": self.label,
+            "tokenizer_digest": tokenizer_digest(self.tokenizer),
+        }
+
+    def _number(self, example: Mapping[str, Any]) -> int:
+        label = example.get(self.label)
+        if label is None:
+            return NO_TARGET
+        if label not in self._numbers:
+            raise DataError(f"unknown label {label!r}; the labels are {self.labels}", field=self.label)
+        return self._numbers[label]
+
+    def _prediction(self, probabilities: list[float]) -> dict[str, Any]:
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
+        return {
+            "label": self.labels[best],
+            "confidence": probabilities[best],
+            "scores": dict(zip(self.labels, probabilities, strict=True)),
+        }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of a fast tokenizer's full definition (vocabulary, rules, special tokens)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return json_digest(_without_padding(backend.to_str()))
+    return json_digest({"vocabulary": dict(sorted(tokenizer.get_vocab().items()))})
+
+
+def _without_padding(definition: str) -> Any:
+    # A fast tokenizer keeps the padding and truncation of its last call in its state: no part of what it is.
+    state = json.loads(definition)
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return state
