@@ -1,0 +1,137 @@
+"""Per-example gradients of one layer, kept as factors and contracted only when asked.
+
+A layer's trainable parameters are seen as one matrix ``W [d0, d1]`` (a bias is the last column). The gradient of an
+example is then ``G = sum_t left_t right_t^T`` over its positions ``t``: output gradients and inputs for a linear layer.
+The three classes below keep ``G`` in the form in which the layer yields it; their common algebra is the interface:
+
+* ``dense()``            ``[B, d0, d1]``, the materialised gradients (for references and small layers),
+* ``project(p0, p1)``    ``[B, r0, r1]``, ``p0^T G p1``,
+* ``inner(matrix)``      ``[B]``, ``<G, matrix>``,
+* ``covariances()``      ``(sum_b G G^T, sum_b G^T G)``, what an eigenbasis is fitted on,
+* ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FactoredGradient:
+    """Gradients of a layer that is a matrix product: linear layers, ungrouped convolutions.
+
+    Attributes:
+        left: ``[B, T, d0]``, output gradients.
+        right: ``[B, T, d1]``, inputs (with a last column of ones where a bias is trained).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        return self.left.transpose(1, 2) @ self.right
+
+    def project(self, p0: Tensor, p1: Tensor) -> Tensor:
+        return (self.left @ p0).transpose(1, 2) @ (self.right @ p1)
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return ((self.right @ matrix.T) * self.left).sum((1, 2))
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        # G G^T = left^T (right right^T) left needs only the small T x T product of each example.
+        left = (self.right @ self.right.transpose(1, 2)) @ self.left
+        right = (self.left @ self.left.transpose(1, 2)) @ self.right
+        return _flat(self.left).T @ _flat(left), _flat(self.right).T @ _flat(right)
+
+    def scale(self, row: Tensor, column: Tensor) -> FactoredGradient:
+        return FactoredGradient(self.left * row, self.right * column)
+
+
+@dataclass(frozen=True)
+class DenseGradient:
+    """Gradients that are small enough to keep whole: normalisation layers, grouped convolutions.
+
+    Attributes:
+        matrix: ``[B, d0, d1]``.
+    """
+
+    matrix: Tensor
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+    def project(self, p0: Tensor, p1: Tensor) -> Tensor:
+        return p0.T @ self.matrix @ p1
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return (self.matrix * matrix).sum((1, 2))
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        rows = self.matrix.transpose(0, 1).reshape(self.matrix.shape[1], -1)
+        columns = _flat(self.matrix)
+        return rows @ rows.T, columns.T @ columns
+
+    def scale(self, row: Tensor, column: Tensor) -> DenseGradient:
+        return DenseGradient(self.matrix * row.unsqueeze(-1) * column)
+
+
+@dataclass(frozen=True)
+class IndexedGradient:
+    """Gradients of a look-up table: position ``t`` touches the one row ``rows[b, t]``.
+
+    Attributes:
+        rows: ``[B, T]``, row numbers; a position that trains nothing (padding) has a zero ``right``.
+        right: ``[B, T, d1]``, output gradients.
+        height: ``d0``, the number of rows of the table.
+    """
+
+    rows: Tensor
+    right: Tensor
+    height: int
+
+    def dense(self) -> Tensor:
+        batch, _, width = self.right.shape
+        result = self.right.new_zeros(batch, self.height, width)
+        return result.scatter_add_(1, self.rows.unsqueeze(-1).expand_as(self.right), self.right)
+
+    def project(self, p0: Tensor, p1: Tensor) -> Tensor:
+        return p0[self.rows].transpose(1, 2) @ (self.right @ p1)
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return (matrix[self.rows] * self.right).sum((1, 2))
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        # The table's side is its diagonal (a vector [d0]): a full [d0, d0] would not fit for a vocabulary.
+        same = (self.rows.unsqueeze(1) == self.rows.unsqueeze(2)).to(self.right.dtype)
+        summed = same @ self.right
+        diagonal = self.right.new_zeros(self.height)
+        diagonal.scatter_add_(0, self.rows.flatten(), (self.right * summed).sum(-1).flatten())
+        return diagonal, _flat(self.right).T @ _flat(summed)
+
+    def scale(self, row: Tensor, column: Tensor) -> IndexedGradient:
+        return IndexedGradient(self.rows, self.right * row[self.rows].unsqueeze(-1) * column, self.height)
+
+
+LayerGradient = FactoredGradient | DenseGradient | IndexedGradient
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def concatenate(parts: list[LayerGradient]) -> LayerGradient:
+    """The sum of several uses of one layer within one forward pass (a layer that is called more than once)."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, FactoredGradient):
+        factored = [part for part in parts if isinstance(part, FactoredGradient)]
+        return FactoredGradient(torch.cat([p.left for p in factored], 1), torch.cat([p.right for p in factored], 1))
+    if isinstance(first, IndexedGradient):
+        indexed = [part for part in parts if isinstance(part, IndexedGradient)]
+        rows = torch.cat([p.rows for p in indexed], 1)
+        return IndexedGradient(rows, torch.cat([p.right for p in indexed], 1), first.height)
+    return DenseGradient(torch.stack([part.dense() for part in parts]).sum(0))

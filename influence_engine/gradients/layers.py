@@ -1,0 +1,252 @@
+"""Which layers have per-example gradients here, and how each yields them from its input and output gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from influence_engine.errors import ModelError
+from influence_engine.gradients.factors import DenseGradient, FactoredGradient, IndexedGradient, LayerGradient
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Layer(Protocol):
+    """A module whose trainable parameters are one matrix ``[d0, d1]``."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d0, d1)``."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by their names in the model."""
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
+        """Per-example gradients from the layer's input and the gradient of a scalar at its output."""
+
+    def matrix(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Lays tensors of the parameters' shapes (weights, moments, displacements) out as ``[d0, d1]``."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    name: str
+    module: nn.Module
+    trained: frozenset[str]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        prefix = f"{self.name}." if self.name else ""
+        own = self.module.named_parameters(recurse=False)
+        return {prefix + name: parameter for name, parameter in own if name in self.trained}
+
+    def _has(self, name: str) -> bool:
+        return name in self.trained
+
+    def _part(self, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+        return parameters[f"{self.name}.{name}" if self.name else name]
+
+    def _columns(self, parameters: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
+        parts = [] if weight is None else [weight]
+        if self._has("bias"):
+            parts.append(self._part(parameters, "bias").unsqueeze(-1))
+        return torch.cat(parts, -1)
+
+    def _inputs(self, inputs: Tensor) -> Tensor:
+        """Inputs ``[..., d]`` with the columns that train: the weight's, then a one for the bias."""
+        parts = [inputs] if self._has("weight") else []
+        if self._has("bias"):
+            parts.append(inputs.new_ones(*inputs.shape[:-1], 1))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+
+@dataclass(frozen=True)
+class LinearLayer(_Base):
+    """``nn.Linear`` (weight ``[out, in]``) and the ``Conv1D`` of GPT-2 (weight ``[in, out]``)."""
+
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        weight = self.module.get_parameter("weight")
+        out_features, in_features = reversed(weight.shape) if self.transposed else weight.shape
+        return int(out_features), int(in_features) * self._has("weight") + self._has("bias")
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
+        left = _positions(output_gradient, batch_size, self.name)
+        return FactoredGradient(left, self._inputs(_positions(inputs, batch_size, self.name)))
+
+    def matrix(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        weight = self._part(parameters, "weight") if self._has("weight") else None
+        if weight is not None and self.transposed:
+            weight = weight.T
+        return self._columns(parameters, weight)
+
+
+@dataclass(frozen=True)
+class EmbeddingLayer(_Base):
+    """``nn.Embedding``, weight ``[rows, width]``."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, width = self.module.get_parameter("weight").shape
+        return int(rows), int(width)
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
+        right = _positions(output_gradient, batch_size, self.name)
+        rows = inputs.reshape(batch_size, -1)
+        padding = getattr(self.module, "padding_idx", None)
+        if padding is not None:
+            # Autograd never trains the padding row.
+            right = right * (rows != padding).unsqueeze(-1)
+        return IndexedGradient(rows, right, self.shape[0])
+
+    def matrix(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        return self._part(parameters, "weight")
+
+
+@dataclass(frozen=True)
+class ConvolutionLayer(_Base):
+    """``nn.Conv2d`` with zero padding; weight ``[out, in / groups, kh, kw]`` seen as ``[out, in / groups kh kw]``."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        weight = self.module.get_parameter("weight")
+        return int(weight.shape[0]), int(weight[0].numel()) * self._has("weight") + self._has("bias")
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
+        module = self.module
+        assert isinstance(module, nn.Conv2d)
+        if inputs.shape[0] != batch_size:
+            raise _batch_error(self.name, inputs, batch_size)
+        patches = functional.unfold(
+            _padded(inputs, module), module.kernel_size, module.dilation, padding=0, stride=module.stride
+        ).transpose(1, 2)
+        left = output_gradient.flatten(2).transpose(1, 2)
+        if module.groups == 1:
+            return FactoredGradient(left, self._inputs(patches))
+        grouped_left = left.unflatten(-1, (module.groups, -1))
+        grouped_right = patches.unflatten(-1, (module.groups, -1))
+        parts = []
+        if self._has("weight"):
+            parts.append(torch.einsum("btgo,btgi->bgoi", grouped_left, grouped_right).flatten(1, 2))
+        if self._has("bias"):
+            parts.append(left.sum(1).unsqueeze(-1))
+        return DenseGradient(torch.cat(parts, -1))
+
+    def matrix(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        weight = self._part(parameters, "weight").flatten(1) if self._has("weight") else None
+        return self._columns(parameters, weight)
+
+
+@dataclass(frozen=True)
+class NormalisationLayer(_Base):
+    """Layer, RMS, group and (in evaluation mode) batch normalisation: the columns are weight and bias, ``[width, 2]``."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        some = next(iter(self.parameters().values()))
+        return some.numel(), self._has("weight") + self._has("bias")
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
+        if inputs.shape[0] != batch_size:
+            raise _batch_error(self.name, inputs, batch_size)
+        columns = []
+        if self._has("weight"):
+            columns.append(self._summed(self._normalised(inputs) * output_gradient))
+        if self._has("bias"):
+            columns.append(self._summed(output_gradient))
+        return DenseGradient(torch.stack(columns, -1))
+
+    def matrix(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        parts = [self._part(parameters, name).flatten() for name in ("weight", "bias") if self._has(name)]
+        return torch.stack(parts, -1)
+
+    def _summed(self, gradient: Tensor) -> Tensor:
+        """Sums over everything but the batch and the axes that the parameters run over."""
+        if isinstance(self.module, (*_BATCH_NORMS, nn.GroupNorm)):
+            return gradient.flatten(2).sum(-1) if gradient.dim() > 2 else gradient
+        parameter = next(iter(self.parameters().values()))
+        kept = gradient.shape[gradient.dim() - parameter.dim() :].numel()
+        return gradient.reshape(gradient.shape[0], -1, kept).sum(1)
+
+    def _normalised(self, inputs: Tensor) -> Tensor:
+        module = self.module
+        if isinstance(module, nn.LayerNorm):
+            return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+        if isinstance(module, nn.GroupNorm):
+            return functional.group_norm(inputs, module.num_groups, eps=module.eps)
+        if isinstance(module, _BATCH_NORMS):
+            return functional.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
+        epsilon = _rms_epsilon(module)
+        wide = inputs.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(inputs.dtype)
+
+
+def layer_for(name: str, module: nn.Module) -> Layer | None:
+    """The layer for a module with trainable parameters of its own, or ``None`` if its kind is not supported."""
+    trained = frozenset(key for key, value in module.named_parameters(recurse=False) if value.requires_grad)
+    if not trained <= {"weight", "bias"}:
+        return None
+    if isinstance(module, nn.Linear):
+        return LinearLayer(name, module, trained)
+    if type(module).__name__ == "Conv1D":
+        return LinearLayer(name, module, trained, transposed=True)
+    if isinstance(module, nn.Embedding) and not module.scale_grad_by_freq and module.max_norm is None:
+        return EmbeddingLayer(name, module, trained)
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+        return ConvolutionLayer(name, module, trained)
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) or _is_rms_norm(module):
+        return NormalisationLayer(name, module, trained)
+    if isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
+        return NormalisationLayer(name, module, trained)
+    return None
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("RMSNorm") and list(dict(module.named_parameters(recurse=False))) == [
+        "weight"
+    ]
+
+
+def _rms_epsilon(module: nn.Module) -> float:
+    for attribute in ("variance_epsilon", "eps"):
+        value = getattr(module, attribute, None)
+        if value is not None:
+            return float(value)
+    return torch.finfo(torch.float32).eps
+
+
+def _padded(inputs: Tensor, module: nn.Conv2d) -> Tensor:
+    if module.padding == "valid":
+        return inputs
+    if module.padding == "same":
+        sides: list[int] = []
+        for size, dilation in zip(reversed(module.kernel_size), reversed(module.dilation), strict=True):
+            total = dilation * (size - 1)
+            sides += [total // 2, total - total // 2]
+        return functional.pad(inputs, sides)
+    height, width = module.padding
+    return functional.pad(inputs, [int(width), int(width), int(height), int(height)])
+
+
+def _positions(tensor: Tensor, batch_size: int, name: str) -> Tensor:
+    """``[B, ..., d]`` as ``[B, T, d]``; a batch flattened into the first axis (``[B T, d]``) is folded out again."""
+    if tensor.shape[0] % batch_size:
+        raise _batch_error(name, tensor, batch_size)
+    return tensor.reshape(batch_size, -1, tensor.shape[-1])
+
+
+def _batch_error(name: str, tensor: Tensor, batch_size: int) -> ModelError:
+    return ModelError(
+        f"layer {name!r} was called with a tensor of shape {list(tensor.shape)}, whose first dimension does not hold "
+        f"the {batch_size} examples of the batch; per-example gradients need the batch first",
+        field=name,
+    )

@@ -1,0 +1,89 @@
+"""Finds the layers that hold a model's trainable parameters, and says which cannot be attributed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from influence_engine.errors import ModelError
+from influence_engine.gradients.layers import Layer, layer_for
+
+
+@dataclass(frozen=True)
+class TrackedLayers:
+    """The layers that explanations go through.
+
+    Attributes:
+        layers: In the model's order.
+        left_out: Names of trainable parameters that no layer covers, with their sizes.
+        parameters: How many trainable parameters there are, covered or not.
+    """
+
+    layers: tuple[Layer, ...]
+    left_out: Mapping[str, int]
+    parameters: int
+
+    @property
+    def share_left_out(self) -> float:
+        """Share of the trainable parameters that no layer covers."""
+        return sum(self.left_out.values()) / self.parameters
+
+    def matrices(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors given by parameter name, laid out as one matrix a layer."""
+        return {layer.name: layer.matrix(parameters) for layer in self.layers}
+
+
+def track(model: nn.Module, *, allow_left_out: bool = False) -> TrackedLayers:
+    """Finds a layer for every module with trainable parameters of its own.
+
+    Args:
+        model: Its parameters with ``requires_grad`` are the ones that were trained.
+        allow_left_out: Go on without layers of unsupported kinds instead of raising.
+
+    Raises:
+        ModelError: nothing is trainable; parameters are tied between layers; or a layer is of an unsupported kind
+            (the message names each with its share of the parameters).
+    """
+    layers: list[Layer] = []
+    left_out: dict[str, int] = {}
+    kinds: dict[str, str] = {}
+    owners: dict[int, str] = {}
+    total = 0
+    for name, module in model.named_modules():
+        own = {
+            f"{name}.{key}" if name else key: parameter
+            for key, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad
+        }
+        if not own:
+            continue
+        for key, parameter in own.items():
+            if id(parameter) in owners:
+                raise ModelError(
+                    f"parameters {owners[id(parameter)]!r} and {key!r} are one tensor (tied); untie them before "
+                    "fine-tuning, or freeze them",
+                    field=key,
+                )
+            owners[id(parameter)] = key
+            total += parameter.numel()
+        layer = layer_for(name, module)
+        if layer is None:
+            left_out.update({key: parameter.numel() for key, parameter in own.items()})
+            kinds[name] = type(module).__name__
+        else:
+            layers.append(layer)
+    if not total:
+        raise ModelError("no parameter of the model is trainable; nothing that training could have changed")
+    if left_out and (not allow_left_out or not layers):
+        shares = ", ".join(
+            f"{name or 'the model itself'} ({kind}, "
+            f"{sum(n for key, n in left_out.items() if key.rpartition('.')[0] == name) / total:.1%})"
+            for name, kind in kinds.items()
+        )
+        raise ModelError(
+            f"these layers have trainable parameters but no per-example gradients here: {shares} of the trainable "
+            "parameters. Freeze them, or set index.unsupported_layers to 'leave_out' to go on without them"
+        )
+    return TrackedLayers(tuple(layers), left_out, total)
