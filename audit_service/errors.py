@@ -1,0 +1,114 @@
+"""Errors of the service: each has an HTTP status, a stable code, and a message that says what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influence_engine.errors import InfluenceError
+
+
+class ServiceError(InfluenceError):
+    """Base of what the service answers with an error body on purpose.
+
+    Attributes:
+        status: The HTTP status.
+        retry_after: Seconds after which the same request may succeed, where waiting helps.
+    """
+
+    code = "internal_error"
+    status = 500
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message, field=field)
+        self.retry_after = retry_after
+
+
+class BadRequestError(ServiceError):
+    """The request does not have the shape of its endpoint."""
+
+    code = "invalid_request"
+    status = 400
+
+
+class BrokenJsonError(BadRequestError):
+    """The body is not JSON (``NaN`` and ``Infinity`` are not JSON either)."""
+
+    code = "bad_json"
+
+
+class PredictionNotFoundError(ServiceError):
+    """No prediction has this id."""
+
+    code = "prediction_not_found"
+    status = 404
+
+
+class InputNotKeptError(ServiceError):
+    """The prediction is known, its input was never kept (``keep_inputs: none``)."""
+
+    code = "input_not_kept"
+    status = 409
+
+
+class IdempotencyConflictError(ServiceError):
+    """The same ``Idempotency-Key`` came with another input."""
+
+    code = "idempotency_conflict"
+    status = 409
+
+
+class InputErasedError(ServiceError):
+    """The prediction is known, its input has been erased or its retention time is over."""
+
+    code = "input_erased"
+    status = 410
+
+
+class BodyTooLargeError(ServiceError):
+    """The body is longer than ``serve.max_body_bytes``."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class MediaTypeError(ServiceError):
+    """The body's content type is not one that this endpoint reads."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class EngineUnavailableError(ServiceError):
+    """The explanation engine is down, loading, or did not answer in time. Predictions are not affected."""
+
+    code = "engine_unavailable"
+    status = 503
+
+
+class EngineLoadingError(EngineUnavailableError):
+    """The explanation engine is still loading its model and index."""
+
+    code = "engine_loading"
+
+
+class EngineTimeoutError(EngineUnavailableError):
+    """The explanation engine did not answer before the deadline."""
+
+    code = "engine_timeout"
+
+
+STATUS_BY_CODE = {"bad_input": 400, "bad_data": 400, "bad_settings": 400, "tier_unavailable": 422}
+"""HTTP statuses of the errors of ``influence_engine`` that a request can cause."""
+
+
+def status_of(error: InfluenceError) -> int:
+    """The HTTP status of an error raised on purpose: its own, else that of its code, else 500."""
+    return error.status if isinstance(error, ServiceError) else STATUS_BY_CODE.get(error.code, 500)
+
+
+def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
+    """The one shape of every error body: ``{"error": {"code", "message", "field"?}}``."""
+    error = {"code": code, "message": message}
+    if field is not None:
+        error["field"] = field
+    return {"error": error}
