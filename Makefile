@@ -1,0 +1,48 @@
+# Everything runs in a virtual environment that the first command makes; the later ones find it ready.
+#
+#   make demo            the whole way on real data, then serves on 127.0.0.1:3000
+#   make demo CHECK=1    the same, asks the running server once, prints the explanation, stops and exits
+#   make test            style, types, layers, unit tests, then the tests that drive real servers
+#   make bench           the measurements of benchmarks/
+#
+# Where the package index offers only a CUDA build of torch, name the CPU wheel index of PyTorch in PIP_ARGS:
+#   make demo PIP_ARGS='--extra-index-url <the address of PyTorch CPU wheels>'
+
+PYTHON ?= python3
+VENV ?= .venv
+NAME ?= sentiment
+CHECK ?=
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints-cpu.txt $(PIP_ARGS)
+
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := demo
+.PHONY: demo test bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "bento-audit needs Python 3.11 to 3.13, $(PYTHON) is another; say which one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.made pyproject.toml constraints-cpu.txt
+	@echo "Installing bento-audit[$*] into $(VENV), about two gigabytes ..."
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/bento-audit demo $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,41 @@
+"""What holds for every test: no usage reports, servers last, and no skips where they are forbidden."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+
+FORBID_SKIPS = os.environ.get("BENTO_AUDIT_FORBID_SKIPS", "") not in ("", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: what drives a real server comes after all the others."""
+    items.sort(key=lambda item: item.get_closest_marker("service") is not None or "tests/service/" in item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With BENTO_AUDIT_FORBID_SKIPS=1 a skipped test is a failed one."""
+    report = yield
+    if FORBID_SKIPS and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and BENTO_AUDIT_FORBID_SKIPS is set: {_reason(report.longrepr)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module that skips itself."""
+    report = yield
+    if FORBID_SKIPS and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and BENTO_AUDIT_FORBID_SKIPS is set: {_reason(report.longrepr)}"
+    return report
+
+
+def _reason(longrepr: object) -> object:
+    return longrepr[2] if isinstance(longrepr, tuple) else longrepr
