@@ -1,0 +1,1 @@
+"""What ``bento-audit init`` finds out about a model, its data and its service before it writes a config."""

@@ -1,0 +1,135 @@
+"""Adds the audit to the source of a BentoML service that exists already: an import, a base class, a decorator."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from influence_engine.errors import SettingsError
+
+MIXIN = "AuditMixin"
+DECORATOR = "audited"
+METHOD_NAMES = ("predict", "classify")
+LABEL_FIELDS = ("label", "prediction", "class_name", "category", "sentiment")
+CONFIDENCE_FIELDS = ("confidence", "score", "probability")
+
+
+@dataclass(frozen=True)
+class EditedService:
+    """A service's source with the audit added.
+
+    Attributes:
+        source: The new source.
+        service: Name of the class.
+        method: Name of the method whose predictions are audited.
+    """
+
+    source: str
+    service: str
+    method: str
+
+
+def add_audit(source: str, *, name: str) -> EditedService:
+    """Adds the audit to the first BentoML service of ``source`` that has an API method.
+
+    The method is ``predict`` or ``classify``, else the first. Only lines are added or completed; all others stay as
+    they are.
+
+    Args:
+        source: Python source.
+        name: What the source is called in messages.
+
+    Raises:
+        SettingsError: this is not Python, holds no BentoML service with an API method, or is audited already.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise SettingsError(f"{name}, line {error.lineno}: not valid Python: {error.msg}", field="service") from error
+    service, method = _find(tree, name)
+    lines = source.splitlines(keepends=True)
+    label, confidence = _fields(tree, method)
+    decorator = f'@{DECORATOR}(label="{label}", confidence="{confidence}")'
+    # From the bottom up, so that the line numbers above stay true.
+    _insert(lines, method.lineno, " " * method.col_offset + decorator)
+    _add_base(lines, service)
+    _insert(lines, _line_after_imports(tree) + 1, f"from audit_service import {MIXIN}, {DECORATOR}")
+    return EditedService("".join(lines), service.name, method.name)
+
+
+def _find(tree: ast.Module, name: str) -> tuple[ast.ClassDef, ast.FunctionDef | ast.AsyncFunctionDef]:
+    services = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and _decorated(node, "service")]
+    for service in services:
+        if any(_last_name(base) == MIXIN for base in service.bases):
+            raise SettingsError(f"{name}: {service.name} is audited already", field="service")
+        methods = [
+            node
+            for node in service.body
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and _decorated(node, "api")
+        ]
+        if methods:
+            return service, next((method for method in methods if method.name in METHOD_NAMES), methods[0])
+    raise SettingsError(
+        f"{name} holds no class with @bentoml.service and a method with @bentoml.api to add the audit to",
+        field="service",
+    )
+
+
+def _decorated(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:
+    return any(_last_name(decorator) == name for decorator in node.decorator_list)
+
+
+def _last_name(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Call):
+        return _last_name(node.func)
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+
+
+def _fields(tree: ast.Module, method: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str]:
+    """Names of the response's fields for label and confidence, where its class is in this source; else the usual ones."""
+    returned = {node.id for node in ast.walk(method.returns) if isinstance(node, ast.Name)} if method.returns else set()
+    fields = set(_fields_of_classes(tree, returned))
+    label = next((field for field in LABEL_FIELDS if field in fields), LABEL_FIELDS[0])
+    confidence = next((field for field in CONFIDENCE_FIELDS if field in fields), CONFIDENCE_FIELDS[0])
+    return label, confidence
+
+
+def _fields_of_classes(tree: ast.Module, names: set[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name in names:
+            for statement in node.body:
+                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                    yield statement.target.id
+
+
+def _line_after_imports(tree: ast.Module) -> int:
+    """The last line of the imports at the top, or of the docstring where there are none."""
+    last = 0
+    for position, node in enumerate(tree.body):
+        docstring = position == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not docstring and not isinstance(node, (ast.Import, ast.ImportFrom)):
+            break
+        last = node.end_lineno or last
+    return last
+
+
+def _insert(lines: list[str], number: int, text: str) -> None:
+    """Makes ``text`` the line of that number, with the line ending that the file has."""
+    ending = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    lines.insert(number - 1, text + ending)
+
+
+def _add_base(lines: list[str], service: ast.ClassDef) -> None:
+    number = service.lineno - 1
+    line = lines[number]
+    found = re.search(rf"class\s+{re.escape(service.name)}\s*(\([ \t]*)?", line)
+    assert found is not None  # the parser has seen a class statement on this line
+    head, rest = line[: found.end()].rstrip(), line[found.end() :]
+    if found.group(1) is None:
+        lines[number] = f"{head}({MIXIN}){rest}"
+    elif service.bases or service.keywords:
+        lines[number] = f"{head}{MIXIN},{' ' if rest.strip() else ''}{rest}"
+    else:
+        lines[number] = f"{head}{MIXIN}{rest}"

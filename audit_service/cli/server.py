@@ -1,0 +1,123 @@
+"""Starts ``bentoml serve`` for a folder with a ``bentofile.yaml``, waits until it answers, and stops all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from influence_engine.errors import InfluenceError
+
+SECONDS_TO_START = 180.0
+SECONDS_TO_STOP = 15.0
+LINES_OF_LOG_SHOWN = 20
+
+
+class ServerError(InfluenceError):
+    """The server did not start, or stopped on its own."""
+
+    code = "server_failed"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        address: Where it answers, such as ``http://127.0.0.1:3000``.
+        process: The process that was started; the workers are its children.
+        log: The file that its output goes to.
+    """
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def end_of_log(self) -> str:
+        """The last lines of the server's output."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-LINES_OF_LOG_SHOWN:])
+
+
+def free_port(host: str, first: int) -> int:
+    """The first port from ``first`` on that nobody listens on.
+
+    Raises:
+        ServerError: none of a hundred is free.
+    """
+    for port in range(first, first + 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return port
+    raise ServerError(f"none of the ports {first} to {first + 99} of {host} is free", field="port")
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *, host: str, port: int, log: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Runs ``bentoml serve`` in ``folder`` as long as the context lasts; yields once ``/readyz`` answers 200.
+
+    Raises:
+        ServerError: the server stopped, or was not ready in time; the message ends with the end of its log.
+    """
+    command = [sys.executable, "-m", "bentoml", "serve", ".", "--host", host, "--port", str(port)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment, "BENTOML_DO_NOT_TRACK": "True"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A group of its own: ^C reaches this program first, which then stops the server in order.
+            start_new_session=True,
+        )
+    server = Server(f"http://{host}:{port}", process, log)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        stop(process)
+
+
+def wait_until_ready(server: Server, *, path: str = "/readyz", seconds: float = SECONDS_TO_START) -> None:
+    """Returns when ``path`` of the server answers 200.
+
+    Raises:
+        ServerError: it stopped, or ``seconds`` have passed.
+    """
+    deadline = time.monotonic() + seconds
+    with httpx.Client(base_url=server.address, timeout=5.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if server.process.poll() is not None:
+                raise ServerError(f"the server stopped at its start; {server.log} ends with\n{server.end_of_log()}")
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(path).status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.2)
+    raise ServerError(f"the server was not ready after {seconds:.0f} s; {server.log} ends with\n{server.end_of_log()}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Asks the server and all its workers to end, and ends those that do not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_STOP)
+        for member in psutil.wait_procs(family, timeout=2.0)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
