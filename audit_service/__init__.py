@@ -1,0 +1,1 @@
+"""The plugin: audits for models served with BentoML."""

@@ -1,0 +1,96 @@
+"""Every error in one shape: turns the error bodies of BentoML and Starlette into ``{"error": {...}}``.
+
+BentoML answers a raised error with a list ``[{"error": "..."}]``, a failed validation with ``{"error", "detail"}``,
+its own limits with ``{"error": "..."}``; Starlette answers an unknown path with plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from audit_service.errors import error_body
+
+CODES = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "service_unavailable",
+    504: "timeout",
+}
+
+
+def describe_problem(
+    status: int, content_type: str, body: bytes, *, endpoints: Iterable[str] = (), fields: Iterable[str] = ()
+) -> dict[str, Any] | None:
+    """The error body for a response of status 400 or above, or ``None`` if the response should stay as it is.
+
+    Args:
+        status: The response's status.
+        content_type: Its media type.
+        body: Its body.
+        endpoints: Paths that exist, for the message of a 404.
+        fields: Names of the request's fields, for the message about an unknown one.
+    """
+    if content_type.startswith("text/plain") and status in (404, 405):
+        return error_body(CODES[status], _wrong_address(status, endpoints))
+    if not content_type.startswith("application/json"):
+        return None
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, dict) or not isinstance(found.get("error"), str):
+        return None
+    if isinstance(found.get("detail"), list) and found["detail"]:
+        return _validation(found["detail"], list(fields))
+    return _nested(found["error"]) or error_body(CODES.get(status, f"http_{status}"), found["error"])
+
+
+def describe_validation(details: list[Mapping[str, Any]], fields: Iterable[str] = ()) -> dict[str, Any]:
+    """The error body for pydantic's list of errors (``type``, ``loc``, ``msg``)."""
+    return _validation(details, list(fields))
+
+
+def _wrong_address(status: int, endpoints: Iterable[str]) -> str:
+    if status == 405:
+        return "this endpoint is asked by POST with a JSON body"
+    return f"no such endpoint; there are {', '.join(sorted(endpoints))}"
+
+
+def _validation(details: list[Mapping[str, Any]], fields: list[str]) -> dict[str, Any]:
+    first = details[0]
+    kind, message = str(first.get("type", "")), str(first.get("msg", "not valid"))
+    if kind == "json_invalid":
+        return error_body("bad_json", message)
+    field = ".".join(str(part) for part in first.get("loc", ()) if part != "root") or None
+    if kind == "extra_forbidden":
+        message = "no such field" + (f"; the fields are {', '.join(fields)}" if fields else "")
+    if field is not None:
+        message = f"{field}: {message}"
+    if len(details) > 1:
+        message += f" (and {len(details) - 1} more)"
+    return error_body("invalid_request", message, field)
+
+
+def _nested(text: str) -> dict[str, Any] | None:
+    # An error that crossed a BentoML dependency arrives as a string that holds the inner body.
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        inner = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(inner, dict) and isinstance(inner.get("error"), dict) and "code" in inner["error"]:
+        return inner
+    return None

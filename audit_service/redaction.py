@@ -1,0 +1,36 @@
+"""Keeps request bodies out of the server's log.
+
+BentoML logs every failed validation with its traceback, and pydantic's error text quotes the input.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pydantic import ValidationError
+
+LOGGERS = ("bentoml", "bentoml._internal.server.http_app", "bentoml.serve")
+
+
+class InputRedactingFilter(logging.Filter):
+    """Replaces the traceback of a validation error by its kind and place."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every record through, some without their traceback."""
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, ValidationError):
+            details = error.errors(include_input=False, include_context=False, include_url=False)
+            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['type']}" for item in details)
+            record.msg = f"{record.getMessage()}: {error.error_count()} invalid ({places})"
+            record.args = ()
+            record.exc_info = None
+            record.exc_text = None
+        return True
+
+
+def hide_inputs_in_logs() -> None:
+    """Adds the filter to BentoML's loggers, once."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, InputRedactingFilter) for one in logger.filters):
+            logger.addFilter(InputRedactingFilter())

@@ -1,0 +1,196 @@
+"""Requests and responses, one obvious place for each field; the same names go through YAML, Python and HTTP."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_TOP_K = 100
+MAX_BATCH = 100
+
+Polarity = Literal["both", "proponents", "opponents"]
+Tier = Literal["best", "estimated", "replayed", "measured"]
+Part = Literal["examples", "groups", "modules"]
+
+
+class Request(BaseModel):
+    """Base of what comes from outside: unknown fields are refused, and error messages never repeat the input."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class TextInput(Request):
+    """A text to classify."""
+
+    text: str = Field(strict=True, description="The text; at least one word.")
+
+    @field_validator("text")
+    @classmethod
+    def _has_a_word(cls, text: str) -> str:
+        if not text.strip():
+            raise PydanticCustomError("empty_text", "is empty; send at least one word")
+        return text
+
+
+class Prediction(BaseModel):
+    """What a classifier answers; ``@audited`` fills in ``prediction_id``."""
+
+    prediction_id: str | None = None
+    label: str
+    confidence: float = Field(description="Probability of the label, 0 to 1.")
+    scores: dict[str, float] = Field(description="Probability of every label.")
+
+
+class Target(Request):
+    """What is to be explained, instead of what was predicted."""
+
+    label: str = Field(strict=True, description="Name of the label whose log-odds are explained.")
+
+
+class ExplainRequest(Request):
+    """A question: which training examples made this prediction?"""
+
+    prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
+    input: dict[str, Any] | None = Field(None, description="The fields of one example, such as {'text': ...}.")
+    target: Target | None = None
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K, strict=True, description="How many examples of each polarity.")
+    polarity: Polarity = "both"
+    tier: Tier = "best"
+    include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.prediction_id is None) == (self.input is None):
+            raise PydanticCustomError("one_source", "send exactly one of prediction_id and input")
+        return self
+
+
+class ModelIdentity(BaseModel):
+    """Which model answered."""
+
+    tag: str
+    digest: str
+
+
+class IndexIdentity(BaseModel):
+    """Which index answered."""
+
+    tag: str
+    digest: str
+    method: str = Field(description="The curvature behind the influences.")
+    rows: int = Field(description="Training examples in the index.")
+
+
+class InfluentialExample(BaseModel):
+    """One training example and what it did to this prediction."""
+
+    example_handle: str
+    rank: int
+    influence: float = Field(description="Change of the measurement (log-odds of the target) due to this example.")
+    tier: str
+    polarity: Literal["proponent", "opponent"]
+    label: str | None
+    source: str | None
+    text: str | None = None
+
+
+class GroupShare(BaseModel):
+    """A group's share of the influence, such as all examples of one source or label."""
+
+    group: str
+    share: float
+
+
+class ModuleChange(BaseModel):
+    """A module's first-order part in the change from the base model's measurement to the fine-tuned one's."""
+
+    module: str
+    change: float
+
+
+class Differences(BaseModel):
+    """The base model beside the fine-tuned one."""
+
+    target: str | None
+    measurement: float = Field(description="Log-odds of the target in the fine-tuned model.")
+    base_measurement: float | None = Field(description="The same in the base model.")
+    base_prediction: dict[str, Any] | None
+    modules: list[ModuleChange] | None = None
+    modules_residual: float | None = Field(None, description="What the first-order split leaves over.")
+
+
+class Quality(BaseModel):
+    """How far the answer can be trusted."""
+
+    share_returned: float = Field(description="Sum of |influence| returned over the sum over all examples.")
+    share_in_basis: float | None = None
+    outside_index: bool | None = None
+    parity: bool | None = Field(
+        description="Whether torch agrees with the prediction on record; null where there is none."
+    )
+    error_90: float | None = None
+
+
+class ExplainResponse(BaseModel):
+    """One explanation."""
+
+    explanation_id: str
+    prediction_id: str | None
+    model: ModelIdentity
+    index: IndexIdentity
+    prediction: dict[str, Any]
+    examples: list[InfluentialExample] | None = None
+    groups: list[GroupShare] | None = None
+    differences: Differences
+    quality: Quality
+    timings_ms: dict[str, float]
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, and what would be right."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class EngineItem(BaseModel):
+    """One explanation asked of the engine; the edge has resolved ids and checked shapes."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    input: dict[str, Any]
+    target: Target | None = None
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K)
+    polarity: Polarity = "both"
+    tier: Tier = "best"
+    include: list[Part] = ["examples", "groups", "modules"]
+    recorded: dict[str, Any] | None = Field(None, description="The prediction on record, for the parity check.")
+
+
+class EngineRequest(BaseModel):
+    """What an edge sends to the engine. ``config`` names the model: one engine may serve several services."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    config: str
+    items: list[EngineItem] = Field(min_length=1, max_length=MAX_BATCH)
+    deadline_s: float = Field(gt=0, le=600, description="Seconds after which the edge no longer waits.")
+
+
+class StatusRequest(Request):
+    """Asks what is loaded."""
+
+    config: str | None = None
+
+
+class IndexRequest(Request):
+    """Asks what is loaded; there is nothing to choose."""
