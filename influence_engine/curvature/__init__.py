@@ -1,0 +1,29 @@
+"""The GGN in the optimiser's metric, its eigenbasis, and damping."""
+
+from influence_engine.curvature.damping import heuristic_damping, recorded_damping
+from influence_engine.curvature.dual import exact_influence
+from influence_engine.curvature.eigenbasis import Eigenbasis, fit_eigenbasis
+from influence_engine.curvature.metric import LayerMetric, Metric, adam_metric, identity_metric, scaled
+from influence_engine.curvature.output import (
+    OutputCurvature,
+    exact_output_curvature,
+    fits_exact_curvature,
+    sampled_output_gradients,
+)
+
+__all__ = [
+    "Eigenbasis",
+    "LayerMetric",
+    "Metric",
+    "OutputCurvature",
+    "adam_metric",
+    "exact_influence",
+    "exact_output_curvature",
+    "fit_eigenbasis",
+    "fits_exact_curvature",
+    "heuristic_damping",
+    "identity_metric",
+    "recorded_damping",
+    "sampled_output_gradients",
+    "scaled",
+]

@@ -8,7 +8,9 @@ The three classes below keep ``G`` in the form in which the layer yields it; the
 * ``project(p0, p1)``    ``[B, r0, r1]``, ``p0^T G p1``,
 * ``inner(matrix)``      ``[B]``, ``<G, matrix>``,
 * ``covariances()``      ``(sum_b G G^T, sum_b G^T G)``, what an eigenbasis is fitted on,
-* ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns.
+* ``squared_norms()``    ``[B]``, ``||G||^2``,
+* ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns,
+* ``times(weights)``     each example's gradient times its weight, ``[B]``.
 """
 
 from __future__ import annotations
@@ -49,6 +51,13 @@ class FactoredGradient:
     def scale(self, row: Tensor, column: Tensor) -> FactoredGradient:
         return FactoredGradient(self.left * row, self.right * column)
 
+    def squared_norms(self) -> Tensor:
+        left, right = self.left @ self.left.transpose(1, 2), self.right @ self.right.transpose(1, 2)
+        return (left * right).sum((1, 2))
+
+    def times(self, weights: Tensor) -> FactoredGradient:
+        return FactoredGradient(self.left * weights[:, None, None], self.right)
+
 
 @dataclass(frozen=True)
 class DenseGradient:
@@ -76,6 +85,12 @@ class DenseGradient:
 
     def scale(self, row: Tensor, column: Tensor) -> DenseGradient:
         return DenseGradient(self.matrix * row.unsqueeze(-1) * column)
+
+    def squared_norms(self) -> Tensor:
+        return self.matrix.pow(2).sum((1, 2))
+
+    def times(self, weights: Tensor) -> DenseGradient:
+        return DenseGradient(self.matrix * weights[:, None, None])
 
 
 @dataclass(frozen=True)
@@ -105,14 +120,23 @@ class IndexedGradient:
 
     def covariances(self) -> tuple[Tensor, Tensor]:
         # The table's side is its diagonal (a vector [d0]): a full [d0, d0] would not fit for a vocabulary.
-        same = (self.rows.unsqueeze(1) == self.rows.unsqueeze(2)).to(self.right.dtype)
-        summed = same @ self.right
+        summed = self._summed_over_equal_rows()
         diagonal = self.right.new_zeros(self.height)
         diagonal.scatter_add_(0, self.rows.flatten(), (self.right * summed).sum(-1).flatten())
         return diagonal, _flat(self.right).T @ _flat(summed)
 
     def scale(self, row: Tensor, column: Tensor) -> IndexedGradient:
         return IndexedGradient(self.rows, self.right * row[self.rows].unsqueeze(-1) * column, self.height)
+
+    def squared_norms(self) -> Tensor:
+        return (self.right * self._summed_over_equal_rows()).sum((1, 2))
+
+    def times(self, weights: Tensor) -> IndexedGradient:
+        return IndexedGradient(self.rows, self.right * weights[:, None, None], self.height)
+
+    def _summed_over_equal_rows(self) -> Tensor:
+        """At each position the sum of ``right`` over all positions of the example that touch the same row."""
+        return (self.rows.unsqueeze(1) == self.rows.unsqueeze(2)).to(self.right.dtype) @ self.right
 
 
 LayerGradient = FactoredGradient | DenseGradient | IndexedGradient

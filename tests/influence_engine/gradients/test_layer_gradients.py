@@ -175,6 +175,9 @@ def test_every_contraction_of_the_factors_equals_that_of_the_dense_gradient(kind
         torch.testing.assert_close(gradient.project(p0, p1), p0.T @ dense @ p1)
         torch.testing.assert_close(gradient.inner(matrix), (dense * matrix).sum((1, 2)))
         torch.testing.assert_close(gradient.scale(row, column).dense(), dense * row[:, None] * column)
+        weights = torch.rand(3, dtype=dense.dtype)
+        torch.testing.assert_close(gradient.times(weights).dense(), dense * weights[:, None, None])
+        torch.testing.assert_close(gradient.squared_norms(), dense.pow(2).sum((1, 2)))
         left, right = gradient.covariances()
         torch.testing.assert_close(right, torch.einsum("bij,bik->jk", dense, dense))
         torch.testing.assert_close(left, torch.einsum("bij,bkj->ik", dense, dense))
@@ -185,6 +188,7 @@ def test_a_table_gives_only_the_diagonal_of_its_long_side() -> None:
     gradient = IndexedGradient(rows, right, height=5)
     dense = gradient.dense()
     left, columns = gradient.covariances()
+    torch.testing.assert_close(gradient.squared_norms(), dense.pow(2).sum((1, 2)))
     torch.testing.assert_close(left, torch.einsum("bij,bij->i", dense, dense))
     torch.testing.assert_close(columns, torch.einsum("bij,bik->jk", dense, dense))
 

@@ -1,0 +1,176 @@
+"""From a row of a source to an example of a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from influence_engine.data.names import did_you_mean, listing
+from influence_engine.data.settings import ROLES, DataSettings, label_key
+from influence_engine.data.sources import Row, Table
+from influence_engine.errors import DataError
+
+DEFAULT_TEXT = "text"
+DEFAULT_LABEL = "label"
+
+
+@runtime_checkable
+class ChecksExamples(Protocol):
+    """A task that refuses bad examples; only the task knows which labels and inputs are valid."""
+
+    def check(self, example: Mapping[str, Any], *, labelled: bool) -> None:
+        """Raises ``DataError`` if the example cannot be used."""
+
+
+def task_fields(task: object, settings: DataSettings) -> tuple[list[str], str]:
+    """Names of the fields that examples of this task need, and which of them is the label.
+
+    They are the task's own names where it says them (attributes ``text`` and ``label``) and the keys of ``columns``
+    that are not roles; ``text`` and ``label`` where neither says any.
+    """
+    label = str(getattr(task, "label", DEFAULT_LABEL))
+    named = [str(getattr(task, name)) for name in ("text", "label") if hasattr(task, name)]
+    mapped = [field for field in settings.columns if field not in ROLES]
+    return list(dict.fromkeys([*named, *mapped])) or [DEFAULT_TEXT, DEFAULT_LABEL], label
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Turns rows of one table into examples.
+
+    Attributes:
+        table: The table.
+        settings: What becomes of its columns.
+        task: Judges examples, if it has ``check``.
+        fields: Field of the task -> column.
+        roles: ``id``, ``source``, ``licence``, ``consent`` -> column, where the table has one.
+        label: The field that is the label.
+    """
+
+    table: Table
+    settings: DataSettings
+    task: object
+    fields: dict[str, str]
+    roles: dict[str, str]
+    label: str
+
+    @classmethod
+    def for_table(cls, table: Table, settings: DataSettings, task: object) -> Builder:
+        """Finds the columns.
+
+        Raises:
+            DataError: a column is missing; the message names it, those there are, and the nearest.
+        """
+        fields, label = task_fields(task, settings)
+        roles = [role for role in ROLES if role in settings.columns or role in table.columns]
+        columns = {name: settings.columns.get(name, name) for name in [*fields, *roles]}
+        for name, column in columns.items():
+            if column not in table.columns:
+                how = (
+                    f"columns.{name} names it"
+                    if name in settings.columns
+                    else f"map yours with `columns: {{{name}: ...}}`"
+                )
+                raise DataError(
+                    f"{table.location}: there is no column {column!r} ({how}). "
+                    f"The columns are {listing(table.columns)}.{did_you_mean(column, table.columns)}",
+                    field=f"columns.{name}",
+                )
+        return cls(
+            table=table,
+            settings=settings,
+            task=task,
+            fields={name: columns[name] for name in fields},
+            roles={name: columns[name] for name in roles},
+            label=label,
+        )
+
+    def build(self, row: Row) -> dict[str, Any]:
+        """The example of a row.
+
+        Raises:
+            DataError: the row cannot be used; the message says why, without the line.
+        """
+        if row.problem is not None:
+            raise DataError(row.problem)
+        values = {field: self._field(field, row) for field in self.fields}
+        example = {"example_id": self._id(row), **values}
+        if isinstance(self.task, ChecksExamples):
+            self.task.check(example, labelled=True)
+        for role in ("source", "licence", "consent"):
+            example[role] = self._role(role, row)
+        used = {*self.fields.values(), *self.roles.values()}
+        example["metadata"] = {name: scalar(value) for name, value in row.values.items() if name not in used}
+        return example
+
+    def _field(self, field: str, row: Row) -> Any:
+        column = self.fields[field]
+        called = repr(field) if field == column else f"{field!r} (column {column!r})"
+        value = row.values.get(column)
+        if value is None:
+            raise DataError(f"{called} is missing")
+        if isinstance(value, str) and not value.strip():
+            raise DataError(f"{called} is empty")
+        problem = None if isinstance(value, str) else _json_problem(value)
+        if problem is not None:
+            raise DataError(f"{called} {problem}")
+        return self._label(value, called) if field == self.label else value
+
+    def _label(self, value: Any, called: str) -> Any:
+        names = self.settings.labels
+        if names is None:
+            return value
+        if isinstance(value, list):
+            return [self._label(item, called) for item in value]
+        if label_key(value) not in names:
+            raise DataError(f"{called} is {value!r}, which `labels` does not name; it names {listing(names)}")
+        return names[label_key(value)]
+
+    def _id(self, row: Row) -> str:
+        if "id" not in self.roles:
+            return row_id(self.table.name, row.line)
+        value = row.values.get(self.roles["id"])
+        text = "" if value is None else label_key(value)
+        if not text:
+            raise DataError(f"the id (column {self.roles['id']!r}) is empty")
+        return text
+
+    def _role(self, role: str, row: Row) -> str | None:
+        value = row.values.get(self.roles[role]) if role in self.roles else None
+        if value is not None and str(value).strip():
+            return str(value).strip()
+        constant: str | None = getattr(self.settings, role)
+        if constant is not None:
+            return constant
+        return {"source": self.table.name, "licence": self.table.licence}.get(role)
+
+
+def _json_problem(value: Any) -> str | None:
+    """Why a value cannot be a field: fields are JSON, so that digests of them mean the same everywhere."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return "holds NaN or infinity"
+    except TypeError:
+        return f"is of type {type(value).__name__}; texts, numbers and lists of them can be used"
+    return None
+
+
+def row_id(source: str, line: int) -> str:
+    """The id of a row without one of its own: stable, and telling nothing of what the row holds."""
+    return hashlib.sha256(f"{source}|{line}".encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+
+
+def scalar(value: Any) -> str | int | float | bool | None:
+    """A metadata value as a JSON scalar: lists and objects as JSON text, dates, decimals and NaN as text."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return str(value)

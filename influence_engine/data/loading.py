@@ -1,0 +1,148 @@
+"""The way in: settings in, a checked data set out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from influence_engine.data.examples import Builder
+from influence_engine.data.report import (
+    SHOWN,
+    BadRow,
+    DataReport,
+    bad_row_lines,
+    count_labels,
+    find_repeats,
+    plural,
+)
+from influence_engine.data.selection import part_of, sample
+from influence_engine.data.settings import DataSettings
+from influence_engine.data.sources import Table, open_table
+from influence_engine.digests import json_digest
+from influence_engine.errors import DataError
+from influence_engine.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Examples, what they are as a whole, and what was found on the way.
+
+    Attributes:
+        examples: Mappings with ``example_id``, the task's fields, ``source``, ``licence``, ``consent``, ``metadata``.
+        digest: ``rows_digest`` of the examples.
+        report: Bad rows, duplicates, conflicts, labels.
+    """
+
+    examples: list[dict[str, Any]]
+    digest: str
+    report: DataReport
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load_examples(
+    settings: DataSettings,
+    task: object,
+    base_folder: str | os.PathLike[str] = ".",
+    *,
+    progress: Progress = silent,
+) -> DataSet:
+    """Reads, checks and selects the examples of one source, in the order of the source.
+
+    Args:
+        settings: The source, its columns, and what to keep.
+        task: Names its fields by attributes ``text`` and ``label`` and judges examples by ``check``, where it has them.
+        base_folder: The project; relative paths are below it, and packages are fetched to ``data`` in it.
+        progress: Told of fetching.
+
+    Raises:
+        DataError: the source cannot be read, a column is missing, there are bad rows (listed with their lines) and
+            ``on_bad_rows`` is ``stop``, or nothing is left.
+    """
+    table = open_table(settings, Path(base_folder), progress)
+    unreadable = [BadRow(row.line, row.problem) for row in table.rows if row.problem is not None]
+    if len(unreadable) == len(table.rows):
+        # First, since a file of which nothing can be read has no columns to miss.
+        raise DataError(_nothing_left(table, 0, unreadable, settings), field=settings.kind)
+    builder = Builder.for_table(table, settings, task)
+    lines, examples, bad_rows = _build_all(table, builder)
+    if bad_rows and settings.on_bad_rows == "stop":
+        raise _refusal(table, bad_rows, settings)
+    chosen = _chosen([example["example_id"] for example in examples], settings)
+    kept = [(line, example) for line, example in zip(lines, examples, strict=True) if example["example_id"] in chosen]
+    if not kept:
+        raise DataError(_nothing_left(table, len(examples), bad_rows, settings), field=settings.kind)
+    kept_lines = [line for line, _ in kept]
+    kept_examples = [example for _, example in kept]
+    duplicates, conflicts = find_repeats(kept_examples, kept_lines, list(builder.fields), builder.label)
+    report = DataReport(
+        source=table.name,
+        unit=table.unit,
+        rows=len(table.rows),
+        kept=len(kept_examples),
+        bad_count=len(bad_rows),
+        bad_rows=bad_rows[:SHOWN],
+        duplicates=duplicates,
+        conflicts=conflicts,
+        labels=count_labels(kept_examples, builder.label),
+    )
+    return DataSet(examples=kept_examples, digest=rows_digest(kept_examples), report=report)
+
+
+def rows_digest(examples: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 over the canonical form of every example, in ``example_id`` order; their own order does not matter."""
+    digest = hashlib.sha256()
+    for row in sorted((example["example_id"], json_digest(example)) for example in examples):
+        digest.update(f"{row[1]}\n".encode("ascii"))
+    return digest.hexdigest()
+
+
+def _build_all(table: Table, builder: Builder) -> tuple[list[int], list[dict[str, Any]], list[BadRow]]:
+    """Lines and examples of the usable rows, and the bad rows. Of rows with one id, the first is usable."""
+    first_lines: dict[str, int] = {}
+    examples = []
+    bad_rows = []
+    for row in table.rows:
+        try:
+            example = builder.build(row)
+        except DataError as error:
+            bad_rows.append(BadRow(row.line, error.message))
+            continue
+        first = first_lines.setdefault(example["example_id"], row.line)
+        if first != row.line:
+            problem = f"the id {example['example_id']!r} is that of {table.unit} {first} already"
+            bad_rows.append(BadRow(row.line, problem))
+            continue
+        examples.append(example)
+    return list(first_lines.values()), examples, bad_rows
+
+
+def _chosen(example_ids: list[str], settings: DataSettings) -> set[str]:
+    if settings.part is not None:
+        example_ids = [example_id for example_id in example_ids if part_of(example_id) == settings.part]
+    return sample(example_ids, settings.limit, settings.seed) if settings.limit is not None else set(example_ids)
+
+
+def _refusal(table: Table, bad_rows: list[BadRow], settings: DataSettings) -> DataError:
+    lines = [
+        f"{table.location}: {len(bad_rows):,} of {plural(len(table.rows), 'row')} cannot be used:",
+        *bad_row_lines(bad_rows, len(bad_rows), table.unit),
+        "Correct them, or set `on_bad_rows: drop` to leave them out.",
+    ]
+    if settings.labels is None and any("unknown label" in bad.problem for bad in bad_rows):
+        lines.append("If the labels are only spelt otherwise, map them: `labels: {theirs: ours}`.")
+    return DataError("\n".join(lines), field=settings.kind)
+
+
+def _nothing_left(table: Table, usable: int, bad_rows: list[BadRow], settings: DataSettings) -> str:
+    if not table.rows:
+        return f"{table.location} has no rows"
+    if usable:
+        return f"{table.location}: none of its {plural(usable, 'usable row')} is in the part {settings.part!r}"
+    found = "\n".join(bad_row_lines(bad_rows, len(bad_rows), table.unit))
+    return f"{table.location}: none of its {plural(len(table.rows), 'row')} can be used:\n{found}"

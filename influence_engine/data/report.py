@@ -1,0 +1,128 @@
+"""What was found in a source: rows that cannot be used, duplicates, conflicting labels."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from influence_engine.digests import json_digest
+
+SHOWN = 20
+"""At most this many bad rows, and this many groups of duplicates, are listed; all are counted."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why."""
+
+    line: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Texts (or whatever the task's inputs are) that occur more than once.
+
+    Attributes:
+        count: How many such inputs there are.
+        rows: How many rows hold them.
+        lines: For the first ``SHOWN`` of them, the lines of their rows.
+    """
+
+    count: int
+    rows: int
+    lines: list[list[int]]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What was found while a data set was read.
+
+    Attributes:
+        source: Name of the source.
+        unit: What line numbers count: ``line`` or ``row``.
+        rows: Rows read.
+        kept: Examples in the data set: usable, in the part, in the sample.
+        bad_count: Rows that cannot be used.
+        bad_rows: The first ``SHOWN`` of them.
+        duplicates: Inputs that occur several times with the same label, among the examples kept.
+        conflicts: Inputs that occur with different labels, among the examples kept.
+        labels: Examples kept, by label.
+    """
+
+    source: str
+    unit: str
+    rows: int
+    kept: int
+    bad_count: int
+    bad_rows: list[BadRow]
+    duplicates: Repeats
+    conflicts: Repeats
+    labels: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        labels = ", ".join(f"{count:,} {label}" for label, count in self.labels.items())
+        lines = [f"{self.source}: {self.kept:,} of {self.rows:,} rows kept" + (f" ({labels})" if labels else "")]
+        if self.bad_count:
+            lines.append(f"{plural(self.bad_count, 'row')} left out:")
+            lines += bad_row_lines(self.bad_rows, self.bad_count, self.unit)
+        for repeats, what in ((self.duplicates, "exact duplicates"), (self.conflicts, "conflicting labels")):
+            if repeats.count:
+                where = "; ".join(", ".join(map(str, group)) for group in repeats.lines[:3])
+                more = "; ..." if repeats.count > 3 else ""
+                lines.append(
+                    f"{what}: {plural(repeats.count, 'input')} in {repeats.rows:,} rows ({self.unit}s {where}{more})"
+                )
+        return "\n".join(lines)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def bad_row_lines(bad_rows: Sequence[BadRow], count: int, unit: str) -> list[str]:
+    """One indented line for each of the first bad rows, and how many more there are."""
+    lines = [f"  {unit} {bad.line}: {bad.problem}" for bad in bad_rows[:SHOWN]]
+    return [*lines, f"  ... and {count - SHOWN:,} more"] if count > SHOWN else lines
+
+
+def find_repeats(
+    examples: Sequence[Mapping[str, Any]], lines: Sequence[int], fields: Sequence[str], label: str
+) -> tuple[Repeats, Repeats]:
+    """Exact duplicates, and inputs with conflicting labels.
+
+    Args:
+        examples: The examples.
+        lines: Their lines.
+        fields: The task's fields; all but ``label`` are the input.
+        label: The field with the label.
+    """
+    inputs = [field for field in fields if field != label]
+    by_input: dict[str, list[int]] = defaultdict(list)
+    for number, example in enumerate(examples):
+        by_input[json_digest([example[field] for field in inputs])].append(number)
+    groups = [numbers for numbers in by_input.values() if len(numbers) > 1]
+    conflicting: list[list[int]] = []
+    duplicated: list[list[int]] = []
+    for numbers in groups:
+        labels = Counter(json_digest(examples[number].get(label)) for number in numbers)
+        (conflicting if len(labels) > 1 else duplicated).append([lines[number] for number in numbers])
+    return _repeats(duplicated), _repeats(conflicting)
+
+
+def _repeats(groups: list[list[int]]) -> Repeats:
+    return Repeats(count=len(groups), rows=sum(map(len, groups)), lines=groups[:SHOWN])
+
+
+def count_labels(examples: Sequence[Mapping[str, Any]], label: str) -> dict[str, int]:
+    """Examples by label, the most frequent first; empty where labels are not names."""
+    counts = Counter(example[label] for example in examples if isinstance(example.get(label), str))
+    return dict(counts.most_common())

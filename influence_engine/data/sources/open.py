@@ -1,0 +1,54 @@
+"""From settings to a table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from influence_engine.data.packages import VADER, fetch_package, packages_folder
+from influence_engine.data.settings import DataSettings
+from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file, vader
+from influence_engine.data.sources.table import Table
+from influence_engine.progress import Progress
+
+
+def open_table(settings: DataSettings, base_folder: Path, progress: Progress) -> Table:
+    """Reads the source that ``settings`` names; relative paths are below ``base_folder``.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if settings.csv is not None:
+        path, name = _locate(settings.csv, base_folder)
+        return csv_file.read_csv(path, name=name, delimiter=settings.delimiter)
+    if settings.jsonl is not None:
+        path, name = _locate(settings.jsonl, base_folder)
+        return jsonl_file.read_jsonl(path, name=name)
+    if settings.parquet is not None:
+        path, name = _locate(settings.parquet, base_folder)
+        return parquet_file.read_parquet(path, name=name)
+    if settings.dataset is not None:
+        path, name = _locate(settings.dataset, base_folder)
+        name = f"{name}:{settings.split}" if settings.split else name
+        return huggingface.read_saved(path, name=name, split=settings.split)
+    if settings.packaged is not None:
+        folder = fetch_package(VADER, folder=packages_folder(base_folder), progress=progress)
+        path = folder / "hutto_ICWSM_2014" / vader.FILES[settings.packaged]
+        return vader.read_ratings(path, name=settings.packaged, min_rating=settings.min_rating)
+    assert settings.hub is not None  # DataSettings lets nothing through without a source
+    name = "/".join(part for part in (settings.hub, settings.subset) if part)
+    return huggingface.read_hub(
+        settings.hub,
+        name=f"{name}:{settings.split or huggingface.DEFAULT_SPLIT}",
+        subset=settings.subset,
+        split=settings.split,
+        revision=settings.revision,
+    )
+
+
+def _locate(path: Path, base_folder: Path) -> tuple[Path, str]:
+    """Where a path leads, and its name: relative to the project if it is in it, so that ids agree on all machines."""
+    # abspath, not resolve: a symbolic link (to a data disk, to a cache) must not change the name, nor the ids with it.
+    located = Path(os.path.abspath(base_folder / path.expanduser()))
+    root = Path(os.path.abspath(base_folder))
+    return located, located.relative_to(root).as_posix() if located.is_relative_to(root) else located.name

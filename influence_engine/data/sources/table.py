@@ -1,0 +1,88 @@
+"""What every reader returns: named columns, and rows that know their line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from influence_engine.data.names import did_you_mean
+from influence_engine.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its values by column, or why it could not be read."""
+
+    line: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a source.
+
+    Attributes:
+        name: What the source is called in messages and, where nothing else is known, as the examples' ``source``.
+        location: The file, for messages.
+        unit: What ``Row.line`` counts from 1: ``line`` of a text file, ``row`` of a table.
+        columns: Names of all columns.
+        rows: The rows, unreadable ones included.
+        licence: The licence that the source itself states.
+    """
+
+    name: str
+    location: str
+    unit: str
+    columns: list[str]
+    rows: list[Row]
+    licence: str | None = None
+
+
+def require_file(path: Path, *, key: str) -> None:
+    """Refuses a path where there is no file.
+
+    Raises:
+        DataError: the message names the path and, where there is one, a similar name beside it.
+    """
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise DataError(f"{key}: {path} is a folder; a file is needed", field=key)
+    raise DataError(f"{key}: there is no file {path}.{similar_path(path)}", field=key)
+
+
+def similar_path(path: Path) -> str:
+    """A hint at what lies beside a path that does not exist, with a space before it, or nothing."""
+    if not path.parent.is_dir():
+        return f" Its folder {path.parent} does not exist either."
+    return did_you_mean(path.name, (beside.name for beside in path.parent.iterdir()))
+
+
+def unicode_problem(values: Mapping[str, Any]) -> str | None:
+    """Why a row's texts cannot be stored as UTF-8: the first column with a byte or code point that is not."""
+    for column, value in values.items():
+        for text in _texts(value):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                code = ord(text[error.start])
+                # surrogateescape puts the bytes 0x80 to 0xff at U+DC80 to U+DCFF.
+                if 0xDC80 <= code <= 0xDCFF:
+                    return f"column {column!r} is not UTF-8: byte 0x{code - 0xDC00:02x} after {error.start} characters"
+                return f"column {column!r} holds half a surrogate pair, U+{code:04X}, after {error.start} characters"
+    return None
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)

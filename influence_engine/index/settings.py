@@ -1,0 +1,38 @@
+"""Settings of the training-gradient index."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class IndexSettings(BaseModel):
+    """How the index is built. The defaults are good ones.
+
+    Attributes:
+        dimensions: Largest number of values stored for an example.
+        coordinates: Coordinates of all layers together, before the eigenbasis; more keep more of the influence and cost
+            ``2 coordinates dimensions`` bytes once.
+        damping: ``lambda`` in the optimiser's metric; by default ``1 / sum of the recorded learning rates``.
+        metric: ``adam`` (the recorded second moments), ``identity``, or ``auto``: Adam's where the record has it.
+        dtype: Storage of vectors and basis.
+        unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
+        batch_tokens: Padded positions a batch; the largest that stays fast on two cores is the default.
+        sample: Examples that the bases are fitted on.
+        curvature_draws: Labels drawn an example where the outputs are too many for their exact curvature.
+        seed: Of the sample and of drawn labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimensions: int = Field(default=2048, ge=1, le=16384)
+    coordinates: int = Field(default=16384, ge=1, le=262144)
+    damping: float | None = Field(default=None, gt=0)
+    metric: Literal["auto", "adam", "identity"] = "auto"
+    dtype: Literal["float16", "float32"] = "float16"
+    unsupported_layers: Literal["refuse", "leave_out"] = "refuse"
+    batch_tokens: int = Field(default=2048, ge=1)
+    sample: int = Field(default=4096, ge=2)
+    curvature_draws: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0)

@@ -1,0 +1,371 @@
+"""Loading and saving models, and choosing which of their weights are trained.
+
+Weights are read from safetensors only and no code that comes with a model is ever run. Attention is the eager kind,
+which can be differentiated twice, and weights are 32-bit floats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
+from torch import Tensor, nn
+
+from influence_engine.digests import weights_digest
+from influence_engine.errors import ModelError, SettingsError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_BASE = "base"
+"""Folder, within a saved adapter's, of the model that the adapter sits on."""
+PLAIN_WEIGHTS = "weights.safetensors"
+"""Weights of a module that does not come from ``transformers``."""
+
+
+def load_base(
+    path_or_hub_id: str | os.PathLike[str], *, labels: Sequence[str], revision: str | None = None, seed: int = 0
+) -> nn.Module:
+    """A base model with a classification head, which is fresh (drawn with ``seed``) where the checkpoint has none.
+
+    Args:
+        path_or_hub_id: Folder of a saved model, or its id on the hub.
+        labels: Names of the labels, in the order of the outputs.
+        revision: Branch, tag or commit on the hub.
+        seed: Fixes the fresh head; the caller's random state is left alone.
+
+    Raises:
+        ModelError: nothing is there, it is not safetensors, or it has a head for another number of labels.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    source = _source(path_or_hub_id)
+    names = dict(enumerate(labels))
+    with torch.random.fork_rng(), _loading(source, labels):
+        torch.manual_seed(seed)
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            revision=revision or "main",
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            **_safely(),
+        )
+    return model.eval()
+
+
+def load_model(folder: str | os.PathLike[str], *, labels: Sequence[str] | None = None) -> nn.Module:
+    """A fine-tuned model (or a LoRA adapter on its base), in evaluation mode on the CPU.
+
+    Args:
+        folder: What ``save_model`` or ``save_pretrained`` wrote, or an id on the hub.
+        labels: Checked against the model's own number of labels; an adapter that was saved without its base needs
+            them to find it.
+
+    Raises:
+        ModelError: nothing is there, it is not safetensors, or some weights (such as the head) are not in it.
+    """
+    source = _source(folder)
+    if (Path(source) / ADAPTER_CONFIG).is_file():
+        model = _load_adapter(Path(source), labels)
+    else:
+        model = _load_whole(source, labels)
+    if labels is not None:
+        found = getattr(getattr(model, "config", None), "num_labels", len(labels))
+        if found != len(labels):
+            raise ModelError(f"{source} has {found} labels, the task has {len(labels)}: {list(labels)}", field="labels")
+    return model.eval()
+
+
+def load_into(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
+    """Fills a freshly built module that is not from ``transformers`` with the weights that ``save_model`` wrote.
+
+    Raises:
+        ModelError: the weights are missing or do not fit.
+    """
+    path = Path(folder) / PLAIN_WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{path} is missing; load this model without passing a module", field=str(path))
+    try:
+        load_weights(model, path)
+    except (RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path} does not fit {type(model).__name__}: {error}", field=str(path)) from error
+    return model.eval()
+
+
+def load_tokenizer(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+    """The tokenizer that was saved with a model.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    source = _source(path_or_hub_id)
+    with _loading(source, None):
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+
+
+def save_model(model: nn.Module, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
+    """Writes what ``load_model`` reads: a whole model, or an adapter and, in ``base``, what it sits on.
+
+    A module that is not from ``transformers`` is written as bare weights, for ``load_into``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        if _is_adapter(model):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+            base = model.get_base_model()
+            base.save_pretrained(folder / ADAPTER_BASE, state_dict=_without_adapter(base.state_dict()))
+        elif hasattr(model, "save_pretrained"):
+            model.save_pretrained(folder)
+        else:
+            save_weights(model, str(folder / PLAIN_WEIGHTS))
+        if hasattr(tokenizer, "save_pretrained"):
+            tokenizer.save_pretrained(folder)
+
+
+def add_lora(
+    model: nn.Module, *, r: int, alpha: float, target_modules: Sequence[str] | None = None, seed: int = 0
+) -> nn.Module:
+    """Puts low-rank adapters into ``model`` (which is changed) and returns it wrapped by PEFT.
+
+    The head of a classifier is trained along with the adapters.
+
+    Args:
+        model: The base model.
+        r: Rank.
+        alpha: Scale; an adapter adds ``alpha / r * B A x``, with ``B`` zero at first.
+        target_modules: Names of the linear modules; ``None`` is PEFT's choice, or all linear layers where it has none.
+        seed: Fixes ``A``; the caller's random state is left alone.
+
+    Raises:
+        SettingsError: a target does not exist or cannot have an adapter.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if target_modules is not None:
+        targets: Any = list(target_modules)
+    else:
+        targets = None if model_type in KNOWN else "all-linear"
+    classifier = type(model).__name__.endswith("ForSequenceClassification")
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, target_modules=targets, task_type="SEQ_CLS" if classifier else None, lora_dropout=0.0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            adapted: nn.Module = get_peft_model(model, config)
+        except ValueError as error:
+            raise SettingsError(f"no adapter can be put there: {error}", field="lora.target_modules") from error
+    return adapted.eval()
+
+
+def choose_trainable(model: nn.Module, trainable: str | int) -> list[str]:
+    """Marks the weights that are trained (``requires_grad``) and freezes all others.
+
+    Args:
+        model: The model; for ``"lora"`` one that ``add_lora`` returned.
+        trainable: ``"all"``, ``"lora"``, or a number of upper layers: the last blocks of the model's longest list of
+            equal blocks, with everything that is registered after that list (final norm, pooler, head).
+
+    Returns:
+        The names of the trained parameters, in the model's order.
+
+    Raises:
+        SettingsError: the choice does not exist for this model.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if trainable == "all":
+        chosen = names
+    elif trainable == "lora":
+        chosen = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not any("lora_" in name for name in chosen):
+            raise SettingsError("trainable is 'lora', but the model has no adapters", field="trainable")
+    elif isinstance(trainable, int) and not isinstance(trainable, bool) and trainable >= 1:
+        chosen = _upper(model, names, trainable)
+    else:
+        raise SettingsError(
+            f"trainable is {trainable!r}; allowed are 'all', 'lora', or a number of upper layers such as 2",
+            field="trainable",
+        )
+    set_trainable(model, chosen)
+    return chosen
+
+
+def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
+    """Trains exactly the parameters named.
+
+    Raises:
+        ModelError: the model has no parameter of such a name.
+    """
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+        chosen.discard(name)
+    if chosen:
+        raise ModelError(f"{type(model).__name__} has no parameter {sorted(chosen)[0]!r}", field="trainable")
+
+
+def model_digest(model: nn.Module) -> str:
+    """Digest of all weights and persistent buffers, as the 32-bit floats in which ``load_model`` reads them."""
+    return weights_digest({name: _as_loaded(tensor) for name, tensor in model.state_dict().items()})
+
+
+def block_list(model: nn.Module) -> tuple[str, int] | None:
+    """Name and length of the longest list of two or more blocks of one class; ``None`` where there is none.
+
+    Of several equally long ones, such as an encoder's and a decoder's, it is the last.
+    """
+    best: tuple[str, int] | None = None
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
+            continue
+        if len({type(block) for block in module}) == 1 and (best is None or len(module) >= best[1]):
+            best = (name, len(module))
+    return best
+
+
+def _upper(model: nn.Module, names: list[str], count: int) -> list[str]:
+    found = block_list(model)
+    if found is None:
+        raise SettingsError(
+            f"{type(model).__name__} has no list of layers to take the upper {count} of; use 'all' or 'lora'",
+            field="trainable",
+        )
+    where, length = found
+    if count > length:
+        raise SettingsError(f"trainable is {count}, but the model has {length} layers ({where})", field="trainable")
+    prefix = f"{where}." if where else ""
+    blocks = tuple(f"{prefix}{number}." for number in range(length - count, length))
+    last = max(position for position, name in enumerate(names) if name.startswith(prefix))
+    return [name for position, name in enumerate(names) if name.startswith(blocks) or position > last]
+
+
+def _load_whole(source: str, labels: Sequence[str] | None) -> nn.Module:
+    import transformers
+
+    with _loading(source, labels):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    architecture = (config.architectures or ["none"])[0]
+    kind = getattr(transformers, architecture, None)
+    if kind is None:
+        raise ModelError(f"{source} names the architecture {architecture!r}, which transformers does not have")
+    with _loading(source, labels):
+        model, report = kind.from_pretrained(source, config=config, output_loading_info=True, **_safely())
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} weights of {architecture} ({missing[0]} ...); is it a base model that was "
+            "not fine-tuned?"
+        )
+    loaded: nn.Module = model
+    if getattr(loaded, "base_model", None) is loaded:
+        raise ModelError(f"{source} is a base model ({architecture}) without a head; a fine-tuned model is wanted")
+    return loaded
+
+
+def _load_adapter(folder: Path, labels: Sequence[str] | None) -> nn.Module:
+    from peft import PeftConfig, PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} has no adapter_model.safetensors; other formats are not read")
+    with _loading(str(folder), labels):
+        named = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if (folder / ADAPTER_BASE).is_dir():
+        base = _load_whole(str(folder / ADAPTER_BASE), labels)
+    elif named and labels is not None:
+        base = load_base(named, labels=labels)
+    else:
+        raise ModelError(f"{folder} is an adapter without its base model; put that into {folder / ADAPTER_BASE}")
+    with _loading(str(folder), labels):
+        adapted: nn.Module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    return adapted
+
+
+def _safely() -> dict[str, Any]:
+    return {
+        "attn_implementation": "eager",
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
+
+
+def _source(path_or_hub_id: str | os.PathLike[str]) -> str:
+    text = os.fspath(path_or_hub_id)
+    path = Path(text)
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise ModelError(f"{path} is empty; a model folder holds config.json and model.safetensors", field=text)
+        return text
+    if not isinstance(path_or_hub_id, str) or path.is_absolute() or text.startswith(".") or text.count("/") > 1:
+        raise ModelError(f"there is no model folder {path}", field=text)
+    return text
+
+
+@contextlib.contextmanager
+def _loading(source: str, labels: Sequence[str] | None) -> Iterator[None]:
+    with _quiet():
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise ModelError(_loading_message(source, labels, error), field=source) from error
+
+
+def _loading_message(source: str, labels: Sequence[str] | None, error: Exception) -> str:
+    folder = Path(source)
+    if not folder.is_dir():
+        return f"{source!r} is neither a folder nor a model that the hub gives out now: {_first_line(error)}"
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        return f"{folder} is no model folder: it has no config.json"
+    if not any(folder.glob("*.safetensors")):
+        return f"{folder} has no .safetensors weights; other formats are not read, convert them with save_pretrained"
+    if labels is not None and "ignore_mismatched_sizes" in str(error):
+        return f"{folder} has a head that does not fit {len(labels)} labels: {list(labels)}"
+    return f"{folder} cannot be loaded: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences progress bars and the remark that a head is fresh, which is what is wanted here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _is_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def _without_adapter(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # PEFT keeps a wrapped layer's own weights in `base_layer`, and a fully trained module's first ones in
+    # `original_module`.
+    return {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        for name, tensor in state.items()
+        if "lora_" not in name and ".modules_to_save." not in name
+    }
+
+
+def _as_loaded(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,269 @@
+"""Fine-tuning that records itself."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.digests import json_digest
+from influence_engine.errors import SettingsError
+from influence_engine.models import add_lora, choose_trainable, load_base, model_digest
+from influence_engine.progress import Progress, silent
+from influence_engine.tasks import Example, Task
+from influence_engine.training.execution import chosen_device, execute, weights_by_row
+from influence_engine.training.identity import check_examples, data_digest, task_digests, versions
+from influence_engine.training.optimizers import Optimizer, OptimizerState, optimizer_for
+from influence_engine.training.record import Run
+from influence_engine.training.schedule import checkpoint_steps, derived_seed, plan_schedule
+from influence_engine.training.settings import FinetuneSettings
+from influence_engine.training.step import StepResult, put_parameters, trained_parameters
+from influence_engine.training.validation import validate
+from influence_engine.training.writer import Progressed, RecordWriter, matching_run
+
+STAGE = "fine-tuning"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What an unrecorded fine-tuning returns.
+
+    Attributes:
+        model: The fine-tuned model, in evaluation mode.
+        trainable: Names of the trained parameters.
+        losses: The objective before each step, ``[T]``.
+        learning_rates: ``[T]``.
+        validation: As ``Run.validation``.
+    """
+
+    model: nn.Module
+    trainable: list[str]
+    losses: Tensor
+    learning_rates: Tensor
+    validation: dict[str, float] | None
+
+
+@overload
+def finetune(
+    task: Task,
+    base: str | os.PathLike[str] | nn.Module,
+    train: Sequence[Example],
+    validation: Sequence[Example] | None = None,
+    settings: FinetuneSettings | None = None,
+    record_to: None = None,
+    *,
+    revision: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    device: str = "auto",
+    reuse: bool = False,
+    progress: Progress = silent,
+) -> Finetuned: ...
+
+
+@overload
+def finetune(
+    task: Task,
+    base: str | os.PathLike[str] | nn.Module,
+    train: Sequence[Example],
+    validation: Sequence[Example] | None = None,
+    settings: FinetuneSettings | None = None,
+    *,
+    record_to: str | os.PathLike[str],
+    revision: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    device: str = "auto",
+    reuse: bool = False,
+    progress: Progress = silent,
+) -> Run: ...
+
+
+def finetune(
+    task: Task,
+    base: str | os.PathLike[str] | nn.Module,
+    train: Sequence[Example],
+    validation: Sequence[Example] | None = None,
+    settings: FinetuneSettings | None = None,
+    record_to: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    device: str = "auto",
+    reuse: bool = False,
+    progress: Progress = silent,
+) -> Run | Finetuned:
+    """Fine-tunes ``base`` on ``train``; with ``record_to`` the run is recorded and can be interrupted.
+
+    The objective of step ``t`` is ``sum_i w_i a_i l_i / Z_t``; ``Z_t`` never depends on ``w``, so ``w_i = 0`` is what
+    leaving example ``i`` out means everywhere in this package. The same arguments on the same machine lead to the
+    same weights, also after an interruption.
+
+    Args:
+        task: What the model is for; it needs ``labels`` if ``base`` is a folder or hub id.
+        base: Folder or hub id of the base model, or a module, which is left as it is.
+        train: The examples; each has an ``example_id`` of its own.
+        validation: Examples on which the fine-tuned model is measured.
+        settings: How to train.
+        record_to: A new or empty folder for the record, or that of the same run, interrupted, which then goes on.
+        revision: Of ``base`` on the hub.
+        weights: The ``w_i`` by example id, 1 where not given.
+        device: Where to train; ``"auto"`` is the GPU if there is one.
+        reuse: Returns the run in ``record_to`` if it is this very run, complete, instead of refusing.
+        progress: Told of every step, with the time left.
+
+    Raises:
+        DataError: no examples, an example that the task refuses, or a loss that is not finite (the message names
+            step and examples).
+        ModelError: the base model cannot be loaded.
+        SettingsError: the settings do not fit the model.
+        RecordError: ``record_to`` holds something else, or this run already (see ``reuse``).
+    """
+    settings = settings or FinetuneSettings()
+    ids = check_examples(task, train, "training")
+    if validation is not None:
+        check_examples(task, validation, "validation")
+    example_weights = weights_by_row(ids, weights)
+    model = _base_model(task, base, settings, revision)
+    trainable = choose_trainable(model, settings.trainable)
+    schedule = plan_schedule(settings, len(train))
+    optimizer = optimizer_for(settings, trained_parameters(model, trainable))
+
+    writer: RecordWriter | None = None
+    if record_to is not None:
+        identity = _identity(task, model, train, ids, settings, weights)
+        found = matching_run(record_to, identity) if reuse else None
+        if found is not None:
+            return found
+        writer = RecordWriter(record_to, identity, len(schedule))
+
+    model.to(chosen_device(device))
+    start = _start(model, trainable, optimizer, writer)
+    log = _Log(start, writer, checkpoint_steps(len(schedule), settings.checkpoints), len(schedule), progress)
+    parameters = execute(
+        task,
+        model,
+        train,
+        schedule,
+        optimizer,
+        start.parameters,
+        start.state,
+        after=start.step,
+        weights=example_weights,
+        max_grad_norm=settings.max_grad_norm,
+        dropout=settings.dropout,
+        each_step=log.step,
+    )
+    put_parameters(model, parameters)
+    measured = None if validation is None else validate(task, model, validation, progress)
+    model.eval().cpu()
+    if writer is None:
+        losses = torch.tensor(log.losses, dtype=torch.float64)
+        return Finetuned(model, trainable, losses, schedule.learning_rates, measured)
+    return writer.finish(
+        model=model,
+        tokenizer=getattr(task, "tokenizer", None),
+        schedule=schedule,
+        losses=log.losses,
+        clip_factors=log.clip_factors,
+        example_ids=ids,
+        optimizer=optimizer.describe(),
+        recorded_by="finetune",
+        settings=settings.model_dump(mode="json"),
+        trainable=trainable,
+        max_grad_norm=settings.max_grad_norm,
+        dropout=settings.dropout,
+        weights=_not_one(weights),
+        validation=measured,
+    )
+
+
+class _Log:
+    """Follows a run: losses, clip factors, checkpoints, and the time left."""
+
+    def __init__(
+        self, start: Progressed, writer: RecordWriter | None, checkpoints: list[int], total: int, progress: Progress
+    ) -> None:
+        self.losses = list(start.losses)
+        self.clip_factors = list(start.clip_factors)
+        self._writer = writer
+        self._checkpoints = set(checkpoints)
+        self._first = start.step
+        self._total = total
+        self._progress = progress
+        self._began = time.monotonic()
+        progress(STAGE, start.step, total)
+
+    def step(self, number: int, result: StepResult) -> None:
+        self.losses.append(float(result.loss))
+        self.clip_factors.append(float(result.clip_factor))
+        if self._writer is not None and number in self._checkpoints:
+            self._writer.save_checkpoint(number, result.parameters, result.state, self.losses, self.clip_factors)
+        left = (time.monotonic() - self._began) / (number - self._first) * (self._total - number)
+        self._progress(STAGE, number, self._total, f"loss {self.losses[-1]:.3f}, {left:.0f} s left")
+
+
+def _base_model(
+    task: Task, base: str | os.PathLike[str] | nn.Module, settings: FinetuneSettings, revision: str | None
+) -> nn.Module:
+    if isinstance(base, nn.Module):
+        model = copy.deepcopy(base)
+    else:
+        labels = getattr(task, "labels", None)
+        if labels is None:
+            raise SettingsError(
+                f"{type(task).__name__} has no labels to build a head for; pass a loaded module as base", field="base"
+            )
+        model = load_base(base, labels=labels, revision=revision, seed=derived_seed(settings.seed, "head", 0))
+    if settings.trainable == "lora" and not hasattr(model, "peft_config"):
+        lora = settings.lora
+        seed = derived_seed(settings.seed, "lora", 0)
+        model = add_lora(model, r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules, seed=seed)
+    return model.float()
+
+
+def _identity(
+    task: Task,
+    model: nn.Module,
+    train: Sequence[Example],
+    ids: list[str],
+    settings: FinetuneSettings,
+    weights: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    return {
+        "recorded_by": "finetune",
+        "base": model_digest(model),
+        **task_digests(task),
+        "data": data_digest(train),
+        "order_of_ids": json_digest(ids),
+        "settings": settings.model_dump(mode="json"),
+        "weights": _not_one(weights),
+        "versions": versions(),
+    }
+
+
+def _start(model: nn.Module, trainable: list[str], optimizer: Optimizer, writer: RecordWriter | None) -> Progressed:
+    """Where to go on: the newest checkpoint, or the base model's weights, which are then saved as step 0."""
+    begun = None if writer is None else writer.progressed()
+    parameters = trained_parameters(model, trainable)
+    if begun is None:
+        begun = Progressed(0, parameters, {}, [], [])
+        if writer is not None:
+            writer.save_checkpoint(0, parameters, {}, [], [])
+    device = next(iter(parameters.values())).device
+    state: OptimizerState = {
+        kind: {name: tensor.to(device) for name, tensor in values.items()} for kind, values in begun.state.items()
+    }
+    return replace(
+        begun,
+        parameters={name: begun.parameters[name].to(device) for name in trainable},
+        state=state if begun.step else optimizer.initial_state(parameters),
+    )
+
+
+def _not_one(weights: Mapping[str, float] | None) -> dict[str, float]:
+    return {example_id: float(weight) for example_id, weight in sorted((weights or {}).items()) if weight != 1}

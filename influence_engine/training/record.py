@@ -1,0 +1,264 @@
+"""A recorded run: everything that executing its steps again needs, with a digest of every file.
+
+Layout of a run's folder::
+
+    manifest.json                        digests, settings, versions, whether the run can be replayed; written last
+    steps.safetensors                    the schedule (rows, a_i, Z_t, learning rates, seeds), losses, clip factors
+    examples.json                        example ids in the order of the data set
+    checkpoints/step-NNNNNN.safetensors  trained weights and optimiser state after that step; step 0 is the start
+    model/                               the fine-tuned model and its tokenizer
+    run.json                             instead of the manifest while the run is not complete
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from influence_engine.digests import verify_folder
+from influence_engine.errors import RecordError
+from influence_engine.files import read_json
+from influence_engine.models import load_into, load_model, load_tokenizer, set_trainable
+from influence_engine.training.optimizers import (
+    Optimizer,
+    OptimizerState,
+    Parameters,
+    optimizer_from_description,
+)
+from influence_engine.training.schedule import Schedule, schedule_from
+from influence_engine.training.settings import FinetuneSettings
+from influence_engine.training.step import put_parameters
+
+FORMAT = "bento-audit/run"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+INCOMPLETE = "run.json"
+STEPS = "steps.safetensors"
+EXAMPLES = "examples.json"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+
+
+class Run:
+    """A complete recorded run.
+
+    Attributes:
+        folder: Where it is.
+        manifest: All of ``manifest.json``.
+        schedule: The order, weights, learning rates and seeds of all steps.
+        losses: The objective before each step, ``[T]``.
+        clip_factors: What each step's gradient was multiplied with, ``[T]``; not a number where it is unknown.
+        example_ids: In the order of the data set; ``schedule.rows`` points into it.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        tensors = read_tensors(folder / STEPS)
+        self.schedule: Schedule = schedule_from(tensors)
+        self.losses: Tensor = tensors["losses"]
+        self.clip_factors: Tensor = tensors["clip_factors"]
+        self.example_ids: list[str] = read_json(folder / EXAMPLES)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Run:
+        """Opens a run, after checking the digest of every file of it.
+
+        Args:
+            folder: The run's folder.
+            verify: False trusts the files, for a caller who has just written or checked them.
+
+        Raises:
+            RecordError: there is no complete run of a known format.
+            DigestMismatchError: a file is missing or has changed; the message names it.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise RecordError(_why_no_run(folder), field=str(folder))
+        manifest = read_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise RecordError(f"{folder / MANIFEST} does not describe a recorded run", field=str(folder))
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise RecordError(
+                f"{folder} has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}",
+                field=str(folder),
+            )
+        if verify:
+            verify_folder(folder, manifest["files"])
+        return cls(folder, manifest)
+
+    @property
+    def settings(self) -> FinetuneSettings | None:
+        """What ``finetune`` was called with; None for a run of another trainer."""
+        found = self.manifest["settings"]
+        return None if found is None else FinetuneSettings.model_validate(found)
+
+    @property
+    def learning_rates(self) -> Tensor:
+        """Learning rate of each step, ``[T]``, float64."""
+        return self.schedule.learning_rates
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the trained parameters, in the model's order."""
+        return list(self.manifest["trainable"])
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """Digests of ``model``, ``base``, ``tokenizer`` (None without one), ``data`` and ``task``."""
+        return dict(self.manifest["digests"])
+
+    @property
+    def replayable(self) -> bool:
+        """Whether executing the recorded steps again leads to the recorded weights."""
+        return bool(self.manifest["replayable"])
+
+    @property
+    def why_not_replayable(self) -> str | None:
+        """The reasons, for people; None for a run that can be replayed."""
+        return self.manifest["why_not_replayable"]
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimiser whose steps the run consists of.
+
+        Raises:
+            RecordError: it was one whose steps cannot be executed here.
+        """
+        return optimizer_from_description(self.manifest["optimizer"])
+
+    @property
+    def epsilon(self) -> float | None:
+        """AdamW's epsilon, in the units of a gradient; None for SGD and optimisers unknown here."""
+        found = self.manifest["optimizer"].get("epsilon")
+        return None if found is None else float(found)
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """Longest gradient that was not scaled down; None where none was."""
+        return self.manifest["max_grad_norm"]
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropout during the run."""
+        return float(self.manifest["dropout"])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The ``w_i`` that were not 1, by example id."""
+        return dict(self.manifest["weights"])
+
+    @property
+    def validation(self) -> dict[str, float] | None:
+        """``examples``, mean ``loss`` and, for classifiers, ``accuracy`` on the validation examples."""
+        return self.manifest["validation"]
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps after which weights and optimiser state were saved, from 0 to the last."""
+        return list(self.manifest["checkpoints"])
+
+    def checkpoint(self, step: int) -> tuple[Parameters, OptimizerState]:
+        """Trained weights and optimiser state after a step of ``checkpoints``; at step 0 the state is empty.
+
+        Raises:
+            RecordError: none was saved after that step.
+        """
+        return read_checkpoint(self.folder, step)
+
+    def second_moments(self) -> Parameters | None:
+        """Adam's bias-corrected second moment after the last step, by parameter name; None for other optimisers."""
+        optimizer = self.manifest["optimizer"]
+        if optimizer["type"] != "adamw" or not len(self.schedule):
+            return None
+        _, state = self.checkpoint(self.checkpoints[-1])
+        correction = 1.0 - float(optimizer["betas"][1]) ** len(self.schedule)
+        return {name: moment / correction for name, moment in state["second_moment"].items()}
+
+    def load_model(self, into: nn.Module | None = None) -> nn.Module:
+        """The fine-tuned model, in evaluation mode, with ``requires_grad`` on what was trained.
+
+        Args:
+            into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+        """
+        model = load_model(self.folder / MODEL) if into is None else load_into(into, self.folder / MODEL)
+        set_trainable(model, self.trainable)
+        return model
+
+    def load_base(self, into: nn.Module | None = None) -> nn.Module:
+        """The model before the first step: the base with its fresh head, or with adapters that add nothing yet.
+
+        Args:
+            into: As for ``load_model``.
+        """
+        model = self.load_model(into)
+        put_parameters(model, self.checkpoint(0)[0])
+        return model
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer saved with the run.
+
+        Raises:
+            ModelError: the task had none.
+        """
+        return load_tokenizer(self.folder / MODEL)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` is."""
+    return folder / CHECKPOINTS / f"step-{step:06d}.safetensors"
+
+
+def checkpoint_tensors(parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> Parameters:
+    """What ``read_checkpoint`` reads, as it is stored: names are ``kind/parameter``."""
+    tensors = {f"parameters/{name}": tensor for name, tensor in parameters.items()}
+    for kind, values in state.items():
+        tensors |= {f"{kind}/{name}": tensor for name, tensor in values.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def read_checkpoint(folder: Path, step: int) -> tuple[Parameters, OptimizerState]:
+    """Parameters and optimiser state after ``step``.
+
+    Raises:
+        RecordError: the checkpoint is missing or damaged.
+    """
+    state: OptimizerState = {}
+    for name, tensor in read_tensors(checkpoint_path(folder, step)).items():
+        kind, _, parameter = name.partition("/")
+        state.setdefault(kind, {})[parameter] = tensor
+    state.pop("log", None)
+    return state.pop("parameters", {}), state
+
+
+def read_tensors(path: Path) -> Parameters:
+    """All tensors of a safetensors file.
+
+    Raises:
+        RecordError: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path} is missing", field=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise RecordError(f"{path} is damaged: {error}", field=str(path)) from error
+
+
+def _why_no_run(folder: Path) -> str:
+    if (folder / INCOMPLETE).is_file():
+        begun = read_json(folder / INCOMPLETE)
+        done = max([int(path.stem[5:]) for path in (folder / CHECKPOINTS).glob("step-*.safetensors")], default=0)
+        return (
+            f"the run in {folder} was interrupted after step {done} of {begun['steps']}; "
+            "start the same fine-tuning again and it goes on from there"
+        )
+    if folder.is_dir():
+        return f"{folder} holds no recorded run: it has no {MANIFEST}"
+    return f"there is no recorded run in {folder}: the folder does not exist"

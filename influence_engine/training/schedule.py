@@ -1,0 +1,170 @@
+"""The recorded order of a run: which examples each step saw, with which weights, learning rate and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from influence_engine.training.settings import FinetuneSettings
+
+NO_SEED = -1
+"""In ``Schedule.seeds``: the step draws no random numbers."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: the gradient of ``sum_i w_i a_i l_i / Z_t`` over its micro-batches, then an update.
+
+    Attributes:
+        number: Counts from 1.
+        rows: For each micro-batch the examples' rows in the data set, ``[B]``.
+        shares: For each micro-batch the ``a_i``, ``[B]``.
+        normalizer: ``Z_t``.
+        learning_rate: The step's learning rate.
+        seed: Seeds the random numbers of the step (dropout), or None where it draws none.
+    """
+
+    number: int
+    rows: list[Tensor]
+    shares: list[Tensor]
+    normalizer: float
+    learning_rate: float
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All steps of a run as flat tensors, as they are stored. ``T`` steps, ``K`` micro-batches, ``M`` uses of an example.
+
+    Attributes:
+        rows: Row in the data set of each use, in order, ``[M]``, int64.
+        shares: The ``a_i`` of each use, ``[M]``, float32.
+        batch_offsets: Where each micro-batch begins in ``rows``, and the end, ``[K + 1]``, int64.
+        step_offsets: Where each step begins among the micro-batches, and the end, ``[T + 1]``, int64.
+        normalizers: ``Z_t``, ``[T]``, float64.
+        learning_rates: ``[T]``, float64.
+        seeds: ``[T]``, int64; ``NO_SEED`` where a step draws no random numbers.
+    """
+
+    rows: Tensor
+    shares: Tensor
+    batch_offsets: Tensor
+    step_offsets: Tensor
+    normalizers: Tensor
+    learning_rates: Tensor
+    seeds: Tensor
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.normalizers)
+
+    def step(self, number: int) -> Step:
+        """Step ``number``, counted from 1."""
+        first, end = self.step_offsets[number - 1 : number + 1].tolist()
+        bounds = self.batch_offsets[first : end + 1].tolist()
+        spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+        seed = int(self.seeds[number - 1])
+        return Step(
+            number=number,
+            rows=[self.rows[start:stop] for start, stop in spans],
+            shares=[self.shares[start:stop] for start, stop in spans],
+            normalizer=float(self.normalizers[number - 1]),
+            learning_rate=float(self.learning_rates[number - 1]),
+            seed=None if seed == NO_SEED else seed,
+        )
+
+    def steps(self, after: int = 0) -> Iterator[Step]:
+        """The steps that follow step ``after``, in order."""
+        return (self.step(number) for number in range(after + 1, len(self) + 1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``schedule_from`` reads."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+
+FIELDS = ("rows", "shares", "batch_offsets", "step_offsets", "normalizers", "learning_rates", "seeds")
+
+
+def schedule_from(tensors: Mapping[str, Tensor]) -> Schedule:
+    """The schedule that ``Schedule.tensors`` came from; other tensors are ignored."""
+    return Schedule(**{name: tensors[name] for name in FIELDS})
+
+
+def schedule_of(steps: Sequence[Step]) -> Schedule:
+    """Puts steps into flat tensors."""
+    batches = [rows for step in steps for rows in step.rows]
+    shares = [share for step in steps for share in step.shares]
+    return Schedule(
+        rows=torch.cat(batches) if batches else torch.zeros(0, dtype=torch.long),
+        shares=torch.cat(shares) if shares else torch.zeros(0),
+        batch_offsets=_offsets([len(rows) for rows in batches]),
+        step_offsets=_offsets([len(step.rows) for step in steps]),
+        normalizers=torch.tensor([step.normalizer for step in steps], dtype=torch.float64),
+        learning_rates=torch.tensor([step.learning_rate for step in steps], dtype=torch.float64),
+        seeds=torch.tensor([NO_SEED if step.seed is None else step.seed for step in steps], dtype=torch.long),
+    )
+
+
+def plan_schedule(settings: FinetuneSettings, examples: int) -> Schedule:
+    """The steps that the settings make of ``examples`` examples: each epoch in a seeded order of its own.
+
+    Every example has ``a_i = 1``, and ``Z_t`` is the number of examples in the step.
+    """
+    per_step = settings.batch_size * settings.accumulation
+    total = settings.epochs * math.ceil(examples / per_step)
+    steps: list[Step] = []
+    for epoch in range(settings.epochs):
+        generator = torch.Generator().manual_seed(derived_seed(settings.seed, "order", epoch))
+        order = torch.randperm(examples, generator=generator)
+        for rows in order.split(per_step):
+            number = len(steps) + 1
+            batches = list(rows.split(settings.batch_size))
+            steps.append(
+                Step(
+                    number=number,
+                    rows=batches,
+                    shares=[torch.ones(len(batch)) for batch in batches],
+                    normalizer=float(len(rows)),
+                    learning_rate=learning_rate_at(settings, number, total),
+                    seed=derived_seed(settings.seed, "step", number) if settings.dropout else None,
+                )
+            )
+    return schedule_of(steps)
+
+
+def learning_rate_at(settings: FinetuneSettings, number: int, total: int) -> float:
+    """Learning rate of step ``number`` (from 1) of ``total``: a linear warm-up, then the schedule of the settings."""
+    warmup = round(settings.warmup_ratio * total)
+    if number <= warmup:
+        return settings.learning_rate * number / warmup
+    passed = (number - 1 - warmup) / (total - warmup)
+    if settings.schedule == "linear":
+        return settings.learning_rate * (1.0 - passed)
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * passed))
+    return settings.learning_rate
+
+
+def checkpoint_steps(total: int, count: int | None) -> list[int]:
+    """The steps after which weights and optimiser state are saved: evenly spaced, with the start and the end.
+
+    Args:
+        total: Steps of the run.
+        count: How many after the start; None takes about the square root of ``total``.
+    """
+    parts = min(total, count or round(math.sqrt(total)))
+    return [round(total * part / parts) for part in range(parts + 1)]
+
+
+def derived_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed of its own for one purpose and number, below 2**63."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:8], "big") >> 1
+
+
+def _offsets(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.long).cumsum(0)

@@ -1,0 +1,213 @@
+"""Writing a recorded run, so that it is complete or recognisably not, and never replaces another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from influence_engine.digests import folder_digests
+from influence_engine.errors import RecordError
+from influence_engine.files import read_json, remove_tree, write_json, writing_aside
+from influence_engine.models import model_digest, save_model
+from influence_engine.training.identity import differences, versions
+from influence_engine.training.optimizers import OptimizerState, Parameters
+from influence_engine.training.record import (
+    CHECKPOINTS,
+    EXAMPLES,
+    FORMAT,
+    FORMAT_VERSION,
+    INCOMPLETE,
+    MANIFEST,
+    MODEL,
+    STEPS,
+    Run,
+    checkpoint_path,
+    checkpoint_tensors,
+    read_checkpoint,
+    read_tensors,
+)
+from influence_engine.training.schedule import Schedule
+
+LOSSES = "log/losses"
+CLIP_FACTORS = "log/clip_factors"
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far an interrupted run got.
+
+    Attributes:
+        step: The last step whose result was saved.
+        parameters: After it.
+        state: The optimiser's, after it.
+        losses: Of the steps so far, ``[step]``.
+        clip_factors: Of the steps so far, ``[step]``.
+    """
+
+    step: int
+    parameters: Parameters
+    state: OptimizerState
+    losses: list[float]
+    clip_factors: list[float]
+
+
+class RecordWriter:
+    """Writes one run into one folder.
+
+    Args:
+        folder: Made if missing; must be empty, or hold the same run, interrupted.
+        identity: All that determines the run's result; a run with another identity is not touched.
+        steps: How many steps it will have.
+
+    Raises:
+        RecordError: the folder holds a complete run, another run, or something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], steps: int) -> None:
+        self.folder = Path(folder)
+        self._identity = dict(identity)
+        self._refuse_other()
+        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        for left in self.folder.rglob("*.partial"):
+            left.unlink()
+        write_json(self.folder / INCOMPLETE, {"format": FORMAT, "steps": steps, "identity": self._identity})
+
+    def progressed(self) -> Progressed | None:
+        """The newest checkpoint of an interrupted run; None where there is none.
+
+        Raises:
+            RecordError: it is damaged; the message names it.
+        """
+        steps = self._saved_steps()
+        if not steps:
+            return None
+        step = steps[-1]
+        parameters, state = read_checkpoint(self.folder, step)
+        tensors = read_tensors(checkpoint_path(self.folder, step))
+        return Progressed(step, parameters, state, tensors[LOSSES].tolist(), tensors[CLIP_FACTORS].tolist())
+
+    def start_over(self) -> None:
+        """Forgets what an interrupted run of the same identity had saved."""
+        remove_tree(self.folder / CHECKPOINTS)
+        (self.folder / CHECKPOINTS).mkdir()
+
+    def save_checkpoint(
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        state: OptimizerState,
+        losses: Sequence[float],
+        clip_factors: Sequence[float],
+    ) -> None:
+        """Saves weights and optimiser state after ``step``, with the log of all steps so far."""
+        tensors = checkpoint_tensors(parameters, state)
+        tensors[LOSSES] = torch.tensor(losses, dtype=torch.float64)
+        tensors[CLIP_FACTORS] = torch.tensor(clip_factors, dtype=torch.float64)
+        with writing_aside(checkpoint_path(self.folder, step)) as aside:
+            save_file(tensors, aside, metadata={"step": str(step)})
+
+    def finish(
+        self,
+        *,
+        model: nn.Module,
+        tokenizer: Any,
+        schedule: Schedule,
+        losses: Sequence[float],
+        clip_factors: Sequence[float],
+        example_ids: Sequence[str],
+        optimizer: Mapping[str, Any],
+        reasons: Sequence[str] = (),
+        **facts: Any,
+    ) -> Run:
+        """Completes the record and opens it.
+
+        Args:
+            model: After the last step.
+            tokenizer: Saved beside it; None where the task has none.
+            schedule: All steps.
+            losses: The objective before each step.
+            clip_factors: What each step's gradient was multiplied with.
+            example_ids: In the order of the data set.
+            optimizer: ``Optimizer.describe()``.
+            reasons: Why the run cannot be replayed; none if it can.
+            facts: Further entries of the manifest that ``Run`` reads.
+        """
+        save_model(model, self.folder / MODEL, tokenizer=tokenizer)
+        write_json(self.folder / EXAMPLES, list(example_ids))
+        tensors = schedule.tensors() | {
+            "losses": torch.tensor(losses, dtype=torch.float64),
+            "clip_factors": torch.tensor(clip_factors, dtype=torch.float64),
+        }
+        with writing_aside(self.folder / STEPS) as aside:
+            save_file(tensors, aside)
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "digests": {"model": model_digest(model)} | {name: self._identity[name] for name in IN_DIGESTS},
+            "replayable": not reasons,
+            "why_not_replayable": "; ".join(reasons) or None,
+            "optimizer": dict(optimizer),
+            "checkpoints": self._saved_steps(),
+            "steps": len(schedule),
+            "examples": len(example_ids),
+            **facts,
+            "identity": self._identity,
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+            "files": folder_digests(self.folder, skip=(MANIFEST, INCOMPLETE)),
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        (self.folder / INCOMPLETE).unlink()
+        return Run.open(self.folder, verify=False)
+
+    def _saved_steps(self) -> list[int]:
+        return sorted(int(path.stem[5:]) for path in (self.folder / CHECKPOINTS).glob("step-*.safetensors"))
+
+    def _refuse_other(self) -> None:
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise RecordError(f"{folder} is a file; a run needs a folder", field="record_to")
+        if (folder / MANIFEST).is_file():
+            recorded = read_json(folder / MANIFEST).get("identity", {})
+            lines = differences(recorded, self._identity)
+            what = f"another run: {_listed(lines)}" if lines else "this very run, complete"
+            raise RecordError(
+                f"{folder} holds {what}. Open it with Run.open, record to another folder, or delete it.",
+                field="record_to",
+            )
+        if (folder / INCOMPLETE).is_file():
+            lines = differences(read_json(folder / INCOMPLETE)["identity"], self._identity)
+            if lines:
+                raise RecordError(
+                    f"{folder} holds an interrupted run that is not this one: {_listed(lines)}. "
+                    "Make them equal to go on with it, record to another folder, or delete it.",
+                    field="record_to",
+                )
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise RecordError(
+                f"{folder} is not empty and holds no run; record to a new or empty folder", field="record_to"
+            )
+
+
+IN_DIGESTS = ("base", "tokenizer", "data", "task")
+"""Entries of an identity that are also in ``Run.digests``."""
+
+
+def matching_run(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Run | None:
+    """The complete run of this very identity in ``folder``, verified; None where there is no such run."""
+    if not (Path(folder) / MANIFEST).is_file():
+        return None
+    run = Run.open(folder)
+    return None if differences(run.manifest["identity"], identity) else run
+
+
+def _listed(lines: list[str]) -> str:
+    shown = "; ".join(lines[:5])
+    return shown if len(lines) <= 5 else f"{shown}; and {len(lines) - 5} more"
