@@ -117,13 +117,14 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], *, tokenizer: A
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    saving: Any = model
     with _quiet():
         if _is_adapter(model):
-            model.save_pretrained(str(folder), save_embedding_layers=False)
-            base = model.get_base_model()
+            saving.save_pretrained(str(folder), save_embedding_layers=False)
+            base = saving.get_base_model()
             base.save_pretrained(folder / ADAPTER_BASE, state_dict=_without_adapter(base.state_dict()))
         elif hasattr(model, "save_pretrained"):
-            model.save_pretrained(folder)
+            saving.save_pretrained(folder)
         else:
             save_weights(model, str(folder / PLAIN_WEIGHTS))
         if hasattr(tokenizer, "save_pretrained"):

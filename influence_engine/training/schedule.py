@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All steps of a run as flat tensors, as they are stored. ``T`` steps, ``K`` micro-batches, ``M`` uses of an example.
+    """All steps of a run as flat tensors, as stored: ``T`` steps, ``K`` micro-batches, ``M`` uses of an example.
 
     Attributes:
         rows: Row in the data set of each use, in order, ``[M]``, int64.
@@ -67,7 +68,7 @@ class Schedule:
         """Step ``number``, counted from 1."""
         first, end = self.step_offsets[number - 1 : number + 1].tolist()
         bounds = self.batch_offsets[first : end + 1].tolist()
-        spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+        spans = list(itertools.pairwise(bounds))
         seed = int(self.seeds[number - 1])
         return Step(
             number=number,
@@ -121,9 +122,9 @@ def plan_schedule(settings: FinetuneSettings, examples: int) -> Schedule:
     for epoch in range(settings.epochs):
         generator = torch.Generator().manual_seed(derived_seed(settings.seed, "order", epoch))
         order = torch.randperm(examples, generator=generator)
-        for rows in order.split(per_step):
+        for rows in torch.split(order, per_step):
             number = len(steps) + 1
-            batches = list(rows.split(settings.batch_size))
+            batches = list(torch.split(rows, settings.batch_size))
             steps.append(
                 Step(
                     number=number,
