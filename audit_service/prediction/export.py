@@ -1,0 +1,216 @@
+"""Export of a fine-tuned model to ONNX, checked against torch on real examples.
+
+What is exported is ``Task.outputs``, so that ONNX Runtime and torch mean the same tensor whatever the architecture.
+The folder holds ``model.onnx``, the tokenizer where there is one, and a manifest with digests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from influence_engine.digests import folder_digests, json_digest, verify_folder
+from influence_engine.errors import DigestMismatchError, ModelError, RecordError
+from influence_engine.files import read_json, remove_tree, write_json
+from influence_engine.progress import Progress, silent
+from influence_engine.tasks import Example, ExportableTask, Task, describe_task
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+TOKENIZER = "tokenizer"
+PARITY = 1e-4
+"""Largest allowed difference between an output of ONNX Runtime and of torch."""
+
+SINGLE_FILE_BYTES = 1_500_000_000
+"""Larger weights go into a file of their own: a protocol buffer ends at 2 GB."""
+
+
+def export_onnx(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    folder: str | os.PathLike[str],
+    *,
+    model_digest: str,
+    tokenizer: Any = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Exports ``model`` and checks that ONNX Runtime answers what torch answers.
+
+    Args:
+        model: The fine-tuned model, in evaluation mode, on the CPU.
+        task: A task with ``model_inputs``.
+        examples: Real examples, at least three of different sizes; dimensions in which their batches differ become
+            dynamic, and the check runs on them.
+        folder: Where to write; an older export there is replaced once the new one is whole.
+        model_digest: Digest of the model's weights, for the manifest.
+        tokenizer: Saved beside the model, so that serving needs this folder only.
+        progress: Told when export and check are done.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ModelError: the model cannot be exported, or its outputs differ from torch's by more than ``PARITY``.
+    """
+    if not isinstance(task, ExportableTask):
+        raise ModelError(f"{type(task).__name__} has no method model_inputs, so its model cannot be exported to ONNX")
+    if len(examples) < 3:
+        raise ModelError(f"an export is checked on at least 3 examples, got {len(examples)}")
+    folder = Path(folder)
+    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    remove_tree(aside)
+    aside.mkdir(parents=True)
+    try:
+        progress("export", 0, 2, "to ONNX")
+        _export(model, task, examples, aside / MODEL)
+        progress("export", 1, 2, "checking against torch")
+        gap = _largest_gap(model, task, examples, aside / MODEL)
+        if not gap <= PARITY:
+            raise ModelError(
+                f"ONNX Runtime and torch differ by {gap:.2g} on {len(examples)} examples, allowed is {PARITY:g}; "
+                "serve this model with torch, or change the layer that ONNX computes differently"
+            )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(aside / TOKENIZER))
+        manifest = {
+            "format": FORMAT,
+            "model_digest": model_digest,
+            "task_digest": json_digest(describe_task(task)),
+            "parity": {"largest_gap": gap, "allowed": PARITY, "examples": len(examples)},
+            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            "files": folder_digests(aside),
+        }
+        write_json(aside / MANIFEST, manifest)
+        _replace_folder(aside, folder)
+    finally:
+        remove_tree(aside)
+    progress("export", 2, 2, f"largest difference to torch {gap:.1g}")
+    return manifest
+
+
+def read_export(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an export, after checking every file against it.
+
+    Raises:
+        RecordError: there is no export, or one of an unknown format.
+        DigestMismatchError: a file has changed.
+    """
+    manifest: dict[str, Any] = read_json(Path(folder) / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise RecordError(
+            f"{Path(folder) / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}"
+        )
+    verify_folder(folder, manifest["files"])
+    return manifest
+
+
+def is_current(folder: str | os.PathLike[str], task: Task, model_digest: str) -> bool:
+    """Whether ``folder`` holds a whole export of this model for this task."""
+    try:
+        manifest = read_export(folder)
+    except (RecordError, DigestMismatchError):
+        return False
+    return (manifest["model_digest"], manifest["task_digest"]) == (model_digest, json_digest(describe_task(task)))
+
+
+class _Outputs(nn.Module):
+    """``Task.outputs`` as a module."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Outputs of the batch."""
+        return self._task.outputs(self.model, inputs)
+
+
+def _export(model: nn.Module, task: Any, examples: Sequence[Example], path: Path) -> None:
+    by_size = sorted(examples, key=lambda example: sum(len(str(value)) for value in example.values()))
+    sample: dict[str, Tensor] = task.model_inputs(task.collate(by_size[:2]))
+    other: dict[str, Tensor] = task.model_inputs(task.collate(by_size[-3:]))
+    dynamic = {
+        name: {d: torch.export.Dim.DYNAMIC for d in range(tensor.dim()) if tensor.shape[d] != other[name].shape[d]}
+        for name, tensor in sample.items()
+    }
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _Outputs(model, task).eval(),
+                args=(),
+                kwargs={"inputs": sample},
+                dynamic_shapes={"inputs": dynamic},
+                input_names=list(sample),
+                output_names=["outputs"],
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch raises many kinds
+        raise ModelError(f"the model cannot be exported to ONNX: {error}") from error
+    assert program is not None
+    weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    program.save(str(path), external_data=weight_bytes > SINGLE_FILE_BYTES)
+
+
+def _largest_gap(model: nn.Module, task: Any, examples: Sequence[Example], path: Path) -> float:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    gap = 0.0
+    # One by one, two by two, then all: a dimension that was frozen by mistake shows in one of them.
+    groups = [[example] for example in examples] + [examples[i : i + 2] for i in range(0, len(examples) - 1, 2)]
+    for group in [*groups, list(examples)]:
+        inputs: dict[str, Tensor] = task.model_inputs(task.collate(group))
+        with torch.no_grad():
+            expected = task.outputs(model, inputs).numpy()
+        found = run_session(session, inputs)
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            return float("inf")
+        gap = max(gap, float(np.abs(found - expected).max()))
+    return gap
+
+
+def run_session(session: Any, inputs: dict[str, Tensor]) -> np.ndarray[Any, Any]:
+    """Outputs of ONNX Runtime for the inputs it was exported with."""
+    feed = {one.name: inputs[one.name].numpy() for one in session.get_inputs()}
+    outputs: np.ndarray[Any, Any] = session.run(None, feed)[0]
+    return outputs
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    aside = old.with_name(f".{old.name}.old-{os.getpid()}")
+    remove_tree(aside)
+    if old.exists():
+        os.rename(old, aside)
+    old.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(new, old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter tells of every optional package that is missing, on three channels.
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,87 @@
+"""Predictions by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from audit_service.prediction.export import MODEL, read_export, run_session
+from influence_engine.digests import json_digest
+from influence_engine.errors import DigestMismatchError, InputError, ModelError
+from influence_engine.tasks import CheckingTask, Example, ExportableTask, PredictingTask, Task, describe_task
+
+
+class OnnxPredictor:
+    """A model exported by ``export_onnx``; safe to call from several threads.
+
+    Args:
+        folder: The export.
+        task: The task it was exported for; it turns examples into inputs and outputs into labels.
+        threads: Threads of one call; ``None`` leaves it to ONNX Runtime.
+        max_chars: Texts longer than this are refused.
+
+    Raises:
+        DigestMismatchError: a file has changed, or the export was made for another task.
+        ModelError: the task cannot predict.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], task: Task, *, threads: int | None = None, max_chars: int | None = None
+    ) -> None:
+        manifest = read_export(folder)
+        if manifest["task_digest"] != json_digest(describe_task(task)):
+            raise DigestMismatchError(
+                f"{folder} was exported for a task with other labels, fields, length or tokenizer; export it again",
+                field=str(folder),
+            )
+        if not isinstance(task, PredictingTask) or not isinstance(task, ExportableTask):
+            raise ModelError(f"{type(task).__name__} needs the methods model_inputs and predictions to predict")
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.model_digest: str = manifest["model_digest"]
+        self.max_chars = max_chars
+        self._task: Any = task
+        path = Path(folder) / MODEL
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def predict(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """``{"label", "confidence", "scores"}`` for each example.
+
+        Raises:
+            InputError: an example cannot be used; the message says which and why.
+        """
+        if not examples:
+            return []
+        for number, example in enumerate(examples):
+            self._check(example, None if len(examples) == 1 else number)
+        batch = self._task.collate(examples)
+        outputs = run_session(self._session, self._task.model_inputs(batch))
+        predictions: list[dict[str, Any]] = self._task.predictions(torch.from_numpy(outputs), batch)
+        return predictions
+
+    def _check(self, example: Example, number: int | None) -> None:
+        try:
+            check_example(self._task, example, self.max_chars)
+        except InputError as error:
+            if number is None:
+                raise
+            raise InputError(f"item {number}: {error.message}", field=f"{number}.{error.field}") from None
+
+
+def check_example(task: Any, example: Example, max_chars: int | None) -> None:
+    """Refuses what the task refuses, and texts that are too long.
+
+    Raises:
+        InputError: with the field it is about.
+    """
+    for name, value in example.items():
+        if max_chars is not None and isinstance(value, str) and len(value) > max_chars:
+            raise InputError(f"{name!r} has {len(value)} characters; at most {max_chars} are read", field=name)
+    if isinstance(task, CheckingTask):
+        task.check(example, labelled=False)
