@@ -29,7 +29,8 @@ def get_requires_for_build_wheel(config_settings=None):
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
     with open("PKG-INFO", "rb") as file:
         fields = email.parser.BytesParser().parse(file, headersonly=True)
-    folder = pathlib.Path(metadata_directory, "{}-{}.dist-info".format(fields["Name"], fields["Version"]))
+    name = fields["Name"].replace("-", "_")
+    folder = pathlib.Path(metadata_directory, "{}-{}.dist-info".format(name, fields["Version"]))
     folder.mkdir(parents=True)
     shutil.copyfile("PKG-INFO", folder / "METADATA")
     return folder.name
