@@ -9,7 +9,7 @@ from torch import Tensor
 from influence_engine.errors import SettingsError
 
 _SHARE_OF_LARGEST = 0.01
-"""Without a record: damping as a share of the largest eigenvalue. A rule of thumb, and named as such in the manifest."""
+"""Without a record: damping as a share of the largest eigenvalue. A rule of thumb; the manifest says so."""
 
 
 def recorded_damping(learning_rates: Sequence[float] | Tensor, *, momentum: float = 0.0) -> float:

@@ -49,9 +49,7 @@ def exact_influence(
             gradients.append(_flat(trace.layer_gradients(task.loss(trace.outputs, trace.batch)), tracked, metric))
     for query in queries:
         with _one(model, task, tracked, query) as trace:
-            measured.append(
-                _flat(trace.layer_gradients(task.measurement(trace.outputs, trace.batch)), tracked, metric)
-            )
+            measured.append(_flat(trace.layer_gradients(task.measurement(trace.outputs, trace.batch)), tracked, metric))
     rows = torch.stack(roots) / len(train) ** 0.5
     losses = torch.stack(gradients) / len(train)
     phi = torch.stack(measured)

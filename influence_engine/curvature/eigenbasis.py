@@ -1,9 +1,9 @@
 """The GGN's eigenvectors within the layers' coordinates, from a sample of its rows.
 
-With rows ``A [S, m]`` (``G = A^T A / S`` in expectation) the right singular vectors of ``A`` are the eigenvectors. The
-``S`` by ``S`` product is decomposed, never the ``m`` by ``m`` one, so ``m`` may be tens of thousands. Directions that no
-training example has curvature in carry no influence (``phi^T (G + lambda)^-1 g`` needs the training gradients only), and
-the smallest are cut first.
+With rows ``A [S, m]`` (``G = A^T A / S`` in expectation) the right singular vectors of ``A`` are the eigenvectors.
+The ``S`` by ``S`` product is decomposed, never the ``m`` by ``m`` one, so ``m`` may be tens of thousands. Directions
+outside the span of the training examples' gradients carry no influence (``phi^T (G + lambda)^-1 g`` needs that span
+only), and the weakest within it are cut first.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def exact_output_curvature(task: Task, outputs: Tensor, batch: Batch) -> OutputC
 
 
 def sampled_output_gradients(task: Task, outputs: Tensor, batch: Batch, *, draws: int, seed: int) -> Tensor:
-    """Loss gradients at the outputs for labels drawn from the model itself, ``[draws, B, ...]``, scaled ``1/sqrt(draws)``.
+    """Loss gradients at the outputs for labels drawn from the model, ``[draws, B, ...]``, times ``1 / sqrt(draws)``.
 
     Their outer products average to the generalised Gauss-Newton matrix (it is the Fisher matrix of the model's own
     distribution); used where outputs are too many to decompose.

@@ -14,6 +14,6 @@ __all__ = [
     "Trace",
     "TrackedLayers",
     "layer_for",
-    "track",
     "tracing",
+    "track",
 ]

@@ -100,7 +100,7 @@ class _Side:
 
 def _allocate(layers: Mapping[str, tuple[Tensor, Tensor, float]], budget: int) -> dict[str, tuple[int, int]]:
     """Ranks ``(r0, r1)`` by layer: greedily the largest gain of kept energy a coordinate."""
-    ranks = {name: (1, 1) for name in layers}
+    ranks = dict.fromkeys(layers, (1, 1))
     spent = len(ranks)
     queue: list[tuple[float, str, tuple[int, int]]] = []
 

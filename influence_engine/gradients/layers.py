@@ -19,8 +19,13 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Layer(Protocol):
     """A module whose trainable parameters are one matrix ``[d0, d1]``."""
 
-    name: str
-    module: nn.Module
+    @property
+    def name(self) -> str:
+        """Name of the module in the model."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -132,8 +137,8 @@ class ConvolutionLayer(_Base):
         left = output_gradient.flatten(2).transpose(1, 2)
         if module.groups == 1:
             return FactoredGradient(left, self._inputs(patches))
-        grouped_left = left.unflatten(-1, (module.groups, -1))
-        grouped_right = patches.unflatten(-1, (module.groups, -1))
+        grouped_left = left.reshape(*left.shape[:2], module.groups, -1)
+        grouped_right = patches.reshape(*patches.shape[:2], module.groups, -1)
         parts = []
         if self._has("weight"):
             parts.append(torch.einsum("btgo,btgi->bgoi", grouped_left, grouped_right).flatten(1, 2))
@@ -148,7 +153,7 @@ class ConvolutionLayer(_Base):
 
 @dataclass(frozen=True)
 class NormalisationLayer(_Base):
-    """Layer, RMS, group and (in evaluation mode) batch normalisation: the columns are weight and bias, ``[width, 2]``."""
+    """Layer, RMS, group and, in evaluation mode, batch normalisation: weight and bias as columns, ``[width, 2]``."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -227,14 +232,14 @@ def _rms_epsilon(module: nn.Module) -> float:
 def _padded(inputs: Tensor, module: nn.Conv2d) -> Tensor:
     if module.padding == "valid":
         return inputs
-    if module.padding == "same":
+    if isinstance(module.padding, str):  # "same"
         sides: list[int] = []
         for size, dilation in zip(reversed(module.kernel_size), reversed(module.dilation), strict=True):
             total = dilation * (size - 1)
             sides += [total // 2, total - total // 2]
         return functional.pad(inputs, sides)
-    height, width = module.padding
-    return functional.pad(inputs, [int(width), int(width), int(height), int(height)])
+    height, width = (int(side) for side in module.padding)
+    return functional.pad(inputs, [width, width, height, height])
 
 
 def _positions(tensor: Tensor, batch_size: int, name: str) -> Tensor:

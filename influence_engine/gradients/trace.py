@@ -1,8 +1,8 @@
 """One forward pass whose per-example gradients can be asked for, without touching the model.
 
 Hooks keep each tracked layer's input and the autograd edge of its output. A backward pass then runs over activations
-only: autograd is asked for the layers' outputs and never for a parameter, so the weight-gradient products of an ordinary
-backward pass do not happen, and layers below the first tracked one are not differentiated at all.
+only: autograd is asked for the layers' outputs and never for a parameter, so the weight-gradient products of an
+ordinary backward pass do not happen, and layers below the first tracked one are not differentiated at all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Trace:
         self._calls.append((number, inputs, inputs._version, get_gradient_edge(output)))
 
     def layer_gradients(self, scalars: Tensor, *, keep_graph: bool = False) -> dict[str, LayerGradient]:
-        """Per-example gradients of ``scalars`` ``[B]``, by layer name, where scalar ``b`` depends on example ``b`` only.
+        """Per-example gradients of ``scalars`` ``[B]`` by layer name; scalar ``b`` depends on example ``b`` only.
 
         Args:
             scalars: The loss or the measurement of each example, or any other function of ``outputs``.

@@ -1,0 +1,9 @@
+"""The training-gradient index: format, build, verify, search."""
+
+from influence_engine.index.index import InfluenceIndex, current_version
+from influence_engine.index.manifest import Manifest
+from influence_engine.index.plan import BuildPlan
+from influence_engine.index.search import Polarity, top_rows
+from influence_engine.index.settings import IndexSettings
+
+__all__ = ["BuildPlan", "IndexSettings", "InfluenceIndex", "Manifest", "Polarity", "current_version", "top_rows"]

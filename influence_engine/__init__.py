@@ -1,0 +1,45 @@
+"""Which training examples, and which changes to the base model, made a prediction.
+
+The names below are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from influence_engine.attribution import Attribution, Attributor
+    from influence_engine.index import IndexSettings, InfluenceIndex
+    from influence_engine.tasks import Task, TextClassification
+    from influence_engine.training import FinetuneSettings, Run, finetune
+
+_HOMES = {
+    "Attribution": "influence_engine.attribution",
+    "Attributor": "influence_engine.attribution",
+    "FinetuneSettings": "influence_engine.training",
+    "IndexSettings": "influence_engine.index",
+    "InfluenceIndex": "influence_engine.index",
+    "Run": "influence_engine.training",
+    "Task": "influence_engine.tasks",
+    "TextClassification": "influence_engine.tasks",
+    "finetune": "influence_engine.training",
+}
+
+__all__ = [
+    "Attribution",
+    "Attributor",
+    "FinetuneSettings",
+    "IndexSettings",
+    "InfluenceIndex",
+    "Run",
+    "Task",
+    "TextClassification",
+    "finetune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,49 @@
+"""What fine-tuning changed in one answer: the base model's own answer, and a first-order split over modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.gradients import LayerGradient, TrackedLayers
+from influence_engine.tasks import Batch, Task
+
+
+class BaseDifference:
+    """Compares a fine-tuned model with the model it was fine-tuned from.
+
+    Frozen weights are shared between the two, so the base costs only its own copy of what was trained.
+
+    Args:
+        model: The fine-tuned model.
+        base: The model before fine-tuning, of the same structure.
+        tracked: The fine-tuned model's layers.
+    """
+
+    def __init__(self, model: nn.Module, base: nn.Module, tracked: TrackedLayers) -> None:
+        self.base = base.eval().requires_grad_(False)
+        tuned = dict(model.named_parameters())
+        for name, parameter in base.named_parameters():
+            if not tuned[name].requires_grad and torch.equal(tuned[name], parameter):
+                parameter.data = tuned[name].data
+        before = dict(base.named_parameters())
+        self._displacements: dict[str, Tensor] = {
+            layer.name: layer.matrix({name: tuned[name].data - before[name].data for name in layer.parameters()})
+            for layer in tracked.layers
+        }
+
+    def measure(self, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Outputs and measurements of the base model on a batch whose targets are named."""
+        with torch.no_grad():
+            outputs = task.outputs(self.base, batch)
+            return outputs, task.measurement(outputs, batch)
+
+    def split(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        """First-order change of each measurement by layer, ``[B]`` each: ``<gradient, trained - base weights>``.
+
+        The gradient is the fine-tuned model's, so what the layers' changes do to each other's effect is missing; the
+        whole change minus the sum of these is that remainder.
+        """
+        return {name: gradient.inner(self._displacements[name]) for name, gradient in gradients.items()}

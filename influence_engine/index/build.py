@@ -1,0 +1,192 @@
+"""From a model and its training examples to a published index version."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.curvature import LayerMetric, adam_metric, heuristic_damping, identity_metric
+from influence_engine.digests import file_digest, json_digest
+from influence_engine.errors import SettingsError
+from influence_engine.files import remove_tree, write_text
+from influence_engine.gradients import TrackedLayers, track
+from influence_engine.index.building import IndexBuilder
+from influence_engine.index.encoder import Encoder, LayerCoordinates
+from influence_engine.index.finishing import Rotation, write_vectors
+from influence_engine.index.manifest import LayerSummary, Manifest
+from influence_engine.index.passes import GradientPasses
+from influence_engine.index.plan import BuildPlan, plan_build
+from influence_engine.index.provenance import Provenance
+from influence_engine.index.settings import IndexSettings
+from influence_engine.progress import Progress, silent
+from influence_engine.resources import require_disk
+from influence_engine.tasks import Example, Task, describe_task
+from influence_engine.training.identity import check_examples, versions
+
+CURRENT = "CURRENT"
+VERSIONS = "versions"
+TABLE = "examples.lance"
+ENCODER = "encoder.safetensors"
+MANIFEST = "manifest.json"
+
+
+def passes_for(model: nn.Module, task: Task, settings: IndexSettings) -> GradientPasses:
+    """The passes that an index of these settings is built with."""
+    tracked = track(model, allow_left_out=settings.unsupported_layers == "leave_out")
+    return GradientPasses(
+        model,
+        task,
+        tracked,
+        batch_tokens=settings.batch_tokens,
+        draws=settings.curvature_draws,
+        seed=settings.seed,
+    )
+
+
+def predict_build(model: nn.Module, task: Task, examples: Sequence[Example], settings: IndexSettings) -> BuildPlan:
+    """Time, disk and memory that building will take, from two probed batches."""
+    check_examples(task, examples, "training")
+    return plan_build(passes_for(model, task, settings), examples, settings)
+
+
+def build_version(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    path: Path,
+    settings: IndexSettings,
+    provenance: Provenance,
+    held_out: Sequence[Example],
+    progress: Progress = silent,
+) -> Path:
+    """Builds a version of an index below ``path`` and makes it current; returns its folder.
+
+    A build that was killed goes on where it was. A version that is already there, built from the same things, is kept.
+
+    Raises:
+        DataError: no examples, or ids missing or doubled.
+        ModelError: layers that cannot be attributed, or a gradient that is not finite.
+        ResourceError: too little disk.
+    """
+    check_examples(task, examples, "training")
+    passes = passes_for(model, task, settings)
+    code = versions()
+    identity = {
+        "digests": provenance.digests,
+        "training": provenance.training_digest(),
+        "settings": settings.model_dump(mode="json"),
+        "task": describe_task(task),
+        "code": code["bento-audit"],
+    }
+    build_digest = json_digest(identity)
+    name = build_digest[:16]
+    final = path / VERSIONS / name
+    if not (final / MANIFEST).exists():
+        plan = plan_build(passes, examples, settings, probe=False)
+        require_disk(path, plan.disk_bytes)
+        working = path / "building" / name
+        working.mkdir(parents=True, exist_ok=True)
+        metric, metric_name = _metric(passes, settings, provenance)
+        builder = IndexBuilder(passes, examples, metric, settings, working, progress)
+        coordinates = builder.layers()
+        basis = builder.basis(coordinates)
+        shards = builder.vectors(coordinates, basis["basis"])
+        rotation = Rotation.of(basis["ggn"])
+        damping, source = _damping(settings, provenance, rotation.eigenvalues)
+        encoder = rotation.encoder(coordinates, basis["basis"], getattr(torch, settings.dtype))
+        encoder.save(working / ENCODER)
+        content, scale = write_vectors(
+            working / TABLE,
+            shards,
+            rotation,
+            damping,
+            examples,
+            label=getattr(task, "label", "label"),
+            dtype=settings.dtype,
+            progress=progress,
+        )
+        manifest = Manifest(
+            build_digest=build_digest,
+            content_digest=content,
+            digests=provenance.digests,
+            settings=settings.model_dump(mode="json"),
+            rows=len(examples),
+            dimensions=encoder.basis.shape[0],
+            coordinates=encoder.basis.shape[1],
+            scale=scale,
+            damping=damping,
+            damping_source=source,
+            metric=metric_name,
+            energy_kept=float(basis["kept"]),
+            retained=_retained(passes, encoder, held_out, progress),
+            layers=_summaries(passes.tracked, coordinates),
+            left_out=dict(passes.tracked.left_out),
+            tiers=provenance.tiers(),
+            task=describe_task(task),
+            versions=code,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            files={ENCODER: file_digest(working / ENCODER)},
+        )
+        for shard in shards:
+            shard.unlink()
+        for stage in ("layers", "basis"):
+            (working / f"{stage}.safetensors").unlink()
+        manifest.write(working / MANIFEST)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(final)
+        working.rename(final)
+    write_text(path / CURRENT, name + "\n")
+    return final
+
+
+def _metric(
+    passes: GradientPasses, settings: IndexSettings, provenance: Provenance
+) -> tuple[dict[str, LayerMetric], str]:
+    moments = provenance.second_moments
+    if settings.metric == "adam" and moments is None:
+        raise SettingsError(
+            "index.metric is 'adam', but there is no record with Adam's second moments; use 'auto' or 'identity'",
+            field="index.metric",
+        )
+    if settings.metric == "identity" or moments is None:
+        name, metric = "identity", identity_metric(passes.tracked)
+    else:
+        name, metric = "adam", adam_metric(passes.tracked, moments, provenance.epsilon)
+    device = passes.device
+    return {layer: LayerMetric(m.row.to(device), m.column.to(device)) for layer, m in metric.items()}, name
+
+
+def _damping(settings: IndexSettings, provenance: Provenance, eigenvalues: Tensor) -> tuple[float, str]:
+    if settings.damping is not None:
+        return settings.damping, "settings"
+    if provenance.damping is not None:
+        return provenance.damping, "record"
+    return heuristic_damping(eigenvalues), "heuristic"
+
+
+def _retained(
+    passes: GradientPasses, encoder: Encoder, held_out: Sequence[Example], progress: Progress
+) -> dict[str, float]:
+    """Quantiles of the share of a held-out gradient that the index keeps."""
+    shares = []
+    for batch in passes.batches(held_out):
+        gradients = passes.loss_gradients([held_out[position] for position in batch])
+        shares.append(encoder.retained(gradients, encoder.encode(gradients)))
+        progress("measuring on held-out examples", sum(map(len, shares)), len(held_out))
+    if not shares:
+        return {}
+    every = torch.cat(shares).double().cpu()
+    return {f"p{int(q * 100):02d}": float(every.quantile(q)) for q in (0.01, 0.1, 0.5, 0.9)}
+
+
+def _summaries(tracked: TrackedLayers, coordinates: LayerCoordinates) -> list[LayerSummary]:
+    summaries = []
+    for layer in tracked.layers:
+        projection = coordinates.projections.get(layer.name)
+        ranks = (projection.left.shape[-1], projection.right.shape[-1]) if projection else (0, 0)
+        summaries.append(LayerSummary(name=layer.name, shape=layer.shape, ranks=ranks))
+    return summaries

@@ -1,0 +1,157 @@
+"""Builds an index in three stages, each of which is on disk before the next begins, so that a killed build goes on.
+
+1. *layers*: a pass over a sample fits every layer's bases.
+2. *basis*: a pass over a sample gives GGN rows in the layers' coordinates and their eigenbasis.
+3. *vectors*: a pass over all examples, in shards.
+
+Then the vectors are rotated into the GGN's eigenvectors, whitened, and written with the examples as one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from influence_engine.curvature import Metric, fit_eigenbasis
+from influence_engine.files import writing_aside
+from influence_engine.gradients.coordinates import EnergyFit
+from influence_engine.index.encoder import LayerCoordinates
+from influence_engine.index.passes import GradientPasses
+from influence_engine.index.settings import IndexSettings
+from influence_engine.progress import Progress
+from influence_engine.tasks import Example
+
+SHARD = 1024
+"""Examples a shard: what a killed build loses at most."""
+
+LAYER_SAMPLE = 1024
+"""Examples that the layers' bases are fitted on; more change the bases little and cost a pass each."""
+
+
+class IndexBuilder:
+    """The three stages.
+
+    Args:
+        passes: Runs the model.
+        examples: The training examples.
+        metric: The optimiser's metric.
+        settings: How to build.
+        folder: Where the stages are kept until the index is complete.
+        progress: Told of every batch.
+    """
+
+    def __init__(
+        self,
+        passes: GradientPasses,
+        examples: Sequence[Example],
+        metric: Metric,
+        settings: IndexSettings,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.passes = passes
+        self.examples = examples
+        self.metric = metric
+        self.settings = settings
+        self.folder = folder
+        self.progress = progress
+        self._losses: dict[int, Tensor] = {}
+        generator = torch.Generator().manual_seed(settings.seed)
+        self._shuffled = torch.randperm(len(examples), generator=generator).tolist()
+
+    def layers(self) -> LayerCoordinates:
+        """Stage 1."""
+        path = self.folder / "layers.safetensors"
+        if not path.exists():
+            fit = EnergyFit()
+            for _, examples in self._batches(self._shuffled[:LAYER_SAMPLE], "fitting the layers' bases"):
+                for row in self.passes.rows(examples):
+                    weight = (row.root_curvature.pow(2) + row.loss.pow(2)).sqrt()
+                    fit.add({n: self.metric[n].scale(g).times(weight) for n, g in row.gradients.items()})
+            LayerCoordinates(self.metric, fit.projections(self.settings.coordinates)).save(path)
+        coordinates, _ = LayerCoordinates.load(path)
+        return coordinates.to(self.passes.device)
+
+    def basis(self, coordinates: LayerCoordinates) -> dict[str, Tensor]:
+        """Stage 2: ``basis [m, k]``, ``ggn [k, k]`` within it, and ``kept``."""
+        path = self.folder / "basis.safetensors"
+        if not path.exists():
+            rows, roots = self._sampled_rows(coordinates)
+            fitted = fit_eigenbasis(rows, self.settings.dimensions)
+            curved = (rows * roots.unsqueeze(1)) @ fitted.vectors
+            sampled = min(self.settings.sample, len(self.examples))
+            tensors = {
+                "basis": fitted.vectors.cpu().contiguous(),
+                "ggn": (curved.T @ curved / sampled).cpu(),
+                "kept": torch.tensor(fitted.kept, dtype=torch.float64),
+            }
+            with writing_aside(path) as aside:
+                save_file(tensors, aside)
+        return {name: tensor.to(self.passes.device) for name, tensor in load_file(path).items()}
+
+    def vectors(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
+        """Stage 3: loss gradients of all examples in the basis, ``[n, k]`` a shard, in the examples' order."""
+        paths = []
+        for start in range(0, len(self.examples), SHARD):
+            path = self.folder / f"vectors-{start:09d}.safetensors"
+            paths.append(path)
+            wanted = range(start, min(start + SHARD, len(self.examples)))
+            if path.exists():
+                self.progress("indexing the examples", wanted.stop, len(self.examples))
+                continue
+            result = torch.empty(len(wanted), basis.shape[1])
+            missing = []
+            for position in wanted:
+                known = self._losses.pop(position, None)
+                if known is None:
+                    missing.append(position)
+                else:
+                    result[position - start] = (known.to(basis) @ basis).cpu()
+            done = wanted.stop - len(missing)
+            for positions, examples in self._grouped(missing):
+                encoded = coordinates(self.passes.loss_gradients(examples)) @ basis
+                result[torch.tensor(positions) - start] = encoded.cpu()
+                done += len(positions)
+                self.progress("indexing the examples", done, len(self.examples))
+            self.progress("indexing the examples", wanted.stop, len(self.examples))
+            with writing_aside(path) as aside:
+                save_file({"vectors": result}, aside)
+        return paths
+
+    def _sampled_rows(self, coordinates: LayerCoordinates) -> tuple[Tensor, Tensor]:
+        """Fitting rows ``[S, m]`` of the sample, and what makes GGN rows of them ``[S]``.
+
+        A row is ``sqrt(h + c^2) J^T e``: it counts with its curvature and with its share of the loss gradient, so that
+        examples that the model is sure of, mislabelled ones among them, keep their place in the basis.
+        """
+        rows: list[Tensor] = []
+        roots: list[Tensor] = []
+        for positions, examples in self._batches(self._shuffled[: self.settings.sample], "fitting the GGN's basis"):
+            total: Tensor | None = None
+            for row in self.passes.rows(examples):
+                pulled = coordinates(row.gradients)
+                weight = (row.root_curvature.pow(2) + row.loss.pow(2)).sqrt().clamp_min(1e-30)
+                rows.append(pulled * weight.unsqueeze(1))
+                roots.append(row.root_curvature / weight)
+                part = pulled * row.loss.unsqueeze(1)
+                total = part if total is None else total + part
+            assert total is not None
+            self._losses.update(zip(positions, total.to(torch.float32).cpu(), strict=True))
+        return torch.cat(rows), torch.cat(roots)
+
+    def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[tuple[list[int], list[Example]]]:
+        done = 0
+        self.progress(stage, 0, len(chosen))
+        for positions, examples in self._grouped(chosen):
+            yield positions, examples
+            done += len(positions)
+            self.progress(stage, done, len(chosen))
+
+    def _grouped(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[Example]]]:
+        wanted = [self.examples[position] for position in chosen]
+        for group in self.passes.batches(wanted):
+            yield [chosen[number] for number in group], [wanted[number] for number in group]

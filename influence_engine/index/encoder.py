@@ -1,0 +1,151 @@
+"""Turns layer gradients into the index's vectors: metric, layer bases, eigenbasis.
+
+An :class:`Encoder` is all that a query needs besides the vectors themselves; it is built once with the index and saved
+in one safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from influence_engine.curvature import LayerMetric
+from influence_engine.errors import IndexFormatError
+from influence_engine.files import writing_aside
+from influence_engine.gradients import LayerGradient
+from influence_engine.gradients.coordinates import LayerProjection
+
+
+@dataclass(frozen=True)
+class LayerCoordinates:
+    """Coordinates of the layers' gradients in the optimiser's metric, ``m`` in all.
+
+    Attributes:
+        metric: By layer name.
+        projections: By layer name, in the metric's own coordinates.
+    """
+
+    metric: Mapping[str, LayerMetric]
+    projections: Mapping[str, LayerProjection]
+
+    @property
+    def size(self) -> int:
+        """``m``."""
+        return sum(projection.size for projection in self.projections.values())
+
+    def __call__(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
+        """Coordinates ``[B, m]``; a layer that took no part in the forward pass has zeros."""
+        parts: list[Tensor | None] = []
+        batch, some = 0, None
+        for name, projection in self.projections.items():
+            gradient = gradients.get(name)
+            part = None if gradient is None else projection.project(self.metric[name].scale(gradient))
+            if part is not None:
+                batch, some = part.shape[0], part
+            parts.append(part)
+        if some is None:
+            raise IndexFormatError("none of the index's layers took part in the forward pass")
+        sizes = (projection.size for projection in self.projections.values())
+        filled = [
+            some.new_zeros(batch, size) if part is None else part for part, size in zip(parts, sizes, strict=True)
+        ]
+        return torch.cat(filled, 1)
+
+    def squared_norms(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
+        """``||g||^2`` in the metric of the whole gradient, not only of its coordinates, ``[B]``."""
+        parts = [self.metric[name].scale(gradient).squared_norms() for name, gradient in gradients.items()]
+        return torch.stack(parts).sum(0)
+
+    def to(self, device: torch.device) -> LayerCoordinates:
+        """The same on a device."""
+        return LayerCoordinates(
+            {n: LayerMetric(m.row.to(device), m.column.to(device)) for n, m in self.metric.items()},
+            {n: LayerProjection(p.left.to(device), p.right.to(device)) for n, p in self.projections.items()},
+        )
+
+    def save(self, path: str | os.PathLike[str], more: Mapping[str, Tensor] | None = None) -> None:
+        """Writes it, and tensors ``more``, as one safetensors file."""
+        tensors = dict(more or {})
+        for number, name in enumerate(self.projections):
+            tensors[f"layer.{number}.row"] = self.metric[name].row
+            tensors[f"layer.{number}.column"] = self.metric[name].column
+            tensors[f"layer.{number}.left"] = self.projections[name].left
+            tensors[f"layer.{number}.right"] = self.projections[name].right
+        names = json.dumps(list(self.projections))
+        with writing_aside(path) as aside:
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, aside, {"layers": names})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> tuple[LayerCoordinates, dict[str, Tensor]]:
+        """Reads what ``save`` wrote: the coordinates and the further tensors."""
+        try:
+            with safe_open(Path(path), "pt") as file:
+                names = json.loads(file.metadata()["layers"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except Exception as error:
+            raise IndexFormatError(f"{path} cannot be read: {error}", field=str(path)) from error
+        metric, projections = {}, {}
+        for number, name in enumerate(names):
+            row, column, left, right = (
+                tensors.pop(f"layer.{number}.{part}") for part in ("row", "column", "left", "right")
+            )
+            metric[name] = LayerMetric(row, column)
+            projections[name] = LayerProjection(left, right)
+        return cls(metric, projections), tensors
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """From layer gradients to the ``k`` coordinates in which the GGN is diagonal.
+
+    Attributes:
+        coordinates: The layers' coordinates, ``m``.
+        basis: ``[k, m]``.
+        eigenvalues: ``[k]``, of the GGN in the optimiser's metric.
+    """
+
+    coordinates: LayerCoordinates
+    basis: Tensor
+    eigenvalues: Tensor
+
+    def encode(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
+        """``[B, k]`` in single precision."""
+        coordinates = self.coordinates(gradients)
+        # Half precision holds numbers up to 65504 only: each example is brought to a largest value of 1 first.
+        size = coordinates.abs().amax(1, keepdim=True).clamp_min(1e-30)
+        return functional.linear((coordinates / size).to(self.basis.dtype), self.basis).float() * size
+
+    def retained(self, gradients: Mapping[str, LayerGradient], encoded: Tensor) -> Tensor:
+        """Share of each gradient's squared norm that its ``k`` coordinates keep, ``[B]``."""
+        return encoded.pow(2).sum(1) / self.coordinates.squared_norms(gradients).clamp_min(1e-30)
+
+    def to(self, device: torch.device) -> Encoder:
+        """The same on a device."""
+        return replace(
+            self,
+            coordinates=self.coordinates.to(device),
+            basis=self.basis.to(device),
+            eigenvalues=self.eigenvalues.to(device),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it as one safetensors file."""
+        self.coordinates.save(path, {"basis": self.basis, "eigenvalues": self.eigenvalues})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Encoder:
+        """Reads what ``save`` wrote."""
+        coordinates, more = LayerCoordinates.load(path)
+        try:
+            return cls(coordinates, more["basis"], more["eigenvalues"])
+        except KeyError as error:
+            raise IndexFormatError(f"{path} has no tensor {error}", field=str(path)) from error

@@ -1,0 +1,83 @@
+"""From the built stages to the files of a version: rotate into the GGN's eigenvectors, whiten, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from influence_engine.files import remove_tree
+from influence_engine.index.encoder import Encoder, LayerCoordinates
+from influence_engine.index.store import write_table
+from influence_engine.progress import Progress
+from influence_engine.tasks import Example
+
+_RANGE = 1024.0
+"""Stored vectors are scaled to this largest value: well inside half precision, with room for small ones."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """From the fitted basis to the GGN's eigenvectors within it.
+
+    Attributes:
+        matrix: ``[k, k]``, float64.
+        eigenvalues: ``[k]``, largest first.
+    """
+
+    matrix: Tensor
+    eigenvalues: Tensor
+
+    @classmethod
+    def of(cls, ggn: Tensor) -> Rotation:
+        """Decomposes the GGN within the basis, ``[k, k]``."""
+        values, vectors = torch.linalg.eigh(ggn.double())
+        return cls(vectors.flip(1), values.flip(0).clamp_min(0))
+
+    def encoder(self, coordinates: LayerCoordinates, basis: Tensor, dtype: torch.dtype) -> Encoder:
+        """The finished encoder; its basis is ``[k, m]``, so that a query reads it row by row."""
+        rotated = (self.matrix.T @ basis.double().T).to(dtype).contiguous()
+        return Encoder(coordinates, rotated, self.eigenvalues.float())
+
+
+def write_vectors(
+    path: Path,
+    shards: Sequence[Path],
+    rotation: Rotation,
+    damping: float,
+    examples: Sequence[Example],
+    *,
+    label: str,
+    dtype: str,
+    progress: Progress,
+) -> tuple[str, float]:
+    """Writes the example table; returns its content digest and the scale of its vectors.
+
+    A stored vector is ``scale (g in eigenvectors) / sqrt(eigenvalue + damping)``: all its numbers are of one size, and
+    the damped inverse is a product with equally whitened queries.
+    """
+    whitening = (rotation.matrix / (rotation.eigenvalues + damping).sqrt()).float().cpu()
+    largest = max(float((_read(shard) @ whitening).abs().max()) for shard in shards)
+    scale = _RANGE / largest if largest > 0 else 1.0
+    remove_tree(path)  # a table left by a build that was killed here
+
+    def blocks() -> Iterator[tuple[Sequence[Example], Tensor]]:
+        start = 0
+        for shard in shards:
+            vectors = _read(shard) @ whitening * scale
+            yield examples[start : start + len(vectors)], vectors
+            start += len(vectors)
+            progress("writing the index", start, len(examples))
+
+    content = write_table(
+        path, blocks(), label=label, weight=1 / len(examples), dimensions=whitening.shape[1], dtype=dtype
+    )
+    return content, scale
+
+
+def _read(path: Path) -> Tensor:
+    return load_file(path)["vectors"]

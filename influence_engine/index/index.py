@@ -1,0 +1,279 @@
+"""The training-gradient index: build, open, verify, search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.digests import json_digest, verify_folder
+from influence_engine.errors import DigestMismatchError, IndexFormatError
+from influence_engine.index.build import (
+    CURRENT,
+    ENCODER,
+    MANIFEST,
+    TABLE,
+    VERSIONS,
+    build_version,
+    predict_build,
+)
+from influence_engine.index.encoder import Encoder
+from influence_engine.index.manifest import Manifest
+from influence_engine.index.plan import BuildPlan
+from influence_engine.index.provenance import Provenance
+from influence_engine.index.settings import IndexSettings
+from influence_engine.index.store import ExampleTable
+from influence_engine.models import model_digest
+from influence_engine.progress import Progress, silent
+from influence_engine.resources import choose_device
+from influence_engine.tasks import Example, Task
+from influence_engine.training import Run
+from influence_engine.training.identity import data_digest, task_digests
+
+_EXACT_BLOCK = 4096
+
+
+class InfluenceIndex:
+    """One opened version of an index; its vectors are resident on one device.
+
+    Attributes:
+        folder: The version's folder.
+        manifest: What it was built from and how.
+        encoder: Turns layer gradients into queries.
+        table: The examples.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.device = device
+        self.encoder = Encoder.load(folder / ENCODER).to(device)
+        self.table = ExampleTable(folder / TABLE)
+        self._vectors = self.table.vectors().to(device)
+        self._weights = torch.tensor(self.table.column("weight"), device=device)
+        if self._vectors.shape != (manifest.rows, manifest.dimensions):
+            raise IndexFormatError(
+                f"{folder / TABLE} holds vectors {tuple(self._vectors.shape)}, the manifest says "
+                f"({manifest.rows}, {manifest.dimensions})",
+                field=str(folder),
+            )
+        self.labels: list[str | None] = self.table.column("label")
+        self.example_ids: list[str] = self.table.column("example_id")
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        task: Task,
+        train: Sequence[Example],
+        path: str | os.PathLike[str],
+        settings: IndexSettings | None = None,
+        *,
+        base: nn.Module | None = None,
+        held_out: Sequence[Example] = (),
+        device: str = "auto",
+        progress: Progress = silent,
+    ) -> InfluenceIndex:
+        """Builds an index for a model whose training was not recorded, and opens it.
+
+        Args:
+            model: The fine-tuned model; ``requires_grad`` marks what was trained.
+            task: Its task.
+            train: Its training examples.
+            path: Where the index and its versions are kept.
+            settings: How to build; the defaults are good ones.
+            base: The model before fine-tuning, where known: its digest goes on record.
+            held_out: Examples that were not trained on; how much of their gradients the index keeps tells it later
+                which queries lie outside.
+            device: ``auto`` builds on the GPU where there is one.
+            progress: Told of every batch.
+
+        Raises:
+            DataError, ModelError, SettingsError, ResourceError: see ``build_version``.
+        """
+        digests = {
+            "model": model_digest(model),
+            "base": None if base is None else model_digest(base),
+            "data": data_digest(train),
+            **task_digests(task),
+        }
+        return cls._built(model, task, train, path, settings, Provenance(digests), held_out, device, progress)
+
+    @classmethod
+    def build_from_run(
+        cls,
+        run: str | os.PathLike[str] | Run,
+        task: Task,
+        train: Sequence[Example],
+        path: str | os.PathLike[str],
+        settings: IndexSettings | None = None,
+        *,
+        into: nn.Module | None = None,
+        held_out: Sequence[Example] = (),
+        device: str = "auto",
+        progress: Progress = silent,
+    ) -> InfluenceIndex:
+        """Builds an index from a recorded run: optimiser's metric and damping come from the record.
+
+        Args:
+            run: The run or its folder.
+            into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+
+        The other arguments are those of ``build``.
+
+        Raises:
+            DigestMismatchError: data or task are not the recorded ones.
+        """
+        opened = run if isinstance(run, Run) else Run.open(run)
+        now = {"data": data_digest(train), **task_digests(task)}
+        for name, digest in now.items():
+            if opened.digests.get(name) != digest:
+                raise DigestMismatchError(
+                    f"the {name} given is not what the run in {opened.folder} was trained with: its digest is "
+                    f"{digest}, the record says {opened.digests.get(name)}",
+                    field=name,
+                )
+        model = opened.load_model(into)
+        return cls._built(model, task, train, path, settings, Provenance.of(opened), held_out, device, progress)
+
+    @classmethod
+    def _built(
+        cls,
+        model: nn.Module,
+        task: Task,
+        train: Sequence[Example],
+        path: str | os.PathLike[str],
+        settings: IndexSettings | None,
+        provenance: Provenance,
+        held_out: Sequence[Example],
+        device: str,
+        progress: Progress,
+    ) -> InfluenceIndex:
+        chosen = choose_device(device)
+        build_version(
+            model.to(chosen), task, train, Path(path), settings or IndexSettings(), provenance, held_out, progress
+        )
+        return cls.open(path, device=device)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        version: str | None = None,
+        model_digest: str | None = None,
+        device: str = "auto",
+    ) -> InfluenceIndex:
+        """Opens the current version, or the one named, after checking its files.
+
+        Args:
+            path: The index.
+            version: Name of a version, by default the one in ``CURRENT``.
+            model_digest: Digest of the model it will be used with.
+            device: Where its vectors go.
+
+        Raises:
+            IndexFormatError: there is no index, or not of a format known here.
+            DigestMismatchError: a file has changed, or the index is of another model.
+        """
+        folder = Path(path) / VERSIONS / (version or current_version(path))
+        if not (folder / MANIFEST).is_file():
+            raise IndexFormatError(f"{path} has no version {folder.name!r}", field=str(path))
+        manifest = Manifest.read(folder / MANIFEST)
+        if model_digest is not None and manifest.digests.get("model") != model_digest:
+            raise DigestMismatchError(
+                f"the index in {path} was built for the model with digest {manifest.digests.get('model')}, not for "
+                f"this one ({model_digest}). Build an index for it: bento-audit index build",
+                field=str(path),
+            )
+        verify_folder(folder, manifest.files)
+        return cls(folder, manifest, choose_device(device))
+
+    @staticmethod
+    def plan(
+        model: nn.Module, task: Task, train: Sequence[Example], settings: IndexSettings | None = None
+    ) -> BuildPlan:
+        """Predicts time, disk and memory of a build."""
+        return predict_build(model, task, train, settings or IndexSettings())
+
+    def verify(self) -> None:
+        """Reads every row again and compares digests.
+
+        Raises:
+            DigestMismatchError: a file or a row has changed since the index was built.
+        """
+        verify_folder(self.folder, self.manifest.files)
+        found = self.table.content_digest()
+        if found != self.manifest.content_digest:
+            raise DigestMismatchError(
+                f"{self.folder / TABLE} has changed since it was built: its content digest is {found}, the manifest "
+                f"says {self.manifest.content_digest}",
+                field=str(self.folder / TABLE),
+            )
+
+    def inspect(self) -> dict[str, Any]:
+        """The manifest, with the disk and memory that the index takes."""
+        disk = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        return {**self.manifest.model_dump(mode="json"), "disk_bytes": disk, "resident_bytes": self.resident_bytes}
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the vectors and the eigenbasis in memory: what a query reads."""
+        return sum(t.numel() * t.element_size() for t in (self._vectors, self.encoder.basis))
+
+    def check_task(self, task_description: Mapping[str, Any]) -> None:
+        """Refuses a task other than the one that the index was built with.
+
+        Raises:
+            DigestMismatchError: labels, lengths, fields or tokenizer differ.
+        """
+        if json_digest(task_description) != json_digest(self.manifest.task):
+            raise DigestMismatchError(
+                f"the index in {self.folder} was built for the task {self.manifest.task}, not for {task_description}",
+                field="task",
+            )
+
+    def scores(self, encoded: Tensor, *, exact: bool = False) -> Tensor:
+        """Influence of every example on each query, ``[Q, N]``, in row order; positive supports.
+
+        ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` in the eigenvectors of ``G``.
+
+        Args:
+            encoded: ``[Q, k]``, from the encoder.
+            exact: Multiply in single precision, block by block, instead of in the precision of the stored vectors.
+        """
+        whitened = encoded / (self.encoder.eigenvalues + self.manifest.damping).sqrt()
+        size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
+        query = whitened / size
+        if exact or self._vectors.dtype == torch.float32:
+            blocks = [query @ block.float().T for block in torch.split(self._vectors, _EXACT_BLOCK)]
+            products = torch.cat(blocks, 1)
+        else:
+            products = (query.to(self._vectors.dtype) @ self._vectors.T).float()
+        return products * (-size / self.manifest.scale) * self._weights
+
+    def scores_of(self, encoded: Tensor, rows: Tensor) -> Tensor:
+        """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""
+        whitened = encoded / (self.encoder.eigenvalues + self.manifest.damping).sqrt()
+        return -(self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
+
+
+def current_version(path: str | os.PathLike[str]) -> str:
+    """Name of the version that is current.
+
+    Raises:
+        IndexFormatError: there is no index at ``path``, or only one that is still being built.
+    """
+    pointer = Path(path) / CURRENT
+    if pointer.is_file():
+        return pointer.read_text(encoding="utf-8").strip()
+    unfinished = (Path(path) / "building").is_dir()
+    state = "holds an unfinished build; go on with" if unfinished else "holds no index; make one with"
+    raise IndexFormatError(f"{path} {state}: bento-audit index build", field=str(path))

@@ -1,0 +1,122 @@
+"""Passes over examples that yield what the index is made of: loss gradients and GGN rows, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.curvature import (
+    exact_output_curvature,
+    fits_exact_curvature,
+    sampled_output_gradients,
+)
+from influence_engine.errors import ModelError
+from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
+from influence_engine.resources import to_device
+from influence_engine.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class PulledRow:
+    """One backward pass of a batch: gradients ``J^T e`` with the weights that make GGN rows and loss gradients of them.
+
+    Attributes:
+        gradients: By layer name.
+        root_curvature: ``[B]``; ``root_curvature J^T e`` is a GGN row.
+        loss: ``[B]``; the loss gradient is the sum of ``loss J^T e`` over an example's rows.
+    """
+
+    gradients: dict[str, LayerGradient]
+    root_curvature: Tensor
+    loss: Tensor
+
+
+class GradientPasses:
+    """Runs a model over examples batch by batch.
+
+    Args:
+        model: The fine-tuned model.
+        task: Its task.
+        tracked: The layers to go through.
+        batch_tokens: Padded positions a batch.
+        draws: Sampled labels an example where outputs are too many for exact curvature.
+        seed: Of the sampled labels.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, tracked: TrackedLayers, *, batch_tokens: int, draws: int, seed: int
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.tracked = tracked
+        self.batch_tokens = batch_tokens
+        self.draws = draws
+        self.seed = seed
+        self.device = next(model.parameters()).device
+
+    def batches(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Positions in ``examples`` grouped by size, so that little of a batch is padding; longest first."""
+        sizes = [next(iter(self.task.collate([example]).values())).numel() for example in examples]
+        order = sorted(range(len(examples)), key=lambda position: -sizes[position])
+        groups: list[list[int]] = []
+        for position in order:
+            if groups and sizes[groups[-1][0]] * (len(groups[-1]) + 1) <= self.batch_tokens:
+                groups[-1].append(position)
+            else:
+                groups.append([position])
+        return groups
+
+    def trace(self, examples: Sequence[Example]) -> AbstractContextManager[Trace]:
+        """A traced forward pass of one batch."""
+        batch = to_device(self.task.collate(examples), self.device)
+        return tracing(self.model, self.task, self.tracked.layers, batch)
+
+    def loss_gradients(self, examples: Sequence[Example]) -> dict[str, LayerGradient]:
+        """Gradients of the training losses of one batch."""
+        with self.trace(examples) as trace:
+            gradients = trace.layer_gradients(self.task.loss(trace.outputs, trace.batch))
+        self._check_finite(gradients, examples)
+        return gradients
+
+    def rows(self, examples: Sequence[Example]) -> Iterator[PulledRow]:
+        """All rows of one batch: every GGN direction, and the loss gradient where it is not a sum of these."""
+        with self.trace(examples) as trace:
+            for row in self._exact_rows(trace) if fits_exact_curvature(trace.outputs) else self._drawn_rows(trace):
+                self._check_finite(row.gradients, examples)
+                yield row
+
+    def _exact_rows(self, trace: Trace) -> Iterator[PulledRow]:
+        curvature = exact_output_curvature(self.task, trace.outputs, trace.batch)
+        coefficients = curvature.coefficients
+        for number, direction in enumerate(curvature.directions):
+            root = curvature.curvatures[number].sqrt()
+            loss = torch.zeros_like(root) if coefficients is None else coefficients[number]
+            yield PulledRow(trace.gradients_along(trace.outputs, direction, keep_graph=True), root, loss)
+        if coefficients is None:
+            yield self._loss_row(trace, curvature.loss_gradient)
+
+    def _drawn_rows(self, trace: Trace) -> Iterator[PulledRow]:
+        drawn = sampled_output_gradients(self.task, trace.outputs, trace.batch, draws=self.draws, seed=self.seed)
+        for direction in drawn:
+            gradients = trace.gradients_along(trace.outputs, direction, keep_graph=True)
+            ones = direction.new_ones(trace.batch_size)
+            yield PulledRow(gradients, ones, torch.zeros_like(ones))
+        leaf = trace.outputs.detach().requires_grad_()
+        (loss_gradient,) = torch.autograd.grad(self.task.loss(leaf, trace.batch).sum(), leaf)
+        yield self._loss_row(trace, loss_gradient)
+
+    def _loss_row(self, trace: Trace, loss_gradient: Tensor) -> PulledRow:
+        ones = loss_gradient.new_ones(trace.batch_size)
+        return PulledRow(trace.gradients_along(trace.outputs, loss_gradient), torch.zeros_like(ones), ones)
+
+    def _check_finite(self, gradients: dict[str, LayerGradient], examples: Sequence[Example]) -> None:
+        for name, gradient in gradients.items():
+            norms = gradient.squared_norms()
+            if not bool(torch.isfinite(norms).all()):
+                position = int((~torch.isfinite(norms)).nonzero()[0])
+                example_id = examples[position].get("example_id", f"number {position} of the batch")
+                raise ModelError(f"the gradient of example {example_id!r} is not finite in layer {name!r}", field=name)

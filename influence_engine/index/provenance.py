@@ -1,0 +1,68 @@
+"""What an index knows of the training behind its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from influence_engine.curvature import recorded_damping
+from influence_engine.digests import weights_digest
+from influence_engine.training import Run
+
+NOT_RECORDED = (
+    "the training was not recorded: fine-tune with `bento-audit finetune`, or add RecordingCallback to your Trainer"
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Digests, and what a record of the training adds to them.
+
+    Attributes:
+        digests: Of ``model``, ``base``, ``tokenizer``, ``data`` and ``task``; ``None`` where there is none.
+        second_moments: Adam's, bias-corrected, by parameter name; ``None`` for other optimisers or without a record.
+        epsilon: Adam's, in the units of a gradient.
+        damping: ``1 / sum of learning rates``, clipping included; ``None`` without a record.
+        run: Folder of the record.
+        why_not_recorded: Why replayed answers cannot be had, where they cannot.
+    """
+
+    digests: Mapping[str, str | None]
+    second_moments: Mapping[str, Tensor] | None = None
+    epsilon: float = 0.0
+    damping: float | None = None
+    run: str | None = None
+    why_not_recorded: str | None = field(default=NOT_RECORDED)
+
+    @classmethod
+    def of(cls, run: Run) -> Provenance:
+        """Everything that a recorded run knows."""
+        optimizer = run.manifest["optimizer"]
+        momentum = float(optimizer.get("momentum", 0.0)) if optimizer["type"] == "sgd" else 0.0
+        # A clipped step is a shorter one; a factor that is not known counts as none.
+        steps = run.learning_rates * run.clip_factors.nan_to_num(1.0)
+        return cls(
+            digests=run.digests,
+            second_moments=run.second_moments(),
+            epsilon=run.epsilon or 0.0,
+            damping=recorded_damping(steps, momentum=momentum),
+            run=str(run.folder),
+            why_not_recorded=run.why_not_replayable,
+        )
+
+    def training_digest(self) -> dict[str, object]:
+        """Identity of what the record adds, for the index's build digest."""
+        moments = None if self.second_moments is None else weights_digest(self.second_moments)
+        return {"second_moments": moments, "epsilon": self.epsilon, "damping": self.damping}
+
+    def tiers(self) -> dict[str, str]:
+        """Each tier with ``available``, or what is missing for it."""
+        later = "not in this version yet"
+        return {
+            "estimated": "available",
+            "refined": later,
+            "replayed": later if self.why_not_recorded is None else self.why_not_recorded,
+            "measured": later if self.why_not_recorded is None else self.why_not_recorded,
+        }

@@ -1,0 +1,33 @@
+"""Which rows to return for a query's scores."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from influence_engine.errors import SettingsError
+
+Polarity = Literal["both", "proponents", "opponents"]
+
+
+def top_rows(scores: Tensor, top_k: int, polarity: Polarity) -> Tensor:
+    """Rows of the strongest influences of one query, strongest first.
+
+    Args:
+        scores: ``[N]``, signed influences.
+        top_k: How many at most.
+        polarity: ``proponents`` returns positive ones only, ``opponents`` negative ones only, ``both`` the largest
+            in absolute value.
+
+    Returns:
+        ``[at most top_k]`` row numbers; fewer where fewer have the sign asked for.
+    """
+    if polarity not in get_args(Polarity):
+        raise SettingsError(f"polarity is {polarity!r}; allowed are {', '.join(get_args(Polarity))}", field="polarity")
+    if top_k < 1:
+        raise SettingsError(f"top_k is {top_k}; it must be at least 1", field="top_k")
+    strength = scores.abs() if polarity == "both" else scores if polarity == "proponents" else -scores
+    values, rows = torch.topk(strength, min(top_k, len(scores)))
+    return rows if polarity == "both" else rows[values > 0]

@@ -1,0 +1,168 @@
+"""The example table: examples, provenance and vectors in one Lance dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from influence_engine.errors import IndexFormatError
+from influence_engine.tasks import Example
+
+RESERVED = ("example_id", "source", "licence", "consent", "metadata")
+"""Keys of an example that are not fields of its task."""
+
+
+class ExampleTable:
+    """Reads an example table.
+
+    Args:
+        path: The Lance dataset.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise IndexFormatError(f"{path} is missing", field=str(path))
+        try:
+            self._dataset = lance.dataset(str(path))
+        except Exception as error:
+            raise IndexFormatError(f"{path} cannot be opened: {error}", field=str(path)) from error
+
+    def __len__(self) -> int:
+        return int(self._dataset.count_rows())
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list, in row order."""
+        return self._dataset.to_table(columns=[name]).column(name).to_pylist()
+
+    def vectors(self) -> Tensor:
+        """``[N, k]``, in row order, with the dtype they are stored in."""
+        result: Tensor | None = None
+        start = 0
+        for block in self._dataset.to_batches(columns=["vector"], batch_size=4096):
+            part = _to_tensor(block.column("vector"))
+            if result is None:
+                result = part.new_empty(len(self), part.shape[1])
+            result[start : start + len(part)] = part
+            start += len(part)
+        if result is None:
+            raise IndexFormatError(f"{self.path} has no rows", field=str(self.path))
+        return result
+
+    def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Everything but the vectors of some rows, in the order asked; ``fields`` and ``metadata`` as mappings."""
+        columns = ["example_id", "example_handle", "label", "source", "licence", "consent", "fields", "metadata"]
+        found = self._dataset.take(list(rows), columns=columns).to_pylist()
+        for row in found:
+            row["fields"] = json.loads(row["fields"])
+            row["metadata"] = json.loads(row["metadata"])
+        return found
+
+    def content_digest(self) -> str:
+        """SHA-256 over all rows in ``example_id`` order; handles, which are random, stay out."""
+        return content_digest(self._blocks())
+
+    def _blocks(self) -> Iterator[pa.RecordBatch]:
+        yield from self._dataset.to_batches(batch_size=4096)
+
+
+def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
+    """Digest of record batches of the table's schema, whatever their number and order."""
+    digests: dict[str, bytes] = {}
+    for block in blocks:
+        vectors = _to_tensor(block.column("vector")).view(torch.uint8).numpy()
+        plain = block.drop_columns(["vector", "example_handle"]).to_pylist()
+        for row, vector in zip(plain, vectors, strict=True):
+            text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+            digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass"))
+            digest.update(vector.tobytes())
+            digests[row["example_id"]] = digest.digest()
+    return hashlib.sha256(b"".join(digests[example_id] for example_id in sorted(digests))).hexdigest()
+
+
+def write_table(
+    path: str | os.PathLike[str],
+    blocks: Iterable[tuple[Sequence[Example], Tensor]],
+    *,
+    label: str,
+    weight: float,
+    dimensions: int,
+    dtype: str,
+) -> str:
+    """Writes a new table from blocks of examples and their vectors ``[n, k]``; returns its content digest.
+
+    Args:
+        path: The Lance dataset to make.
+        blocks: In row order.
+        label: Name of the field that examples are grouped by.
+        weight: ``a_i / Z`` of every example.
+        dimensions: ``k``.
+        dtype: ``float16`` or ``float32``.
+    """
+    schema = pa.schema(
+        [
+            pa.field("example_id", pa.string(), nullable=False),
+            pa.field("example_handle", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("source", pa.string()),
+            pa.field("licence", pa.string()),
+            pa.field("consent", pa.string()),
+            pa.field("fields", pa.string(), nullable=False),
+            pa.field("metadata", pa.string(), nullable=False),
+            pa.field("weight", pa.float32(), nullable=False),
+            pa.field("vector", pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dimensions)),
+        ]
+    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for examples, vectors in blocks:
+            columns = [_row(example, label, weight) for example in examples]
+            flat = pa.array(vectors.to(getattr(torch, dtype)).contiguous().flatten().numpy())
+            arrays = [pa.array([column[field.name] for column in columns], field.type) for field in list(schema)[:-1]]
+            yield pa.RecordBatch.from_arrays(
+                [*arrays, pa.FixedSizeListArray.from_arrays(flat, dimensions)], schema=schema
+            )
+
+    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), str(path), mode="create")
+    return ExampleTable(path).content_digest()
+
+
+def _row(example: Example, label: str, weight: float) -> dict[str, Any]:
+    fields = {key: value for key, value in example.items() if key not in RESERVED}
+    group = example.get(label)
+    return {
+        "example_id": str(example["example_id"]),
+        "example_handle": f"ex_{secrets.token_hex(8)}",
+        "label": None if group is None else str(group),
+        "source": example.get("source"),
+        "licence": example.get("licence"),
+        "consent": example.get("consent"),
+        "fields": _json(fields, example),
+        "metadata": _json(dict(example.get("metadata") or {}), example),
+        "weight": weight,
+    }
+
+
+def _json(value: Mapping[str, Any], example: Example) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    except TypeError as error:
+        raise IndexFormatError(
+            f"example {example['example_id']!r} has a field that cannot be kept as JSON: {error}; "
+            "keep a reference to it (a path) instead"
+        ) from error
+
+
+def _to_tensor(column: Any) -> Tensor:
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(values.copy()).reshape(len(column), -1)

@@ -1,0 +1,52 @@
+"""What the machine has: devices, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from influence_engine.errors import ResourceError
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device named, or with ``auto`` the GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on a device; tensors that are there already are not copied."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
+    """Checks before anything is written that ``needed`` bytes fit on the disk of ``folder``.
+
+    Raises:
+        ResourceError: they do not; the message says how much there is.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ResourceError(
+            f"{folder} needs {readable_bytes(needed)} of disk and {readable_bytes(free)} are free; "
+            "fewer index.dimensions or index.coordinates need less",
+            field=str(folder),
+        )
+
+
+def readable_bytes(count: float) -> str:
+    """``1536`` as ``1.5 kB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
