@@ -107,7 +107,8 @@ class EdgeMiddleware:
         hide_inputs_in_logs()
         self.app = app
         self.limit = service.inner.max_body_bytes()
-        prefix = service.path_prefix.rstrip("/")
+        prefix = "/" + (service.path_prefix or "").strip("/")
+        prefix = "" if prefix == "/" else prefix
         self.routes = {prefix + method.route: _route(method) for method in service.apis.values()}
         self.system_paths = SYSTEM_PATHS | {prefix + path for path in SYSTEM_PATHS}
         self.mounts = tuple(path.rstrip("/") + "/" for _, path, _ in service.mount_apps)

@@ -55,7 +55,7 @@ class ExplainRequest(Request):
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
     input: dict[str, Any] | None = Field(None, description="The fields of one example, such as {'text': ...}.")
     target: Target | None = None
-    top_k: int = Field(10, ge=1, le=MAX_TOP_K, strict=True, description="How many examples of each polarity.")
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K, strict=True, description="How many examples, strongest first.")
     polarity: Polarity = "both"
     tier: Tier = "best"
     include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")

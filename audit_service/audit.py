@@ -1,0 +1,128 @@
+"""What a service has as ``self.audit``: its config, its predictor, and its predictions on record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audit_service.bundle import find, state_folder
+from audit_service.config import AuditConfig
+from audit_service.engine.client import Engine
+from audit_service.errors import error_body, status_of
+from audit_service.ids import new_id
+from audit_service.prediction.export import TOKENIZER
+from audit_service.prediction.predictor import OnnxPredictor
+from audit_service.predictions import PredictionRecord, PredictionStore
+from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
+from influence_engine.errors import InfluenceError
+from influence_engine.models import load_tokenizer
+
+
+class Audit:
+    """The audit of one service.
+
+    Args:
+        service: The service's name, for the record.
+        name: The name of its config, by which it asks the engine.
+        config: Its config.
+    """
+
+    def __init__(self, service: str, name: str, config: AuditConfig) -> None:
+        self.service = service
+        self.name = name
+        self.config = config
+        self.input_fields: Sequence[str] | None = config.input_fields
+        self.model_digest = ""
+        self.store = PredictionStore(state_folder(config), keep_inputs_s=config.serve.keep_inputs_s)
+
+    def open_predictor(self) -> OnnxPredictor:
+        """The config's model in ONNX Runtime.
+
+        Raises:
+            RecordError: it has not been exported yet.
+            DigestMismatchError: a file has changed, or the task has.
+        """
+        folder = find(self.config, "onnx").folder
+        tokenizer = load_tokenizer(folder / TOKENIZER) if Path(folder / TOKENIZER).is_dir() else None
+        predictor = OnnxPredictor(
+            folder,
+            self.config.task_object(tokenizer),
+            threads=self.config.serve.threads,
+            max_chars=self.config.serve.max_text_chars,
+        )
+        self.model_digest = predictor.model_digest
+        return predictor
+
+    def record(self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Puts one prediction on record; never fails, and takes microseconds."""
+        self.store.record(
+            PredictionRecord(
+                prediction_id=prediction_id,
+                service=self.service,
+                model_digest=self.model_digest,
+                label=outputs.get("label"),
+                confidence=outputs.get("confidence"),
+                scores=outputs.get("scores"),
+                input=example,
+            )
+        )
+
+    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> str:
+        """The prediction id that belongs to an ``Idempotency-Key``; see ``PredictionStore.reserve``."""
+        return self.store.reserve(idempotency_key, f"{self.service}\0{method}\0{self.model_digest}", example)
+
+    async def explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
+        """For each request an explanation, or ``{"error": {...}, "status": ...}`` of its own.
+
+        Raises:
+            ServiceError: the engine cannot answer at all.
+        """
+        questions = await asyncio.gather(*(self._question(request) for request in requests))
+        items = [question[0] for question in questions if not isinstance(question, InfluenceError)]
+        deadline_s = self.config.serve.explain_deadline_s * (1 + (len(items) - 1) // 10)
+        answers = iter(await engine.explain(self.name, items, deadline_s) if items else [])
+        return [
+            _failure(question) if isinstance(question, InfluenceError) else _answer(question[1], next(answers))
+            for question in questions
+        ]
+
+    async def _question(self, request: ExplainRequest) -> tuple[EngineItem, PredictionRecord | None] | InfluenceError:
+        try:
+            record = None
+            if request.prediction_id is not None:
+                record = await asyncio.to_thread(self.store.get, request.prediction_id)
+            return _item(request, record), record
+        except InfluenceError as error:
+            return error
+
+
+def _item(request: ExplainRequest, record: PredictionRecord | None) -> EngineItem:
+    options = request.model_dump(include={"target", "top_k", "polarity", "tier", "include"})
+    if record is None:
+        return EngineItem(input=request.input or {}, **options)
+    recorded = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
+    return EngineItem(input=record.kept_input(), recorded=recorded, **options)
+
+
+def _answer(record: PredictionRecord | None, answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        return answer
+    explanation = answer["explanation"]
+    prediction = explanation["prediction"]
+    if record is not None:
+        prediction = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
+    made = ExplainResponse.model_validate(
+        {
+            **explanation,
+            "explanation_id": new_id(),
+            "prediction_id": None if record is None else record.prediction_id,
+            "prediction": prediction,
+        }
+    )
+    return made.model_dump(mode="json", exclude_unset=True)
+
+
+def _failure(error: InfluenceError) -> dict[str, Any]:
+    return {**error_body(error.code, error.message, error.field), "status": status_of(error)}

@@ -1,0 +1,164 @@
+"""How an edge reaches the engine: JSON over HTTP, on a Unix socket or by URL, with a deadline of its own.
+
+BentoML's own proxy pickles its arguments, waits a minute, and is probed by ``/readyz``; ``EngineDependency`` lets
+BentoML start the engine and gives the service this client instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import httpx
+from _bentoml_sdk.service.dependency import Dependency
+
+from audit_service.errors import EngineTimeoutError, EngineUnavailableError, ServiceError
+from audit_service.schemas import EngineItem
+
+KEEP_ALIVE_S = 4.0
+"""Below the five seconds after which the server closes an idle connection."""
+
+NOT_REACHED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
+
+class Engine(Protocol):
+    """What a service sees of the engine."""
+
+    async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
+        """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``."""
+
+    async def status(self, config: str) -> dict[str, Any]:
+        """What is loaded for ``config``: ``{"state", "reason", ...}``."""
+
+    async def close(self) -> None:
+        """Closes connections."""
+
+
+class HttpEngine:
+    """An engine in another process.
+
+    Args:
+        url: ``file://`` with the path of a Unix socket, or ``http(s)://``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client: httpx.AsyncClient | None = None
+
+    async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
+        """Asks the engine.
+
+        Raises:
+            EngineUnavailableError: it is down, loading, or does not answer before the deadline.
+        """
+        request = {
+            "config": config,
+            "items": [item.model_dump(exclude_none=True) for item in items],
+            "deadline_s": deadline_s,
+        }
+        answer = await self._post("/explain", request, deadline_s)
+        answers: list[dict[str, Any]] = answer["items"]
+        return answers
+
+    async def status(self, config: str) -> dict[str, Any]:
+        """Asks what is loaded; the same errors as ``explain``."""
+        answer: dict[str, Any] = await self._post("/status", {"config": config}, 2.0)
+        return answer
+
+    async def close(self) -> None:
+        """Closes connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def _post(self, path: str, request: Mapping[str, Any], deadline_s: float) -> Any:
+        content = json.dumps(request, allow_nan=False).encode()
+        try:
+            async with asyncio.timeout(deadline_s):
+                response = await self._send(path, content)
+        except (TimeoutError, httpx.TimeoutException):
+            raise EngineTimeoutError(
+                f"the explanation engine did not answer within {deadline_s:g} s; ask again shortly", retry_after=2
+            ) from None
+        except httpx.HTTPError:
+            raise EngineUnavailableError(
+                "the explanation engine cannot be reached; predictions go on, ask for the explanation again later",
+                retry_after=5,
+            ) from None
+        return _body(response)
+
+    async def _send(self, path: str, content: bytes) -> httpx.Response:
+        if self._client is None:
+            self._client = _client(self.url)
+        headers = {"content-type": "application/json"}
+        try:
+            return await self._client.post(path, content=content, headers=headers)
+        except NOT_REACHED:
+            # A connection kept from before the engine restarted is dead; asking twice changes nothing there.
+            return await self._client.post(path, content=content, headers=headers)
+
+
+class EngineDependency(Dependency[Any]):
+    """A ``bentoml.depends`` whose service sees an ``Engine`` instead of BentoML's proxy.
+
+    Args:
+        on: The engine's service; BentoML starts it beside the dependent one unless there is a ``url``.
+        find_url: Called when BentoML starts, not at import: the URL of an engine that runs elsewhere, or ``None``.
+        in_process: Makes an ``Engine`` of an instance of the engine's class, where BentoML runs all in one process.
+    """
+
+    def __init__(self, on: Any, *, find_url: Callable[[], str | None], in_process: Callable[[Any], Engine]) -> None:
+        self._find_url = find_url
+        self._in_process = in_process
+        super().__init__(on)
+
+    @property
+    def url(self) -> str | None:
+        """Address of an engine that runs elsewhere; BentoML starts none where there is one."""
+        return self._find_url()
+
+    @url.setter
+    def url(self, value: str | None) -> None:
+        """BentoML sets what it was given, which is nothing."""
+
+    def get(self) -> Engine:
+        """The engine, as this process can reach it."""
+        url = self.url or self.on.url
+        return HttpEngine(url) if url else self._in_process(self.on())
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    parts = urlsplit(url)
+    socket = unquote(parts.path) if parts.scheme == "file" else None
+    return httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(
+            uds=socket, limits=httpx.Limits(max_connections=64, keepalive_expiry=KEEP_ALIVE_S)
+        ),
+        base_url="http://engine" if socket else url,
+        timeout=None,
+        trust_env=False,  # an engine inside the cluster is not reached through a proxy
+    )
+
+
+def _body(response: httpx.Response) -> Any:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.status_code == 200 and isinstance(body, dict):
+        return body
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict) or "code" not in error:
+        raise EngineUnavailableError(
+            f"the explanation engine answered with status {response.status_code}", retry_after=5
+        )
+    retry_after = response.headers.get("retry-after", "")
+    failure = ServiceError(
+        error["message"], field=error.get("field"), retry_after=int(retry_after) if retry_after.isdigit() else None
+    )
+    failure.code = error["code"]
+    failure.status = response.status_code
+    raise failure

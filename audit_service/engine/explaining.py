@@ -1,0 +1,140 @@
+"""From an ``Attribution`` to the answer of the API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from audit_service.engine.loading import Loaded
+from audit_service.errors import error_body, status_of
+from audit_service.prediction.predictor import check_example
+from audit_service.schemas import EngineItem
+from influence_engine.errors import InfluenceError, InputError
+from influence_engine.tasks import Example
+
+
+def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:
+    """Explains items that have options in common (``same_call``).
+
+    Returns:
+        For each item ``{"explanation": {...}}``, or ``{"error": {...}, "status": ...}`` of its own.
+    """
+    answers: list[dict[str, Any] | None] = [None] * len(items)
+    queries: dict[int, Example] = {}
+    for place, item in enumerate(items):
+        try:
+            queries[place] = query_of(loaded, item)
+        except InfluenceError as error:
+            answers[place] = failure(error)
+    for place, answer in zip(
+        queries, _attribute(loaded, [items[i] for i in queries], list(queries.values())), strict=True
+    ):
+        answers[place] = answer
+    return [answer for answer in answers if answer is not None]
+
+
+def same_call(item: EngineItem) -> tuple[Any, ...]:
+    """Items for which this is equal can share one call of the attributor."""
+    return (item.top_k, item.tier, item.polarity)
+
+
+def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
+    """The example to explain; its label, where it has one, is the target.
+
+    Raises:
+        InputError: a field is unknown or missing, the text is too long, or the target label does not exist.
+    """
+    known = loaded.config.input_fields
+    label_field = getattr(loaded.task, "label", "label")
+    for name in item.input:
+        if known is not None and name not in known:
+            raise InputError(f"input has no field {name!r}; its fields are {', '.join(known)}", field=f"input.{name}")
+    query = dict(item.input)
+    if item.target is not None:
+        query[label_field] = item.target.label
+    elif item.recorded is not None and item.recorded.get("label") in getattr(loaded.task, "labels", ()):
+        query[label_field] = item.recorded["label"]  # what was predicted, should torch see it differently
+    try:
+        check_example(loaded.task, query, loaded.config.serve.max_text_chars)
+    except InputError as error:
+        place = "target.label" if error.field == label_field else f"input.{error.field}"
+        raise InputError(error.message, field=place) from None
+    return query
+
+
+def failure(error: InfluenceError) -> dict[str, Any]:
+    """An item's own error."""
+    return {**error_body(error.code, error.message, error.field), "status": status_of(error)}
+
+
+def parity(recorded: Mapping[str, Any] | None, computed: Mapping[str, Any], tolerance: float) -> bool | None:
+    """Whether torch agrees with the prediction on record: the same label, every told probability within ``tolerance``.
+
+    ``None`` where there is nothing on record.
+    """
+    if recorded is None or recorded.get("label") is None:
+        return None
+    if recorded["label"] != computed["label"]:
+        return False
+    scores = recorded.get("scores") or {}
+    gaps = [abs(value - computed["scores"].get(name, math.inf)) for name, value in scores.items()]
+    if recorded.get("confidence") is not None:
+        gaps.append(abs(recorded["confidence"] - computed["confidence"]))
+    return max(gaps, default=0.0) <= tolerance
+
+
+def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Example]) -> list[dict[str, Any]]:
+    if not items:
+        return []
+    options = {"top_k": items[0].top_k, "tier": items[0].tier, "polarity": items[0].polarity}
+    try:
+        attributions = loaded.attributor.attribute(queries, **options)
+    except InfluenceError as error:
+        if len(items) == 1:
+            return [failure(error)]
+        # One of them spoils the batch: alone, each gets its own answer or its own error.
+        return [_attribute(loaded, [item], [query])[0] for item, query in zip(items, queries, strict=True)]
+    return [
+        {"explanation": _explanation(loaded, item, attribution)}
+        for item, attribution in zip(items, attributions, strict=True)
+    ]
+
+
+def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str, Any]:
+    text_field = getattr(loaded.task, "text", None)
+    differences: dict[str, Any] = {
+        "target": attribution.target,
+        "measurement": attribution.measurement,
+        "base_measurement": attribution.base_measurement,
+        "base_prediction": attribution.base_prediction,
+    }
+    if "modules" in item.include and attribution.base_measurement is not None:
+        differences["modules"] = attribution.modules
+        differences["modules_residual"] = attribution.modules_residual
+    agrees = parity(item.recorded, attribution.prediction, loaded.config.serve.parity_tolerance)
+    answer: dict[str, Any] = {
+        "model": loaded.model,
+        "index": loaded.index,
+        "prediction": attribution.prediction,
+        "differences": differences,
+        "quality": {**attribution.quality, "parity": agrees},
+        "timings_ms": attribution.timings_ms,
+    }
+    if "examples" in item.include:
+        answer["examples"] = [
+            {
+                "example_handle": one.example_handle,
+                "rank": one.rank,
+                "influence": one.influence,
+                "tier": one.tier,
+                "polarity": one.polarity,
+                "label": one.label,
+                "source": one.source,
+                **({"text": one.fields[text_field]} if text_field in one.fields else {}),
+            }
+            for one in attribution.examples
+        ]
+    if "groups" in item.include:
+        answer["groups"] = attribution.groups
+    return answer

@@ -1,0 +1,180 @@
+"""Holds what is loaded for each config: loads it in the background, reloads it when a new index is current."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from audit_service.config import AuditConfig
+from audit_service.engine.batching import BatchWorker
+from audit_service.engine.explaining import explain, failure, same_call
+from audit_service.engine.loading import Loaded, index_version, load
+from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
+from audit_service.schemas import EngineItem
+from influence_engine.errors import InfluenceError
+
+WATCH_S = 1.0
+RETRY_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "failed"]
+
+
+class Slot:
+    """One config's model and index, and the thread that loads and watches them.
+
+    Args:
+        name: The config's name.
+        find_config: Reads the config; called in the thread, so that a mistake in it is a state and not a crash.
+    """
+
+    def __init__(self, name: str, find_config: Callable[[], AuditConfig]) -> None:
+        self.name = name
+        self.state: State = "loading"
+        self.reason: str | None = None
+        self.loaded: Loaded | None = None
+        self._find_config = find_config
+        self._version: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"load {name}", daemon=True)
+        self._thread.start()
+
+    def ready(self) -> Loaded:
+        """What is loaded.
+
+        Raises:
+            EngineLoadingError: nothing is, yet.
+            EngineUnavailableError: it cannot be loaded; the message says why.
+        """
+        if self.loaded is not None:
+            return self.loaded
+        if self.state == "loading":
+            raise EngineLoadingError(
+                f"the explanation engine is loading {self.name!r}; predictions go on, ask again shortly", retry_after=5
+            )
+        raise EngineUnavailableError(
+            f"the explanation engine could not load {self.name!r}: {self.reason}", retry_after=60
+        )
+
+    def status(self) -> dict[str, Any]:
+        """State, reason where there is one, and identity of what is loaded."""
+        loaded = self.loaded
+        identity = {} if loaded is None else {"model": loaded.model, "index": loaded.index}
+        return {"state": self.state, "reason": self.reason, **identity}
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        next_try = 0.0
+        while not self._stop.is_set():
+            try:
+                config = self._find_config()
+                version = index_version(config)
+                changed = version != self._version
+                if changed or (self.loaded is None and time.monotonic() >= next_try):
+                    next_try = time.monotonic() + RETRY_S
+                    self._version = version
+                    self._load(config)
+            except Exception as error:  # whatever it is, it becomes the state that is reported
+                self._fail(error)
+                next_try = time.monotonic() + RETRY_S
+            self._stop.wait(WATCH_S)
+
+    def _load(self, config: AuditConfig) -> None:
+        start = time.monotonic()
+        if self.loaded is None:
+            self.state = "loading"
+        loaded = load(config)
+        warm_up(loaded)
+        self.loaded, self.state, self.reason = loaded, "ready", None
+        logger.info(
+            "%s is ready to explain after %.1f s: model %.12s, index %.12s with %d rows",
+            self.name,
+            time.monotonic() - start,
+            loaded.model["digest"],
+            loaded.index["digest"],
+            loaded.index["rows"],
+        )
+
+    def _fail(self, error: Exception) -> None:
+        reason = error.message if isinstance(error, InfluenceError) else f"{type(error).__name__}: {error}"
+        if reason != self.reason:
+            logger.error(
+                "%s cannot be explained: %s", self.name, reason, exc_info=not isinstance(error, InfluenceError)
+            )
+        # What was loaded before goes on answering; the reason says what is wrong with the newer one.
+        self.state, self.reason = ("failed" if self.loaded is None else "ready"), reason
+
+
+class EngineHost:
+    """All that one engine process holds.
+
+    Args:
+        configs: How to read each config, by name.
+    """
+
+    def __init__(self, configs: dict[str, Callable[[], AuditConfig]]) -> None:
+        self.slots = {name: Slot(name, find_config) for name, find_config in configs.items()}
+        self._worker: BatchWorker[tuple[Loaded, EngineItem], dict[str, Any]] = BatchWorker(_run)
+
+    async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
+        """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``.
+
+        Raises:
+            ServiceError: nothing can be answered: unknown config, still loading, not loadable, or too late.
+        """
+        loaded = self.slot(config).ready()
+        deadline = time.monotonic() + deadline_s
+        futures = [
+            self._worker.submit((loaded, item), group=(id(loaded), *same_call(item)), deadline=deadline)
+            for item in items
+        ]
+        try:
+            async with asyncio.timeout(deadline_s):
+                return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+        except TimeoutError:
+            raise EngineTimeoutError(
+                f"not explained within {deadline_s:g} s; ask again shortly", retry_after=2
+            ) from None
+
+    def slot(self, config: str) -> Slot:
+        """What belongs to a config; raises ``ServiceError`` (404) where this engine does not hold it."""
+        if config not in self.slots:
+            error = ServiceError(
+                f"this engine holds {', '.join(self.slots) or 'nothing'}, not {config!r}", field="config"
+            )
+            error.code, error.status = "not_found", 404
+            raise error
+        return self.slots[config]
+
+    def close(self) -> None:
+        """Stops its threads."""
+        for slot in self.slots.values():
+            slot.close()
+        self._worker.close()
+
+
+def warm_up(loaded: Loaded) -> None:
+    """Explains one training example, so that the first real question does not pay for what is made once."""
+    handle = loaded.index["rows"] > 0 and getattr(loaded.task, "text", None)
+    if handle:
+        explain(loaded, [EngineItem(input={handle: "warm up"}, top_k=1)])
+
+
+def _run(items: Sequence[tuple[Loaded, EngineItem]]) -> list[dict[str, Any] | Exception]:
+    loaded = items[0][0]
+    answers: list[dict[str, Any] | Exception] = []
+    try:
+        answers.extend(explain(loaded, [item for _, item in items]))
+    except Exception as error:
+        logger.exception("%d explanations failed", len(items))
+        own = failure(ServiceError(f"the explanation failed: {type(error).__name__}; see the engine's log"))
+        answers = [own] * len(items)
+    return answers

@@ -1,0 +1,69 @@
+"""Opens model and index of one config, ready to explain; the command line's ``explain`` and the engine share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from influence_engine.attribution import Attributor
+
+from audit_service.bundle import CURRENT, find, load_served
+from audit_service.config import AuditConfig
+from influence_engine.index import InfluenceIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that an explanation needs.
+
+    Attributes:
+        config: What it was loaded for.
+        attributor: Explains.
+        task: The model's task.
+        model: ``{"tag", "digest"}`` for answers.
+        index: ``{"tag", "digest", "method", "rows"}`` for answers.
+    """
+
+    config: AuditConfig
+    attributor: Attributor
+    task: Any
+    model: dict[str, Any]
+    index: dict[str, Any]
+
+
+def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
+    """Loads model, base, tokenizer and index, and checks that they belong together.
+
+    Raises:
+        InfluenceError: something is missing, has changed, or does not belong together.
+    """
+    served = load_served(config)
+    task = config.task_object(served.tokenizer)
+    found = find(config, "index")
+    index = InfluenceIndex.open(found.folder, model_digest=served.digests["model"])
+    attributor = Attributor(served.model, task, index, base_model=served.base, device=device)
+    about = index.inspect()
+    return Loaded(
+        config=config,
+        attributor=attributor,
+        task=task,
+        model={"tag": served.tag, "digest": served.digests["model"]},
+        index={
+            "tag": found.tag,
+            "digest": about["build_digest"],
+            "method": about["method"],
+            "rows": about["rows"],
+        },
+    )
+
+
+def index_version(config: AuditConfig) -> str | None:
+    """Name of the index version that is current, or ``None`` where there is no index folder of the config's own.
+
+    A Bento model never changes, so there is nothing to watch there.
+    """
+    try:
+        return Path(config.index_folder / CURRENT).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

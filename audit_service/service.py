@@ -1,0 +1,243 @@
+"""``AuditMixin`` adds the audit to a BentoML service; ``InfluenceEngine`` is the service that explains.
+
+The edge (any service with the mixin) predicts and keeps the record; it holds neither the model in torch nor the index.
+The engine holds both, once, in a process of its own that BentoML starts beside the service, or in another pod
+(``serve.engine_url``). It may serve several services: each names its config.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import bentoml
+from _bentoml_sdk.method import APIMethod
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from audit_service.audit import Audit
+from audit_service.config import AuditConfig, load_config
+from audit_service.edge import Edged
+from audit_service.engine.client import Engine, EngineDependency
+from audit_service.engine.host import EngineHost
+from audit_service.errors import BadRequestError, error_body, status_of
+from audit_service.problems import describe_validation
+from audit_service.schemas import (
+    MAX_BATCH,
+    EngineRequest,
+    ExplainRequest,
+    ExplainResponse,
+    IndexRequest,
+    StatusRequest,
+)
+from influence_engine.errors import InfluenceError, SettingsError
+
+Arguments = ParamSpec("Arguments")
+ENVIRONMENT = "BENTO_AUDIT_CONFIG"
+
+_configs: dict[str, str | None] = {}
+"""The config of every service class with the mixin: what an engine started beside them has to load."""
+
+
+def answering_errors(
+    method: Callable[Arguments, Coroutine[Any, Any, Any]],
+) -> Callable[Arguments, Coroutine[Any, Any, Any]]:
+    """Turns what a method raises on purpose into the response it means."""
+
+    @functools.wraps(method)
+    async def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
+        try:
+            return await method(*args, **kwargs)
+        except InfluenceError as error:
+            retry_after = getattr(error, "retry_after", None)
+            return JSONResponse(
+                error_body(error.code, error.message, error.field),
+                status_code=status_of(error),
+                headers={} if retry_after is None else {"Retry-After": str(retry_after)},
+            )
+
+    return wrapper
+
+
+@bentoml.service(name="influence_engine", workers=1, traffic={"timeout": 600})
+class InfluenceEngine(Edged):
+    """Explains predictions. Loads in the background, and never fails to start: it reports what is wrong.
+
+    Alone, it is started by ``BENTO_AUDIT_CONFIG=sentiment bentoml serve audit_service.service:InfluenceEngine``, with
+    several configs separated by commas.
+    """
+
+    def __init__(self) -> None:
+        named = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(",") if name.strip()]
+        wanted: list[str | None] = list(_configs.values()) or list(named) or [None]
+        self.host = EngineHost({config_name(one): partial(read_config, one) for one in wanted})
+
+    @classmethod
+    def max_body_bytes(cls) -> int:
+        """The edge has its own limit; a batch holds many inputs."""
+        return 64 * 1024 * 1024
+
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        """Stops the engine's threads."""
+        self.host.close()
+
+    @bentoml.api(route="/explain")
+    @answering_errors
+    async def explain(self, request: EngineRequest, /) -> dict[str, Any]:
+        """Explains items of one config; each has its answer or its own error."""
+        return {"items": await self.host.explain(request.config, request.items, request.deadline_s)}
+
+    @bentoml.api(route="/status")
+    @answering_errors
+    async def status(self, request: StatusRequest, /) -> dict[str, Any]:
+        """What is loaded, of one config or of all."""
+        if request.config is not None:
+            return self.host.slot(request.config).status()
+        return {name: slot.status() for name, slot in self.host.slots.items()}
+
+
+class EngineHere:
+    """The engine within this process, where BentoML runs everything in one (``bentoml serve --development``)."""
+
+    def __init__(self, instance: Any) -> None:
+        self.host: EngineHost = instance.host
+
+    async def explain(self, config: str, items: Any, deadline_s: float) -> list[dict[str, Any]]:
+        """See ``EngineHost.explain``."""
+        return await self.host.explain(config, items, deadline_s)
+
+    async def status(self, config: str) -> dict[str, Any]:
+        """See ``Slot.status``."""
+        return self.host.slot(config).status()
+
+    async def close(self) -> None:
+        """Stops its threads."""
+        self.host.close()
+
+
+class AuditMixin(Edged):
+    """Adds ``/audit/explain``, ``/audit/explain_batch`` and ``/audit/index`` to a BentoML service.
+
+    ::
+
+        @bentoml.service
+        class Classifier(AuditMixin, config="sentiment"):
+            @bentoml.api
+            @audited(label="label", confidence="confidence")
+            async def predict(self, request: TextInput, /) -> Prediction: ...
+
+    ``config`` names a file in ``configs/``; left out, the environment variable ``BENTO_AUDIT_CONFIG`` names one. A
+    file that this variable names takes the place of the one with the same name.
+    """
+
+    engine: Engine
+    _audit_config: str | None = None
+
+    def __init_subclass__(cls, *, config: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._audit_config = config or cls._audit_config
+        _configs[f"{cls.__module__}.{cls.__qualname__}"] = cls._audit_config
+        cls.engine = EngineDependency(
+            InfluenceEngine,
+            find_url=lambda: read_config(cls._audit_config).serve.engine_url,
+            in_process=EngineHere,
+        )
+        for method in vars(cls).values():
+            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder"):
+                method.func.audit_recorder.check()
+
+    @cached_property
+    def audit(self) -> Audit:
+        """Config, predictor and record of this service."""
+        return Audit(type(self).__name__, config_name(self._audit_config), read_config(self._audit_config))
+
+    @classmethod
+    def max_body_bytes(cls) -> int:
+        """``serve.max_body_bytes`` of the config."""
+        return read_config(cls._audit_config).serve.max_body_bytes
+
+    @bentoml.on_startup
+    def start_audit(self) -> None:
+        """Opens the record, and refuses to start where an audited method's inputs cannot be found."""
+        for name in dir(type(self)):
+            method = getattr(type(self), name, None)
+            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder"):
+                method.func.audit_recorder.paths(self.audit.input_fields)
+        self.audit.store.start()
+
+    @bentoml.on_shutdown
+    def stop_audit(self) -> None:
+        """Writes what has not been written yet."""
+        self.audit.store.close()
+
+    @bentoml.api(route="/audit/explain")
+    @answering_errors
+    async def audit_explain(self, request: ExplainRequest, /) -> ExplainResponse:
+        """Which training examples, and which changes to the base model, made this prediction?"""
+        (answer,) = await self.audit.explain(self.engine, [request])
+        return _response(answer, answer.pop("status", 200))
+
+    @bentoml.api(route="/audit/explain_batch")
+    @answering_errors
+    async def audit_explain_batch(self, requests: list[dict[str, Any]], /) -> list[dict[str, Any]]:
+        """The same for a list; each item of the answer is an explanation or an ``error`` of its own."""
+        if not 1 <= len(requests) <= MAX_BATCH:
+            raise BadRequestError(f"a batch holds 1 to {MAX_BATCH} requests, this one {len(requests)}")
+        answers: list[Any] = [_parsed(request) for request in requests]
+        good = [answer for answer in answers if isinstance(answer, ExplainRequest)]
+        explained = iter(await self.audit.explain(self.engine, good) if good else [])
+        answers = [next(explained) if isinstance(answer, ExplainRequest) else answer for answer in answers]
+        for answer in answers:
+            answer.pop("status", None)
+        return _response(answers, 200)
+
+    @bentoml.api(route="/audit/index")
+    @answering_errors
+    async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
+        """What the engine has loaded, or why it has not."""
+        return await self.engine.status(self.audit.name)
+
+
+def read_config(name: str | None) -> AuditConfig:
+    """The config of a service class: of that name among those that ``BENTO_AUDIT_CONFIG`` names, else in ``configs/``.
+
+    Raises:
+        SettingsError: no name is given, and the variable does not name exactly one.
+    """
+    return load_config(_config_source(name))
+
+
+def config_name(name: str | None) -> str:
+    """The name under which services ask the engine for a config; it is found without reading the file."""
+    return Path(_config_source(name)).name.removesuffix(".yaml")
+
+
+def _config_source(name: str | None) -> str:
+    named = [one.strip() for one in os.environ.get(ENVIRONMENT, "").split(",") if one.strip()]
+    if name is not None:
+        return next((one for one in named if Path(one).stem == Path(name).stem), name)
+    if len(named) != 1:
+        raise SettingsError(
+            f"this service names no config, and {ENVIRONMENT} names {len(named)}; "
+            f"write class ...(AuditMixin, config='NAME') or set {ENVIRONMENT}",
+            field=ENVIRONMENT,
+        )
+    return named[0]
+
+
+def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:
+    try:
+        return ExplainRequest.model_validate(request)
+    except ValidationError as error:
+        details: Any = error.errors(include_input=False, include_context=False, include_url=False)
+        return describe_validation(details, ExplainRequest.model_fields)
+
+
+def _response(body: Any, status: int) -> Any:
+    # As it is: it has been validated, and what was left out stays out, where BentoML would send nulls.
+    return JSONResponse(body, status_code=status)
