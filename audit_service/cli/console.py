@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -32,7 +32,7 @@ def remark(message: str) -> None:
     error_console().print(escape(message), soft_wrap=True)
 
 
-def write_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Writes ``value`` to standard output as JSON and nothing else."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -99,8 +99,8 @@ class _Lines:
                 remark(f"{stage}: done in {duration(now - began)}{remark_after}")
                 self._written[stage] = float("inf")
         elif now - last >= SECONDS_BETWEEN_LINES:
-            left = (now - began) * (total - done) / done if done else None
-            remark(f"{stage}: {done} of {total}{f', {duration(left)} left' if left else ''}{remark_after}")
+            left = f", {duration((now - began) * (total - done) / done)} left" if done and "left" not in note else ""
+            remark(f"{stage}: {done / total:.0%}{left}{remark_after}")
             self._written[stage] = now
 
 
@@ -114,7 +114,7 @@ def progress_shown() -> Iterator[_Bars | _Lines]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("[dim]{task.fields[note]}"),
     )

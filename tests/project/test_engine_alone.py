@@ -9,6 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SERVICE_PACKAGES = {
+    *("audit_service", "bentoml", "_bentoml_sdk", "_bentoml_impl", "onnx", "onnxruntime"),
+    *("click", "rich", "httpx", "starlette", "cryptography"),
+}
+
 BLOCK = """
 import importlib.abc, json, pkgutil, sys
 
@@ -22,7 +27,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 def run(source: str, blocked: set[str]) -> list[str]:
-    """Runs ``source`` in a new interpreter in which ``blocked`` packages do not exist; returns what it prints as JSON."""
+    """Runs ``source`` in a new interpreter without the ``blocked`` packages; returns the JSON that it prints."""
     finished = subprocess.run(
         [sys.executable, "-c", BLOCK.format(blocked=sorted(blocked)) + source],
         cwd=ROOT,
@@ -44,7 +49,10 @@ for name in names:
 print(json.dumps(names))
 """
 
-    names = run(source, blocked={"bentoml", "_bentoml_sdk", "_bentoml_impl", "audit_service", "onnxruntime", "click", "rich", "httpx"})
+    names = run(
+        source,
+        blocked=SERVICE_PACKAGES,
+    )
 
     assert "influence_engine.attribution" in names
 

@@ -53,7 +53,6 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
 
     configuration = _configuration(folder)
     labels = _labels(folder, configuration)
-    _check_files(folder)
     model = load_model(folder)
     model.requires_grad_(True)
     tracked = track(model, allow_left_out=True)
@@ -103,18 +102,3 @@ def _labels(folder: Path, configuration: Mapping[str, Any]) -> tuple[str, ...]:
             f"{folder} was trained for {kind}; `init` adopts classifiers with one label a text", field="model"
         )
     return tuple(names[number] for number in sorted(names, key=int))
-
-
-def _check_files(folder: Path) -> None:
-    if not any(folder.glob("model*.safetensors")):
-        found = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
-        raise ModelError(
-            f"{folder} holds {found}, not safetensors. Weights are never unpickled here; convert them where you trust "
-            "them: AutoModelForSequenceClassification.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-            field="model",
-        )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise ModelError(
-            f"{folder} has no tokenizer; save the one that the model was trained with: tokenizer.save_pretrained(FOLDER)",
-            field="model",
-        )

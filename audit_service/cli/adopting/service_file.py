@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from audit_service.cli.adopting.columns import TEXT_NAMES
 from influence_engine.errors import SettingsError
 
 MIXIN = "AuditMixin"
 DECORATOR = "audited"
+Method = ast.FunctionDef | ast.AsyncFunctionDef
 METHOD_NAMES = ("predict", "classify")
 LABEL_FIELDS = ("label", "prediction", "class_name", "category", "sentiment")
 CONFIDENCE_FIELDS = ("confidence", "score", "probability")
@@ -50,8 +52,7 @@ def add_audit(source: str, *, name: str) -> EditedService:
         raise SettingsError(f"{name}, line {error.lineno}: not valid Python: {error.msg}", field="service") from error
     service, method = _find(tree, name)
     lines = source.splitlines(keepends=True)
-    label, confidence = _fields(tree, method)
-    decorator = f'@{DECORATOR}(label="{label}", confidence="{confidence}")'
+    decorator = f"@{DECORATOR}({', '.join(_arguments(tree, method))})"
     # From the bottom up, so that the line numbers above stay true.
     _insert(lines, method.lineno, " " * method.col_offset + decorator)
     _add_base(lines, service)
@@ -59,7 +60,7 @@ def add_audit(source: str, *, name: str) -> EditedService:
     return EditedService("".join(lines), service.name, method.name)
 
 
-def _find(tree: ast.Module, name: str) -> tuple[ast.ClassDef, ast.FunctionDef | ast.AsyncFunctionDef]:
+def _find(tree: ast.Module, name: str) -> tuple[ast.ClassDef, Method]:
     services = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and _decorated(node, "service")]
     for service in services:
         if any(_last_name(base) == MIXIN for base in service.bases):
@@ -77,7 +78,7 @@ def _find(tree: ast.Module, name: str) -> tuple[ast.ClassDef, ast.FunctionDef | 
     )
 
 
-def _decorated(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:
+def _decorated(node: ast.ClassDef | Method, name: str) -> bool:
     return any(_last_name(decorator) == name for decorator in node.decorator_list)
 
 
@@ -87,18 +88,35 @@ def _last_name(node: ast.expr) -> str | None:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
 
 
-def _fields(tree: ast.Module, method: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str]:
-    """Names of the response's fields for label and confidence, where its class is in this source; else the usual ones."""
+def _arguments(tree: ast.Module, method: Method) -> Iterator[str]:
+    """What the decorator is told: names of the outputs, and of the input where it is not called ``text``."""
     returned = {node.id for node in ast.walk(method.returns) if isinstance(node, ast.Name)} if method.returns else set()
-    fields = set(_fields_of_classes(tree, returned))
+    fields = [field for name in returned for field in _fields_of_class(tree, name)]
     label = next((field for field in LABEL_FIELDS if field in fields), LABEL_FIELDS[0])
-    confidence = next((field for field in CONFIDENCE_FIELDS if field in fields), CONFIDENCE_FIELDS[0])
-    return label, confidence
+    confidence = next((field for field in CONFIDENCE_FIELDS if field in fields), None)
+    yield f'label="{label}"'
+    if confidence is not None:
+        yield f'confidence="{confidence}"'
+    inputs = list(_inputs(tree, method))
+    names = [path.rpartition(".")[2] for path in inputs]
+    if inputs and TEXT_NAMES[0] not in names:
+        path = next((inputs[names.index(name)] for name in TEXT_NAMES if name in names), inputs[0])
+        yield f'inputs={{"{TEXT_NAMES[0]}": "{path}"}}'
 
 
-def _fields_of_classes(tree: ast.Module, names: set[str]) -> Iterator[str]:
+def _inputs(tree: ast.Module, method: Method) -> Iterator[str]:
+    """Paths of the method's inputs: its parameters, or the fields of a parameter whose class is in this source."""
+    for parameter in [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]:
+        if parameter.arg in ("self", "ctx", "context"):
+            continue
+        kind = parameter.annotation.id if isinstance(parameter.annotation, ast.Name) else None
+        fields = list(_fields_of_class(tree, kind)) if kind is not None else []
+        yield from ([f"{parameter.arg}.{field}" for field in fields] or [parameter.arg])
+
+
+def _fields_of_class(tree: ast.Module, name: str) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name in names:
+        if isinstance(node, ast.ClassDef) and node.name == name:
             for statement in node.body:
                 if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                     yield statement.target.id

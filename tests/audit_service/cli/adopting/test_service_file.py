@@ -51,7 +51,7 @@ def test_exactly_an_import_a_base_class_and_a_decorator_are_added() -> None:
     assert [line.strip() for line in added_lines(SERVICE, edited.source)] == [
         "from audit_service import AuditMixin, audited",
         "class Reviews(AuditMixin):",
-        '@audited(label="sentiment", confidence="score")',
+        '@audited(label="sentiment", confidence="score", inputs={"text": "review"})',
     ]
 
 
@@ -62,9 +62,30 @@ def test_the_method_that_predicts_is_chosen_and_the_decorator_sits_right_above_i
     methods = {node.name: node for node in class_of(edited.source, "Reviews").body if hasattr(node, "decorator_list")}
     assert [ast.unparse(line) for line in methods["predict"].decorator_list] == [
         "bentoml.api(batchable=False)",
-        "audited(label='sentiment', confidence='score')",
+        "audited(label='sentiment', confidence='score', inputs={'text': 'review'})",
     ]
     assert len(methods["health"].decorator_list) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "inputs"),
+    [
+        ("self, text: str", None),
+        ("self, review: str, language: str = 'en'", "{'text': 'review'}"),
+        ("self, ctx: bentoml.Context, words: str", "{'text': 'words'}"),
+        ("self, request: Question, /", "{'text': 'request.body'}"),
+    ],
+)
+def test_the_input_is_named_where_it_is_not_called_text(parameters: str, inputs: str | None) -> None:
+    source = SERVICE.replace("self, review: str", parameters)
+    source += "\n\nclass Question(BaseModel):\n    language: str\n    body: str\n"
+
+    edited = add_audit(source, name="service.py")
+
+    (decorator,) = [line.strip() for line in edited.source.splitlines() if line.strip().startswith("@audited")]
+    call = ast.parse(decorator[1:], mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert {word.arg: ast.unparse(word.value) for word in call.keywords}.get("inputs") == inputs
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""``bento-audit index build | inspect | verify``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark, size
+from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
+
+
+@click.group("index", short_help="The training-gradient index: build, inspect, verify.")
+def command() -> None:
+    """The training-gradient index of a fine-tuned model.
+
+    \b
+    Examples:
+      bento-audit index build sentiment
+      bento-audit index inspect sentiment --json
+    """
+
+
+@command.command("build")
+@config_argument
+@profile_option
+@dry_run_option
+@json_option
+def build(config: str | None, profile: str | None, dry_run: bool, as_json: bool) -> None:
+    """Build the index of CONFIG's model, and export the model for serving.
+
+    First says how long it will take and how much disk and memory. A build that was interrupted goes on where it was;
+    one that is there already is kept.
+
+    \b
+    Examples:
+      bento-audit index build sentiment
+      bento-audit index build sentiment --dry-run --json
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import work
+
+    if dry_run:
+        with progress_shown() as progress:
+            plan = work.plan_index(settings, progress)
+        if as_json:
+            print_json(asdict(plan))
+        else:
+            output_console().print(_plan_facts(asdict(plan)))
+        return
+    with progress_shown() as progress:
+        remark(str(work.plan_index(settings, progress)))
+        index = work.build_index(settings, progress)
+        exported = work.export_model(settings, progress)
+    about = {**index.inspect(), "folder": str(index.folder)}
+    if as_json:
+        print_json({**about, "export": exported})
+        return
+    output_console().print(_facts(about))
+    if exported is None:
+        remark("Not exported to ONNX: the task has no model_inputs. Explaining works, /predict is your service's own.")
+    remark(f'Next: bento-audit explain {settings.name} --text "..."')
+
+
+@command.command("inspect")
+@config_argument
+@profile_option
+@json_option
+def inspect(config: str | None, profile: str | None, as_json: bool) -> None:
+    """Say what CONFIG's index was built from, how, and which tiers it answers.
+
+    \b
+    Example:
+      bento-audit index inspect sentiment
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from influence_engine.index import InfluenceIndex
+
+    index = InfluenceIndex.open(settings.index_folder)
+    about = {**index.inspect(), "folder": str(index.folder)}
+    if as_json:
+        print_json(about)
+    else:
+        output_console().print(_facts(about))
+
+
+@command.command("verify")
+@config_argument
+@profile_option
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, config: str | None, profile: str | None, as_json: bool) -> None:
+    """Read every file and row of CONFIG's index again and compare digests, and check that it is of CONFIG's model.
+
+    Exits with 1 where something has changed.
+
+    \b
+    Example:
+      bento-audit index verify sentiment
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.served import model_digests
+    from influence_engine.errors import InfluenceError
+    from influence_engine.index import InfluenceIndex
+
+    try:
+        index = InfluenceIndex.open(settings.index_folder, model_digest=model_digests(settings)["model"])
+        index.verify()
+    except InfluenceError as error:
+        if not as_json:
+            raise
+        print_json({"ok": False, "error": {"code": error.code, "message": error.message, "field": error.field}})
+        ctx.exit(1)
+    if as_json:
+        print_json({"ok": True, "folder": str(index.folder), "content_digest": index.manifest.content_digest})
+    else:
+        output_console().print(f"{index.folder}: unchanged, {len(index):,} examples")
+
+
+def _plan_facts(plan: dict[str, Any]) -> Any:
+    seconds = plan["seconds"]
+    return facts(
+        {
+            "training examples": f"{plan['examples']:,}",
+            "trained parameters": f"{plan['parameters']:,}",
+            "time": None if seconds is None else f"about {duration(seconds)}",
+            "disk": f"about {size(plan['disk_bytes'])}",
+            "memory": f"about {size(plan['memory_bytes'])}",
+        }
+    )
+
+
+def _facts(about: dict[str, Any]) -> Any:
+    left_out = about["left_out"]
+    rows: dict[str, object] = {
+        "index": about["folder"],
+        "method": about["method"],
+        "training examples": f"{about['rows']:,}",
+        "numbers an example": f"{about['dimensions']:,} (from {about['coordinates']:,} coordinates)",
+        "metric": about["metric"],
+        "damping": f"{about['damping']:.3g} ({about['damping_source']})",
+        "energy kept": f"{about['energy_kept']:.1%} of the sampled gradients'",
+        "left out": f"{sum(left_out.values()):,} parameters of {len(left_out)} tensors" if left_out else None,
+        "disk": size(about["disk_bytes"]),
+        "memory": size(about["resident_bytes"]),
+        "build digest": about["build_digest"],
+        "content digest": about["content_digest"],
+        "created": about["created"],
+    }
+    return facts({**rows, **{f"tier {tier}": state for tier, state in about["tiers"].items()}})

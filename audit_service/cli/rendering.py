@@ -1,0 +1,122 @@
+"""Shows one explanation, in the shape of ``/audit/explain``, to a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from audit_service.cli.console import facts
+
+MODULES_SHOWN = 6
+SIDES = {
+    "proponent": ("Training examples that support it (proponents)", "green"),
+    "opponent": ("Training examples that speak against it (opponents)", "red"),
+}
+
+
+def explanation(answer: Mapping[str, Any], text: str) -> RenderableType:
+    """The whole explanation.
+
+    Args:
+        answer: What ``/audit/explain`` answers, with ``examples``, ``differences``, ``quality`` and ``timings_ms``.
+        text: The text that was explained.
+    """
+    return Group(*_blocks(answer, text))
+
+
+def _blocks(answer: Mapping[str, Any], text: str) -> Iterator[RenderableType]:
+    yield _header(answer, text)
+    examples: Sequence[Mapping[str, Any]] = answer.get("examples") or []
+    for polarity, (title, colour) in SIDES.items():
+        rows = [example for example in examples if example["polarity"] == polarity]
+        if rows:
+            yield Text(f"\n{title}", style="bold")
+            yield _examples(rows, colour)
+    modules = answer["differences"].get("modules")
+    if modules:
+        yield Text("\nWhere fine-tuning changed this answer (first order, log-odds)", style="bold")
+        yield _modules(modules, answer["differences"].get("modules_residual"))
+    yield Text()
+    yield _footer(answer)
+
+
+def _header(answer: Mapping[str, Any], text: str) -> RenderableType:
+    prediction, differences = answer["prediction"], answer["differences"]
+    base = differences.get("base_prediction")
+    measured = _change(differences)
+    target = differences.get("target")
+    other_target = target if target is not None and target != prediction.get("label") else None
+    return facts(
+        {
+            "text": text,
+            "prediction": _prediction(prediction),
+            "base model": _prediction(base) if base else None,
+            "explained": f"the log-odds of {other_target!r}" if other_target else None,
+            "log-odds": measured,
+        }
+    )
+
+
+def _prediction(prediction: Mapping[str, Any]) -> str:
+    return f"{prediction['label']} ({prediction['confidence']:.1%})"
+
+
+def _change(differences: Mapping[str, Any]) -> str:
+    now, before = differences["measurement"], differences.get("base_measurement")
+    return f"{now:+.2f}" if before is None else f"{before:+.2f} in the base model, {now:+.2f} after fine-tuning"
+
+
+def _examples(rows: Sequence[Mapping[str, Any]], colour: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("influence", justify="right", style=colour, no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    table.add_column("training text", overflow="fold")
+    for example in rows:
+        shown = example.get("text")
+        table.add_row(
+            f"{example['influence']:+.4f}",
+            escape(str(example.get("label") or "")),
+            escape(str(shown)) if shown is not None else f"[dim]{example['example_handle']}[/]",
+        )
+    return table
+
+
+def _modules(modules: Sequence[Mapping[str, Any]], residual: float | None) -> Table:
+    ranked = sorted(modules, key=lambda module: abs(module["change"]), reverse=True)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for module in ranked[:MODULES_SHOWN]:
+        table.add_row(f"{module['change']:+.3f}", escape(module["module"]))
+    rest = ranked[MODULES_SHOWN:]
+    if rest:
+        table.add_row(f"{sum(module['change'] for module in rest):+.3f}", f"[dim]{len(rest)} other modules[/]")
+    if residual is not None:
+        table.add_row(f"{residual:+.3f}", "[dim]not explained at first order[/]")
+    return table
+
+
+def _footer(answer: Mapping[str, Any]) -> Table:
+    quality, timings = answer["quality"], answer["timings_ms"]
+    tiers = sorted({example["tier"] for example in answer.get("examples") or []})
+    share = quality.get("share_returned")
+    parity = quality.get("parity")
+    return facts(
+        {
+            "influence": f"{', '.join(tiers)}; change of the log-odds that training with the example made"
+            if tiers
+            else None,
+            "shown": f"{share:.1%} of all influence" if share is not None else None,
+            "parity": None
+            if parity is None
+            else "torch and the served model agree"
+            if parity
+            else "NO: torch disagrees",
+            "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
+        }
+    )
