@@ -1,0 +1,25 @@
+"""Configuration: one YAML a bento, overridden by the environment, checked as a whole."""
+
+from audit_service.config.errors import ConfigError
+from audit_service.config.load import load_config
+from audit_service.config.sections import (
+    BaseModelSettings,
+    DataSections,
+    FolderSettings,
+    ModelSettings,
+    ServeSettings,
+    TaskSettings,
+)
+from audit_service.config.settings import AuditConfig
+
+__all__ = [
+    "AuditConfig",
+    "BaseModelSettings",
+    "ConfigError",
+    "DataSections",
+    "FolderSettings",
+    "ModelSettings",
+    "ServeSettings",
+    "TaskSettings",
+    "load_config",
+]

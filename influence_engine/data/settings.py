@@ -83,7 +83,7 @@ class DataSettings(BaseModel):
     packaged: PackagedName | None = None
     min_rating: float = Field(0.5, ge=0.0, lt=4.0, allow_inf_nan=False)
 
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     labels: Annotated[dict[str, str], BeforeValidator(_with_label_keys)] | None = None
     source: str | None = None
     licence: str | None = None

@@ -1,0 +1,180 @@
+"""Sections of a config that are the service's own; those of data, fine-tuning and index belong to the engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from influence_engine.data import DataSettings
+from influence_engine.data.names import did_you_mean, listing
+from influence_engine.data.packages import MODELS
+
+TEXT_CLASSIFICATION = "text_classification"
+TASKS = (TEXT_CLASSIFICATION,)
+"""Tasks that come with this package; any other is named as ``module:Class``."""
+
+SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSettings(Section):
+    """What the model is for.
+
+    Attributes:
+        type: ``text_classification``, or a class of one's own as ``module:Class``, looked up in the project first.
+            It is called with the tokenizer, the keys below that are given, and ``options``.
+        labels: The labels' names, in the order of the model's outputs.
+        text: Name of the field with the text, in data and requests.
+        label: Name of the field with the label.
+        max_length: Longer texts are cut to this many tokens.
+        options: Further arguments of a class of one's own.
+    """
+
+    type: str = TEXT_CLASSIFICATION
+    labels: list[str] = Field(default_factory=list)
+    text: str = "text"
+    label: str = "label"
+    max_length: int = Field(128, ge=4, le=8192)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TASKS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+            raise ValueError(
+                f"no task is called {value!r}; there is {listing(TASKS)}, "
+                f"or a class of your own as module:Class.{did_you_mean(value, TASKS)}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> TaskSettings:
+        if self.type == TEXT_CLASSIFICATION:
+            if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+                raise ValueError(f"labels must be at least two different names, found {self.labels}")
+            if self.options:
+                raise ValueError(f"options only goes with a class of your own, and type is {self.type}")
+        return self
+
+
+class BaseModelSettings(Section):
+    """The model that fine-tuning starts from: exactly one of ``path``, ``hub`` and ``package``.
+
+    Attributes:
+        path: A folder with a saved model.
+        hub: A model of the Hugging Face hub.
+        revision: The hub model's commit, tag or branch. Name a commit for a run that can be repeated.
+        package: A Python package with a model inside; it is fetched and checked, never installed.
+    """
+
+    path: Path | None = None
+    hub: str | None = None
+    revision: str | None = None
+    package: str | None = None
+
+    @field_validator("package")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in MODELS:
+            raise ValueError(f"no packaged model is called {value!r}; there is {listing(MODELS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BaseModelSettings:
+        named = [name for name in ("path", "hub", "package") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"needs exactly one of path, hub, package; found {' and '.join(named) or 'none'}")
+        if self.revision is not None and self.hub is None:
+            raise ValueError(f"revision only goes with hub, and {named[0]} is given")
+        return self
+
+
+class ModelSettings(Section):
+    """A model that was fine-tuned elsewhere.
+
+    Attributes:
+        path: Its folder.
+    """
+
+    path: Path
+
+
+class DataSections(Section):
+    """The examples.
+
+    Attributes:
+        train: What the model is, or was, fine-tuned on; the index holds these.
+        validation: Watched during fine-tuning.
+        test: Held out from both.
+    """
+
+    train: DataSettings
+    validation: DataSettings | None = None
+    test: DataSettings | None = None
+
+
+class FolderSettings(Section):
+    """Where results go, below the project; by default ``runs/NAME``, ``index/NAME``, ``models/NAME``, ``state/NAME``.
+
+    Attributes:
+        runs: The recorded fine-tuning run.
+        index: The training-gradient index.
+        onnx: The model as it is served.
+        state: Predictions and all else that changes while serving. ``BENTO_AUDIT_STATE`` names another.
+    """
+
+    runs: Path | None = None
+    index: Path | None = None
+    onnx: Path | None = None
+    state: Path | None = None
+
+
+class ServeSettings(Section):
+    """How predictions and explanations are served.
+
+    Attributes:
+        explain_deadline_s: Seconds until an explanation that is not ready is answered with 503.
+        max_text_chars: Longer texts are refused.
+        max_body_bytes: Longer request bodies are refused.
+        keep_inputs: How long inputs are kept for explaining by ``prediction_id``: a number and one of ``s``, ``m``,
+            ``h``, ``d``, ``w``, or ``none``.
+        parity_tolerance: Largest difference between a probability on record (ONNX Runtime) and the explained one
+            (torch) that still counts as the same prediction.
+        engine_url: Where the explanation engine runs, if it is not started by the service itself.
+        threads: Threads of one prediction; by default ONNX Runtime's own choice.
+    """
+
+    explain_deadline_s: float = Field(2.0, gt=0, le=600)
+    max_text_chars: int = Field(20_000, ge=1)
+    max_body_bytes: int = Field(1_048_576, ge=1_024)
+    keep_inputs: str = "30d"
+    parity_tolerance: float = Field(1e-3, gt=0, lt=1)
+    engine_url: str | None = None
+    threads: int | None = Field(None, ge=1)
+
+    @field_validator("engine_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError(f"found {value!r}; it should be an address such as http://engine:3000")
+        return value
+
+    @field_validator("keep_inputs", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        if value != "none" and not re.fullmatch(r"[1-9][0-9]*[smhdw]", str(value)):
+            raise ValueError(f"found {value!r}; it should be a time such as 30d, 12h or 90m, or none")
+        return value
+
+    @property
+    def keep_inputs_s(self) -> float:
+        """``keep_inputs`` in seconds; 0 keeps none."""
+        return 0.0 if self.keep_inputs == "none" else float(int(self.keep_inputs[:-1]) * SECONDS[self.keep_inputs[-1]])

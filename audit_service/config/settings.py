@@ -1,0 +1,214 @@
+"""A whole config, checked."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from audit_service.config.errors import ConfigError
+from audit_service.config.layers import Layers
+from audit_service.config.sections import (
+    TEXT_CLASSIFICATION,
+    BaseModelSettings,
+    DataSections,
+    FolderSettings,
+    ModelSettings,
+    Section,
+    ServeSettings,
+    TaskSettings,
+)
+from influence_engine.data import packaged_model, packages_folder
+from influence_engine.data.names import did_you_mean
+from influence_engine.data.sources.table import similar_path
+from influence_engine.index.settings import IndexSettings
+from influence_engine.progress import Progress, silent
+from influence_engine.tasks import Task, TextClassification
+from influence_engine.training.settings import FinetuneSettings
+
+
+class AuditConfig(Section):
+    """One bento's configuration. ``load_config`` reads it; relative paths are below ``root``.
+
+    Attributes:
+        name: Names the bento and, by default, the folders of its results.
+        profile: The profile in use.
+        profiles: Named variations: each holds keys of the config that replace those outside of it.
+        task: What the model is for.
+        base_model: What fine-tuning starts from.
+        model: A model fine-tuned elsewhere, instead of a recorded run.
+        data: The examples.
+        finetune: The fine-tuning run.
+        index: The training-gradient index.
+        serve: The service.
+        folders: Where results go.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    profile: str | None = None
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    task: TaskSettings
+    base_model: BaseModelSettings | None = None
+    model: ModelSettings | None = None
+    data: DataSections
+    finetune: FinetuneSettings = FinetuneSettings()
+    index: IndexSettings = IndexSettings()
+    serve: ServeSettings = ServeSettings()
+    folders: FolderSettings = FolderSettings()
+
+    _root: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path | None = PrivateAttr(default=None)
+    _layers: Layers = PrivateAttr(default_factory=Layers)
+    _state: Path | None = PrivateAttr(default=None)
+
+    @field_validator("name")
+    @classmethod
+    def _names_folders(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", value):
+            raise ValueError(f"found {value!r}; it should be small letters, digits, - and _, a letter first")
+        return value
+
+    @model_validator(mode="after")
+    def _some_model(self) -> AuditConfig:
+        if self.base_model is None and self.model is None:
+            raise ValueError("needs base_model (to fine-tune), model (fine-tuned elsewhere), or both; found neither")
+        return self
+
+    @classmethod
+    def from_layers(cls, layers: Layers, *, root: Path, file: Path, state: Path | None) -> AuditConfig:
+        """A config that knows where it is from.
+
+        Raises:
+            pydantic.ValidationError: values are not valid.
+        """
+        config = cls.model_validate(layers.values)
+        config._layers, config._root, config._file, config._state = layers, root, file, state
+        return config
+
+    @property
+    def root(self) -> Path:
+        """The project's folder."""
+        return self._root
+
+    @property
+    def file(self) -> Path | None:
+        """The YAML file."""
+        return self._file
+
+    @property
+    def run_folder(self) -> Path:
+        """The recorded fine-tuning run."""
+        return self.root / (self.folders.runs or Path("runs", self.name))
+
+    @property
+    def index_folder(self) -> Path:
+        """The training-gradient index."""
+        return self.root / (self.folders.index or Path("index", self.name))
+
+    @property
+    def onnx_folder(self) -> Path:
+        """The model as it is served."""
+        return self.root / (self.folders.onnx or Path("models", self.name))
+
+    @property
+    def state_folder(self) -> Path:
+        """What changes while serving: ``BENTO_AUDIT_STATE``, else ``folders.state``, else ``state/NAME``."""
+        return self.root / (self._state or self.folders.state or Path("state", self.name))
+
+    def base_model_location(self, *, progress: Progress = silent) -> str | None:
+        """Folder or hub id of the base model, fetched if it is a package's; None where no base model is known.
+
+        Raises:
+            ConfigError: its folder does not exist.
+            DataError: its package cannot be fetched.
+        """
+        if self.base_model is None:
+            return None
+        if self.base_model.path is not None:
+            return str(self._existing(("base_model", "path"), self.base_model.path))
+        if self.base_model.package is not None:
+            return str(packaged_model(self.base_model.package, folder=packages_folder(self.root), progress=progress))
+        return self.base_model.hub
+
+    def model_folder(self) -> Path | None:
+        """The folder of the model that was fine-tuned elsewhere; None where there is none.
+
+        Raises:
+            ConfigError: the folder does not exist.
+        """
+        return None if self.model is None else self._existing(("model", "path"), self.model.path)
+
+    def task_object(self, tokenizer: Any) -> Task:
+        """The task, with the tokenizer that the model goes with.
+
+        Raises:
+            ConfigError: a class of one's own cannot be imported or called.
+        """
+        task = self.task
+        if task.type == TEXT_CLASSIFICATION:
+            return TextClassification(
+                tokenizer, task.labels, max_length=task.max_length, text=task.text, label=task.label
+            )
+        given = {key: getattr(task, key) for key in ("labels", "text", "label", "max_length")}
+        arguments = {key: value for key, value in given.items() if key in task.model_fields_set}
+        return self._own_task(task.type, tokenizer, {**arguments, **task.options})
+
+    def check_files(self) -> None:
+        """Checks that every file and folder which the config names is there.
+
+        Raises:
+            ConfigError: some are missing; the message names the key and line of each.
+        """
+        named: dict[tuple[str, ...], Path | None] = {
+            ("data", part, kind): getattr(getattr(self.data, part), kind, None)
+            for part in ("train", "validation", "test")
+            for kind in ("csv", "jsonl", "parquet", "dataset")
+        }
+        named["base_model", "path"] = self.base_model.path if self.base_model is not None else None
+        named["model", "path"] = self.model.path if self.model is not None else None
+        problems = []
+        for path, value in named.items():
+            try:
+                if value is not None:
+                    self._existing(path, value)
+            except ConfigError as error:
+                problems.append(error)
+        if problems:
+            raise ConfigError("\n".join(problem.message for problem in problems), field=problems[0].field)
+
+    def _existing(self, path: tuple[str, ...], value: Path) -> Path:
+        located = self.root / value.expanduser()
+        if located.exists():
+            return located
+        raise self._error(path, f"found {str(value)!r}, but there is no {located}.{similar_path(located)}")
+
+    def _own_task(self, name: str, tokenizer: Any, arguments: Mapping[str, Any]) -> Task:
+        module_name, _, class_name = name.partition(":")
+        if str(self.root) not in sys.path:
+            sys.path.insert(0, str(self.root))
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise self._error(("task", "type"), f"{module_name} cannot be imported: {error}") from error
+        made = getattr(module, class_name, None)
+        if made is None:
+            hint = did_you_mean(class_name, [known for known in vars(module) if not known.startswith("_")])
+            raise self._error(("task", "type"), f"the module {module_name} has no {class_name!r}.{hint}")
+        try:
+            task: Task = made(tokenizer, **arguments)
+        except TypeError as error:
+            raise self._error(("task", "type"), f"{name} cannot be called with {sorted(arguments)}: {error}") from error
+        if not isinstance(task, Task):
+            raise self._error(("task", "type"), f"{name} is no task: it needs collate, outputs, loss and measurement")
+        return task
+
+    def _error(self, path: tuple[str, ...], problem: str) -> ConfigError:
+        origin = self._layers.origin(path)
+        return ConfigError(f"{origin.where}: {origin.key}: {problem}", field=".".join(path))
