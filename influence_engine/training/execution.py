@@ -18,6 +18,9 @@ from influence_engine.training.step import Objective, StepResult, set_dropout, t
 EachStep = Callable[[int, StepResult], None]
 """Called after every step with its number and result."""
 
+SHOWN = 10
+"""How many examples a message names."""
+
 
 def execute(
     task: Task,
@@ -56,7 +59,7 @@ def execute(
         The trained parameters after the last step.
 
     Raises:
-        DataError: a loss is not finite; the message names the step and the examples.
+        DataError: a loss or gradient is not finite; the message names the step and the examples.
     """
     set_dropout(model, dropout)
     objective = Objective(model, task)
@@ -67,7 +70,8 @@ def execute(
             result = training_step(
                 objective, optimizer, step, batches, parameters, state, weights=weights, max_grad_norm=max_grad_norm
             )
-            if not math.isfinite(float(result.loss)):
+            # A norm that is infinite or not a number makes a factor of 0 or one that is not a number.
+            if not (math.isfinite(float(result.loss)) and float(result.clip_factor) > 0):
                 raise DataError(_not_finite(step, result, examples))
             parameters, state = result.parameters, result.state
             if each_step is not None:
@@ -119,18 +123,17 @@ def chosen_device(name: str) -> torch.device:
 
 
 def _not_finite(step: Step, result: StepResult, examples: Sequence[Example]) -> str:
-    bad = [
-        str(examples[row].get("example_id", row))
-        for rows, losses in zip(step.rows, result.losses, strict=True)
-        for row, loss in zip(rows.tolist(), losses.tolist(), strict=True)
-        if not math.isfinite(loss)
-    ]
+    rows = torch.cat(step.rows)
+    bad = rows[~torch.cat(result.losses).cpu().isfinite()]
+    what = "loss" if len(bad) else "gradient"
+    names = [str(examples[row].get("example_id", row)) for row in (bad if len(bad) else rows).tolist()]
+    listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     hint = (
         "the model or these examples give no usable loss"
         if step.number == 1
         else "either these examples are unusable, or training diverged and a lower learning rate will help"
     )
-    return f"the loss is not finite in step {step.number}, for the examples {', '.join(bad)}: {hint}"
+    return f"the {what} is not finite in step {step.number}, for the examples {listed}: {hint}"
 
 
 @contextlib.contextmanager

@@ -91,5 +91,6 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, str) and len(value) > 40:
+        return f"{value[:12]}..."
+    return repr(value)

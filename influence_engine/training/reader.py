@@ -54,7 +54,7 @@ class BatchReader:
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else None
         if self._noting() and loss is not None:
-            self.losses.append(float(loss))
+            self.losses.append(float(loss.detach()))
 
     def _noting(self) -> bool:
         return torch.is_grad_enabled() and not self._paused
