@@ -16,6 +16,9 @@ from influence_engine.tasks import Batch, Task
 _MOST_EXACT = 16
 """Outputs per example up to which the output's second derivative is decomposed exactly."""
 
+_ROUNDING = 1e-14
+"""Curvature below this is rounding of probabilities in double precision."""
+
 
 @dataclass(frozen=True)
 class OutputCurvature:
@@ -53,8 +56,9 @@ def exact_output_curvature(task: Task, outputs: Tensor, batch: Batch) -> OutputC
         ]
     values, vectors = torch.linalg.eigh(torch.stack(rows, 1))
     values = values.clamp_min(0)
-    # Null directions of every example (adding a constant to all logits) need no backward pass.
-    used = (values > values.amax(-1, keepdim=True) * 1e-9).any(0).nonzero().flatten().flip(0)
+    # Null directions of every example (adding a constant to all logits) need no backward pass. The bound is the batch's:
+    # within an example that the model is sure of, all is rounding.
+    used = (values > values.amax().mul(1e-9).clamp_min(_ROUNDING)).any(0).nonzero().flatten().flip(0)
     directions = vectors[:, :, used].permute(2, 0, 1)
     curvatures = values[:, used].T
     gradient = gradient.detach()

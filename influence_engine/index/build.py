@@ -68,11 +68,9 @@ def build_version(
     A build that was killed goes on where it was. A version that is already there, built from the same things, is kept.
 
     Raises:
-        DataError: no examples, or ids missing or doubled.
         ModelError: layers that cannot be attributed, or a gradient that is not finite.
         ResourceError: too little disk.
     """
-    check_examples(task, examples, "training")
     passes = passes_for(model, task, settings)
     code = versions()
     identity = {

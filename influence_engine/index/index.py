@@ -32,7 +32,7 @@ from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run
-from influence_engine.training.identity import data_digest, task_digests
+from influence_engine.training.identity import check_examples, data_digest, task_digests
 
 _EXACT_BLOCK = 4096
 
@@ -96,8 +96,12 @@ class InfluenceIndex:
             progress: Told of every batch.
 
         Raises:
-            DataError, ModelError, SettingsError, ResourceError: see ``build_version``.
+            DataError: no examples, or ids missing or doubled.
+            ModelError: layers that cannot be attributed, or a gradient that is not finite.
+            SettingsError: a setting that does not go with the model.
+            ResourceError: too little disk.
         """
+        check_examples(task, train, "training")
         digests = {
             "model": model_digest(model),
             "base": None if base is None else model_digest(base),

@@ -1,4 +1,4 @@
-"""Promise: every supported layer's per-example gradients equal a for-loop of plain autograd, over shapes and padding."""
+"""Promise: every supported layer's per-example gradients equal a for-loop of plain autograd, over all shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from influence_engine.errors import ModelError
-from influence_engine.gradients import IndexedGradient, track, tracing
+from influence_engine.gradients import IndexedGradient, tracing, track
 from influence_engine.tasks import Batch, Example
 
 torch.manual_seed(0)
