@@ -50,7 +50,8 @@ class VerbGroup(click.Group):
         try:
             code = super().main(args, *rest, **options)
         except (KeyboardInterrupt, click.Abort):
-            fail("interrupted", code=130)
+            error_console().print("interrupted")
+            sys.exit(130)
         except click.ClickException as error:
             error.show(file=sys.stderr)
             sys.exit(error.exit_code)
@@ -89,12 +90,14 @@ def _debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks.")
 @click.version_option(package_name="bento-audit")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Which training examples, and which changes to the base model, made this prediction?
 
     \b
     The whole way on real data:   bento-audit demo
     A model trained elsewhere:    bento-audit init --model FOLDER --data FILE
     """
-    # BentoML reports its use over the network unless told otherwise; nothing of ours does.
+    # BentoML reports its use over the network unless told otherwise; nothing of ours does. `doctor` says what it was.
+    ctx.obj = os.environ.get("BENTOML_DO_NOT_TRACK")
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -37,11 +37,17 @@ class Server:
         address: Where it answers, such as ``http://127.0.0.1:3000``.
         process: The process that was started; the workers are its children.
         log: The file that its output goes to.
+        seconds_to_start: From the start until it was ready.
     """
 
     address: str
     process: subprocess.Popen[bytes]
     log: Path
+    seconds_to_start: float = 0.0
+
+    def stopped(self) -> ServerError:
+        """The error that says that it has stopped, with the end of its log."""
+        return ServerError(f"the server has stopped; {self.log} ends with\n{self.end_of_log()}")
 
     def end_of_log(self) -> str:
         """The last lines of the server's output."""
@@ -83,9 +89,10 @@ def serving(folder: Path, *, host: str, port: int, log: Path, environment: Mappi
             start_new_session=True,
         )
     server = Server(f"http://{host}:{port}", process, log)
+    began = time.monotonic()
     try:
         wait_until_ready(server)
-        yield server
+        yield replace(server, seconds_to_start=time.monotonic() - began)
     finally:
         stop(process)
 
@@ -100,7 +107,7 @@ def wait_until_ready(server: Server, *, path: str = "/readyz", seconds: float = 
     with httpx.Client(base_url=server.address, timeout=5.0, trust_env=False) as client:
         while time.monotonic() < deadline:
             if server.process.poll() is not None:
-                raise ServerError(f"the server stopped at its start; {server.log} ends with\n{server.end_of_log()}")
+                raise server.stopped()
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(path).status_code == httpx.codes.OK:
                     return

@@ -33,7 +33,7 @@ class EditedService:
     method: str
 
 
-def add_audit(source: str, *, name: str) -> EditedService:
+def add_audit(source: str, *, config: str, name: str) -> EditedService:
     """Adds the audit to the first BentoML service of ``source`` that has an API method.
 
     The method is ``predict`` or ``classify``, else the first. Only lines are added or completed; all others stay as
@@ -41,6 +41,7 @@ def add_audit(source: str, *, name: str) -> EditedService:
 
     Args:
         source: Python source.
+        config: Name of the config that the service belongs to.
         name: What the source is called in messages.
 
     Raises:
@@ -55,7 +56,7 @@ def add_audit(source: str, *, name: str) -> EditedService:
     decorator = f"@{DECORATOR}({', '.join(_arguments(tree, method))})"
     # From the bottom up, so that the line numbers above stay true.
     _insert(lines, method.lineno, " " * method.col_offset + decorator)
-    _add_base(lines, service)
+    _complete_class(lines, service, config)
     _insert(lines, _line_after_imports(tree) + 1, f"from audit_service import {MIXIN}, {DECORATOR}")
     return EditedService("".join(lines), service.name, method.name)
 
@@ -139,15 +140,27 @@ def _insert(lines: list[str], number: int, text: str) -> None:
     lines.insert(number - 1, text + ending)
 
 
-def _add_base(lines: list[str], service: ast.ClassDef) -> None:
+def _complete_class(lines: list[str], service: ast.ClassDef, config: str) -> None:
+    """``class X(Y):`` becomes ``class X(AuditMixin, Y, config="..."):``; the line breaks stay where they are."""
+    keyword = f'config="{config}"'
+    arguments = [*service.bases, *(word.value for word in service.keywords)]
+    if arguments:
+        last = max(arguments, key=lambda node: (node.end_lineno or 0, node.end_col_offset or 0))
+        _insert_at(lines, last.end_lineno or 0, last.end_col_offset or 0, f", {keyword}")
     number = service.lineno - 1
     line = lines[number]
     found = re.search(rf"class\s+{re.escape(service.name)}\s*(\([ \t]*)?", line)
     assert found is not None  # the parser has seen a class statement on this line
     head, rest = line[: found.end()].rstrip(), line[found.end() :]
-    if found.group(1) is None:
-        lines[number] = f"{head}({MIXIN}){rest}"
-    elif service.bases or service.keywords:
+    if arguments:
         lines[number] = f"{head}{MIXIN},{' ' if rest.strip() else ''}{rest}"
+    elif found.group(1) is not None:
+        lines[number] = f"{head}{MIXIN}, {keyword}{rest}"
     else:
-        lines[number] = f"{head}{MIXIN}{rest}"
+        lines[number] = f"{head}({MIXIN}, {keyword}){rest}"
+
+
+def _insert_at(lines: list[str], number: int, byte_offset: int, text: str) -> None:
+    # The parser counts bytes of UTF-8, not characters.
+    line = lines[number - 1].encode()
+    lines[number - 1] = (line[:byte_offset] + text.encode() + line[byte_offset:]).decode()

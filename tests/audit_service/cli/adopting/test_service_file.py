@@ -46,17 +46,17 @@ def class_of(source: str, name: str) -> ast.ClassDef:
 
 
 def test_exactly_an_import_a_base_class_and_a_decorator_are_added() -> None:
-    edited = add_audit(SERVICE, name="service.py")
+    edited = add_audit(SERVICE, config="reviews", name="service.py")
 
     assert [line.strip() for line in added_lines(SERVICE, edited.source)] == [
         "from audit_service import AuditMixin, audited",
-        "class Reviews(AuditMixin):",
+        'class Reviews(AuditMixin, config="reviews"):',
         '@audited(label="sentiment", confidence="score", inputs={"text": "review"})',
     ]
 
 
 def test_the_method_that_predicts_is_chosen_and_the_decorator_sits_right_above_it() -> None:
-    edited = add_audit(SERVICE, name="service.py")
+    edited = add_audit(SERVICE, config="reviews", name="service.py")
 
     assert (edited.service, edited.method) == ("Reviews", "predict")
     methods = {node.name: node for node in class_of(edited.source, "Reviews").body if hasattr(node, "decorator_list")}
@@ -80,7 +80,7 @@ def test_the_input_is_named_where_it_is_not_called_text(parameters: str, inputs:
     source = SERVICE.replace("self, review: str", parameters)
     source += "\n\nclass Question(BaseModel):\n    language: str\n    body: str\n"
 
-    edited = add_audit(source, name="service.py")
+    edited = add_audit(source, config="reviews", name="service.py")
 
     (decorator,) = [line.strip() for line in edited.source.splitlines() if line.strip().startswith("@audited")]
     call = ast.parse(decorator[1:], mode="eval").body
@@ -100,14 +100,17 @@ def test_the_input_is_named_where_it_is_not_called_text(parameters: str, inputs:
     ],
 )
 def test_the_mixin_comes_before_the_bases_that_are_there(statement: str, bases: list[str]) -> None:
-    edited = add_audit(SERVICE.replace("class Reviews:", statement), name="service.py")
+    edited = add_audit(SERVICE.replace("class Reviews:", statement), config="reviews", name="service.py")
 
-    assert [ast.unparse(base) for base in class_of(edited.source, "Reviews").bases] == bases
+    service = class_of(edited.source, "Reviews")
+    assert [ast.unparse(base) for base in service.bases] == bases
+    assert service.keywords[-1].arg == "config"
+    assert ast.literal_eval(service.keywords[-1].value) == "reviews"
     assert all(line == line.rstrip() for line in edited.source.splitlines())
 
 
 def test_line_endings_of_the_file_are_kept() -> None:
-    edited = add_audit(SERVICE.replace("\n", "\r\n"), name="service.py")
+    edited = add_audit(SERVICE.replace("\n", "\r\n"), config="reviews", name="service.py")
 
     assert edited.source.count("\n") == edited.source.count("\r\n")
 
@@ -122,4 +125,4 @@ def test_line_endings_of_the_file_are_kept() -> None:
 )
 def test_a_source_that_cannot_be_edited_is_refused_with_the_reason(source: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        add_audit(source, name="service.py")
+        add_audit(source, config="reviews", name="service.py")

@@ -1,0 +1,1 @@
+"""What ``bento-audit doctor`` looks at."""

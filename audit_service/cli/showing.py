@@ -1,0 +1,122 @@
+"""The demo's work: every stage that is not done yet, then a real server, asked over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from audit_service.cli import work
+from audit_service.cli.server import Server, ServerError, free_port, serving
+from audit_service.config import AuditConfig
+from influence_engine.errors import SettingsError
+from influence_engine.progress import Progress
+
+HOST = "127.0.0.1"
+SECONDS_TO_EXPLAIN = 120.0
+"""The engine loads in the background; until then it asks to be asked again."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the server answered.
+
+    Attributes:
+        prediction: The answer of ``/predict``.
+        explanation: The answer of ``/audit/explain``.
+        seconds: Both together, waiting for the engine to load included.
+    """
+
+    prediction: dict[str, Any]
+    explanation: dict[str, Any]
+    seconds: float
+
+
+def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -> dict[str, float]:
+    """Fetches, fine-tunes, indexes and exports whatever has not been done yet.
+
+    Returns:
+        Seconds of every stage.
+
+    Raises:
+        InfluenceError: a stage failed; those before it are kept.
+    """
+    stopwatch = _Stopwatch()
+    work.read_training_set(config, work.base_location(config, progress), progress)
+    stopwatch.lap("data and base model")
+    run = work.run_finetuning(config, progress, restart=restart)
+    progress("fine-tuning", len(run.schedule), len(run.schedule))
+    stopwatch.lap("fine-tuning")
+    index = work.build_index(config, progress)
+    progress("index", len(index), len(index), f"{len(index):,} training examples")
+    stopwatch.lap("index")
+    work.export_model(config, progress)
+    stopwatch.lap("export to ONNX")
+    return stopwatch.seconds
+
+
+@contextlib.contextmanager
+def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
+    """Runs the bento of the config's name as long as the context lasts, on ``port`` or the next free one.
+
+    Raises:
+        SettingsError: there is no such bento.
+        ServerError: it does not start.
+    """
+    assert config.file is not None  # it has been read from one
+    folder = config.root / "bentos" / config.file.stem
+    if not (folder / "bentofile.yaml").is_file():
+        raise SettingsError(f"there is no bento {folder}; the demo needs a clone of the repository", field="name")
+    # A home of its own: at its start BentoML clears the metrics of whatever else uses the same one.
+    home = os.environ.get("BENTOML_HOME", str(config.state_folder / "bentoml"))
+    log = config.state_folder / "server.log"
+    chosen = free_port(HOST, port)
+    with serving(folder, host=HOST, port=chosen, log=log, environment={"BENTOML_HOME": home}) as server:
+        yield server
+
+
+def ask(address: str, text: str, *, top_k: int) -> Asked:
+    """Asks for a prediction, and then why.
+
+    Raises:
+        ServerError: the server answered with an error, or the engine was not ready in time.
+    """
+    began = time.monotonic()
+    with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
+        prediction = _post(client, "/predict", {"text": text}, began)
+        question = {"prediction_id": prediction["prediction_id"], "top_k": top_k}
+        explanation = _post(client, "/audit/explain", question, began)
+    return Asked(prediction, explanation, time.monotonic() - began)
+
+
+def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:
+    while True:
+        try:
+            response = client.post(path, json=body)
+        except httpx.HTTPError as error:
+            raise ServerError(f"{path} of the running server: {error}") from error
+        if response.status_code == httpx.codes.OK:
+            answer: dict[str, Any] = response.json()
+            return answer
+        loading = response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        if not loading or time.monotonic() - began > SECONDS_TO_EXPLAIN:
+            raise ServerError(f"{path} of the running server answered {response.status_code}: {response.text}")
+        time.sleep(min(float(response.headers.get("retry-after", 1)), 1.0))
+
+
+class _Stopwatch:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = now - self._last
+        self._last = now
