@@ -61,6 +61,18 @@ class RecordingDataset(Dataset[RecordedItem]):
         return (self[row] for row in range(len(self)))
 
 
+class RecordingCollator:
+    """Collates as the task does and adds the rows of the examples."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __call__(self, items: Sequence[RecordedItem]) -> dict[str, Tensor]:
+        """The batch, with ``ROWS`` ``[B]``."""
+        batch = self._task.collate([item.example for item in items])
+        return {**batch, ROWS: torch.tensor([item.row for item in items])}
+
+
 class RecordingCallback(TrainerCallback):
     """Writes the record that ``finetune`` writes, for a run of the Trainer.
 
@@ -71,6 +83,9 @@ class RecordingCallback(TrainerCallback):
             None leaves them alone.
         checkpoints: How many times weights and optimiser state are saved; None takes about the square root of the
             number of steps.
+
+    Attributes:
+        collate: The ``data_collator`` for the Trainer.
     """
 
     def __init__(
@@ -81,17 +96,13 @@ class RecordingCallback(TrainerCallback):
         dropout_seed: int | None = None,
         checkpoints: int | None = None,
     ) -> None:
+        self.collate = RecordingCollator(task)
         self._task = task
         self._record_to = record_to
         self._dropout_seed = dropout_seed
         self._checkpoints = checkpoints
         self._reader: BatchReader | None = None
         self._run: TrainerRun | None = None
-
-    def collate(self, items: Sequence[RecordedItem]) -> dict[str, Tensor]:
-        """The ``data_collator`` for the Trainer."""
-        batch = self._task.collate([item.example for item in items])
-        return {**batch, ROWS: torch.tensor([item.row for item in items])}
 
     def on_init_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
         """Takes rows off the model's inputs from now on, as evaluation before training has them too."""
