@@ -1,1 +1,40 @@
-"""The plugin: audits for models served with BentoML."""
+"""The plugin: audits for models served with BentoML.
+
+The names below are loaded when they are first used, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audit_service.recording import audited
+    from audit_service.schemas import ExplainRequest, ExplainResponse, Prediction, TextInput
+    from audit_service.service import AuditMixin, InfluenceEngine
+
+_HOMES = {
+    "AuditMixin": "audit_service.service",
+    "ExplainRequest": "audit_service.schemas",
+    "ExplainResponse": "audit_service.schemas",
+    "InfluenceEngine": "audit_service.service",
+    "Prediction": "audit_service.schemas",
+    "TextInput": "audit_service.schemas",
+    "audited": "audit_service.recording",
+}
+
+__all__ = [
+    "AuditMixin",
+    "ExplainRequest",
+    "ExplainResponse",
+    "InfluenceEngine",
+    "Prediction",
+    "TextInput",
+    "audited",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from audit_service.bundle import find, state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
+from audit_service.engine.explaining import input_fields
 from audit_service.errors import error_body, status_of
 from audit_service.ids import new_id
 from audit_service.prediction.export import TOKENIZER
@@ -17,6 +19,7 @@ from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.predictions import PredictionRecord, PredictionStore
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
 from influence_engine.errors import InfluenceError
+from influence_engine.index import Manifest, current_version
 from influence_engine.models import load_tokenizer
 
 
@@ -33,7 +36,7 @@ class Audit:
         self.service = service
         self.name = name
         self.config = config
-        self.input_fields: Sequence[str] | None = config.input_fields
+        self.input_fields: Sequence[str] | None = input_fields(config)
         self.model_digest = ""
         self.store = PredictionStore(state_folder(config), keep_inputs_s=config.serve.keep_inputs_s)
 
@@ -54,6 +57,15 @@ class Audit:
         )
         self.model_digest = predictor.model_digest
         return predictor
+
+    def start(self) -> None:
+        """Opens the record; call it in the process that serves."""
+        if not self.model_digest:  # a predictor of the service's own: it predicts with the model of the index
+            with contextlib.suppress(InfluenceError):
+                folder = find(self.config, "index").folder
+                manifest = Manifest.read(folder / "versions" / current_version(folder) / "manifest.json")
+                self.model_digest = manifest.digests.get("model") or ""
+        self.store.start()
 
     def record(self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Puts one prediction on record; never fails, and takes microseconds."""

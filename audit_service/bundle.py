@@ -7,7 +7,6 @@ a bento was built with. Serving takes the folder that the config names, where it
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +63,8 @@ def load_served(config: AuditConfig) -> ServedModel:
 
 def state_folder(config: AuditConfig) -> Path:
     """Where predictions lie: the config's folder, but never inside a bento, which is read-only and replaced."""
-    if os.environ.get("BENTO_AUDIT_STATE") or not (config.root.parent / "bento.yaml").is_file():
+    inside = config.state_folder.is_relative_to(config.root) and (config.root.parent / "bento.yaml").is_file()
+    if not inside:
         return config.state_folder
     from bentoml._internal.configuration.containers import BentoMLContainer  # there is no public name for it
 

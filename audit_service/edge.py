@@ -44,7 +44,7 @@ SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.
 
 
 class Recorder(Protocol):
-    """Records the predictions of one request to a batchable method; see ``audited``."""
+    """Records the predictions of one request to a batchable method; see ``recording``."""
 
     def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
         """Fills ``exchange.reserved_id`` for a request with an ``Idempotency-Key``."""

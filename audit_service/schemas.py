@@ -11,7 +11,7 @@ MAX_TOP_K = 100
 MAX_BATCH = 100
 
 Polarity = Literal["both", "proponents", "opponents"]
-Tier = Literal["best", "estimated", "replayed", "measured"]
+Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 Part = Literal["examples", "groups", "modules"]
 
 
@@ -100,7 +100,8 @@ class GroupShare(BaseModel):
     """A group's share of the influence, such as all examples of one source or label."""
 
     group: str
-    share: float
+    share: float = Field(description="Of the sum of all absolute influences.")
+    influence: float = Field(description="Signed sum of the group's influences.")
 
 
 class ModuleChange(BaseModel):
@@ -125,12 +126,11 @@ class Quality(BaseModel):
     """How far the answer can be trusted."""
 
     share_returned: float = Field(description="Sum of |influence| returned over the sum over all examples.")
-    share_in_basis: float | None = None
-    outside_index: bool | None = None
+    retained: float = Field(description="Share of the prediction's gradient that the index keeps.")
+    outside_index: bool | None = Field(description="Whether that is less than for all but 1% of held-out examples.")
     parity: bool | None = Field(
         description="Whether torch agrees with the prediction on record; null where there is none."
     )
-    error_90: float | None = None
 
 
 class ExplainResponse(BaseModel):
@@ -140,7 +140,7 @@ class ExplainResponse(BaseModel):
     prediction_id: str | None
     model: ModelIdentity
     index: IndexIdentity
-    prediction: dict[str, Any]
+    prediction: dict[str, Any] | None
     examples: list[InfluentialExample] | None = None
     groups: list[GroupShare] | None = None
     differences: Differences

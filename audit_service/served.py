@@ -12,10 +12,10 @@ from torch import nn
 from audit_service.config import AuditConfig
 from influence_engine.errors import DigestMismatchError
 from influence_engine.files import read_json, write_json
-from influence_engine.models import load_base, load_model, load_tokenizer, model_digest, save_model
+from influence_engine.models import load_base, load_model, load_tokenizer, model_digest, save_model, set_trainable
 from influence_engine.training.record import Run
 
-DIGESTS = "digests.json"
+ABOUT = "served.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +48,22 @@ def load_trained_model(config: AuditConfig) -> ServedModel:
     if config.model is None:
         run = Run.open(config.run_folder)
         return ServedModel(run.load_model(), run.load_base(), run.load_tokenizer(), run.digests, config.name)
-    labels = config.task.labels
-    model = load_model(config.model.path, labels=labels)
-    base = None
-    if config.base_model is not None:
-        base = load_base(config.base_model_path(), labels=labels, revision=config.base_model.revision, seed=0)
-    return ServedModel(model, base, load_tokenizer(config.model.path), {"model": model_digest(model)}, config.name)
+    folder, labels = config.model_folder(), config.task.labels or None
+    assert folder is not None
+    model = load_model(folder, labels=labels)
+    base, location = None, config.base_model_location()
+    if config.base_model is not None and location is not None and labels is not None:
+        base = load_base(location, labels=labels, revision=config.base_model.revision)
+    return ServedModel(model, base, load_tokenizer(folder), {"model": model_digest(model)}, config.name)
 
 
 def model_digests(config: AuditConfig) -> dict[str, str | None]:
     """Digests of the config's trained model, without loading it where it has a record."""
     if config.model is None:
         return Run.open(config.run_folder, verify=False).digests
-    return {"model": model_digest(load_model(config.model.path, labels=config.task.labels))}
+    folder = config.model_folder()
+    assert folder is not None
+    return {"model": model_digest(load_model(folder))}
 
 
 def save_model_folder(served: ServedModel, folder: str | os.PathLike[str]) -> None:
@@ -69,7 +72,8 @@ def save_model_folder(served: ServedModel, folder: str | os.PathLike[str]) -> No
     save_model(served.model, folder / "fine_tuned", tokenizer=served.tokenizer)
     if served.base is not None:
         save_model(served.base, folder / "base")
-    write_json(folder / DIGESTS, served.digests)
+    trainable = [name for name, parameter in served.model.named_parameters() if parameter.requires_grad]
+    write_json(folder / ABOUT, {"digests": served.digests, "trainable": trainable})
 
 
 def load_model_folder(folder: str | os.PathLike[str], tag: str) -> ServedModel:
@@ -80,13 +84,15 @@ def load_model_folder(folder: str | os.PathLike[str], tag: str) -> ServedModel:
         RecordError: a file is missing.
     """
     folder = Path(folder)
-    digests: dict[str, str | None] = read_json(folder / DIGESTS)
+    about = read_json(folder / ABOUT)
+    digests: dict[str, str | None] = about["digests"]
     model = load_model(folder / "fine_tuned")
     found = model_digest(model)
     if found != digests["model"]:
         raise DigestMismatchError(
-            f"{folder / 'fine_tuned'} has weights with digest {found}, its {DIGESTS} says {digests['model']}",
+            f"{folder / 'fine_tuned'} has weights with digest {found}, its {ABOUT} says {digests['model']}",
             field=str(folder),
         )
+    set_trainable(model, about["trainable"])
     base = load_model(folder / "base") if (folder / "base").is_dir() else None
     return ServedModel(model, base, load_tokenizer(folder / "fine_tuned"), digests, tag)

@@ -168,7 +168,7 @@ class AuditMixin(Edged):
             method = getattr(type(self), name, None)
             if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder"):
                 method.func.audit_recorder.paths(self.audit.input_fields)
-        self.audit.store.start()
+        self.audit.start()
 
     @bentoml.on_shutdown
     def stop_audit(self) -> None:

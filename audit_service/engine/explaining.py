@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from audit_service.config import AuditConfig
 from audit_service.engine.loading import Loaded
 from audit_service.errors import error_body, status_of
 from audit_service.prediction.predictor import check_example
@@ -45,7 +46,7 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
     Raises:
         InputError: a field is unknown or missing, the text is too long, or the target label does not exist.
     """
-    known = loaded.config.input_fields
+    known = input_fields(loaded.config)
     label_field = getattr(loaded.task, "label", "label")
     for name in item.input:
         if known is not None and name not in known:
@@ -61,6 +62,12 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
         place = "target.label" if error.field == label_field else f"input.{error.field}"
         raise InputError(error.message, field=place) from None
     return query
+
+
+def input_fields(config: AuditConfig) -> list[str] | None:
+    """Names of the fields of an input; ``None`` where a task of one's own does not say."""
+    known = config.task.type == "text_classification" or "text" in config.task.model_fields_set
+    return [config.task.text] if known else None
 
 
 def failure(error: InfluenceError) -> dict[str, Any]:
@@ -87,9 +94,9 @@ def parity(recorded: Mapping[str, Any] | None, computed: Mapping[str, Any], tole
 def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Example]) -> list[dict[str, Any]]:
     if not items:
         return []
-    options = {"top_k": items[0].top_k, "tier": items[0].tier, "polarity": items[0].polarity}
+    first = items[0]
     try:
-        attributions = loaded.attributor.attribute(queries, **options)
+        attributions = loaded.attributor.attribute(queries, top_k=first.top_k, tier=first.tier, polarity=first.polarity)
     except InfluenceError as error:
         if len(items) == 1:
             return [failure(error)]
@@ -112,7 +119,9 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
     if "modules" in item.include and attribution.base_measurement is not None:
         differences["modules"] = attribution.modules
         differences["modules_residual"] = attribution.modules_residual
-    agrees = parity(item.recorded, attribution.prediction, loaded.config.serve.parity_tolerance)
+    agrees = attribution.prediction and parity(
+        item.recorded, attribution.prediction, loaded.config.serve.parity_tolerance
+    )
     answer: dict[str, Any] = {
         "model": loaded.model,
         "index": loaded.index,

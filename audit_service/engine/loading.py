@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence_engine.attribution import Attributor
-
 from audit_service.bundle import CURRENT, find, load_served
 from audit_service.config import AuditConfig
+from influence_engine.attribution import Attributor
 from influence_engine.index import InfluenceIndex
 
 
@@ -41,9 +40,8 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
     served = load_served(config)
     task = config.task_object(served.tokenizer)
     found = find(config, "index")
-    index = InfluenceIndex.open(found.folder, model_digest=served.digests["model"])
+    index = InfluenceIndex.open(found.folder, model_digest=served.digests["model"], device=device)
     attributor = Attributor(served.model, task, index, base_model=served.base, device=device)
-    about = index.inspect()
     return Loaded(
         config=config,
         attributor=attributor,
@@ -51,9 +49,9 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
         model={"tag": served.tag, "digest": served.digests["model"]},
         index={
             "tag": found.tag,
-            "digest": about["build_digest"],
-            "method": about["method"],
-            "rows": about["rows"],
+            "digest": index.manifest.build_digest,
+            "method": index.manifest.method,
+            "rows": index.manifest.rows,
         },
     )
 

@@ -203,7 +203,7 @@ def _replace_folder(new: Path, old: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     # The exporter tells of every optional package that is missing, on three channels.
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    names = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

