@@ -17,6 +17,7 @@ from influence_engine.errors import DigestMismatchError, InfluenceError
 from influence_engine.index import InfluenceIndex
 from influence_engine.models import load_tokenizer
 from influence_engine.training import Run
+from influence_engine.training.record import INCOMPLETE
 
 Look = Callable[[AuditConfig], Finding]
 
@@ -62,6 +63,9 @@ def model(config: AuditConfig) -> Finding:
     if not config.run_folder.exists():
         advice = f"bento-audit finetune {config.name}"
         return Finding("model", "missing", f"not fine-tuned yet: there is no {config.run_folder}", advice)
+    if (config.run_folder / INCOMPLETE).is_file():
+        advice = f"bento-audit finetune {config.name} goes on with it"
+        return Finding("model", "missing", f"the run in {config.run_folder} is not finished", advice)
     run = Run.open(config.run_folder)
     replayable = "can be replayed" if run.replayable else f"cannot be replayed: {run.why_not_replayable}"
     return Finding("model", "ok", f"{run.folder}, unchanged, digest {_short(run.digests['model'])}, {replayable}")
