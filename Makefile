@@ -3,7 +3,7 @@
 #   make demo            the whole way on real data, then serves on 127.0.0.1:3000
 #   make demo CHECK=1    the same, asks the running server once, prints the explanation, stops and exits
 #   make test            style, types, layers, unit tests, then the tests that drive real servers
-#   make bench           the measurements of benchmarks/
+#   make bench           the measurements of benchmarks/, on the demo's model
 #
 # Where the package index offers only a CUDA build of torch, name the CPU wheel index of PyTorch in PIP_ARGS:
 #   make demo PIP_ARGS='--extra-index-url <the address of PyTorch CPU wheels>'
@@ -42,7 +42,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/bento-audit finetune sentiment
+	$(BIN)/bento-audit index build sentiment
+	@for each in benchmarks/*.py; do echo "== $$each" && $(BIN)/python "$$each" || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist

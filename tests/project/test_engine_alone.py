@@ -9,20 +9,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SERVICE_PACKAGES = {
-    *("audit_service", "bentoml", "_bentoml_sdk", "_bentoml_impl", "onnx", "onnxruntime"),
-    *("click", "rich", "httpx", "starlette", "cryptography"),
-}
+SERVICE_PACKAGES = {"audit_service", "bentoml", "_bentoml_sdk", "_bentoml_impl", "onnx", "onnxruntime", "starlette"}
 
 BLOCK = """
-import importlib.abc, json, pkgutil, sys
+import importlib.machinery, json, pkgutil, sys
 
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {blocked} else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocked())
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
 """
 
 

@@ -97,14 +97,10 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path: Path, environment: dict[s
 
 
 def test_an_interrupt_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
-    source = (
-        "import click, time\n"
-        "from audit_service.cli.group import main\n"
-        "@click.command()\n"
-        "def wait(): print('waiting', flush=True); time.sleep(60)\n"
-        "main.add_command(wait)\n"
-        "main(['wait'])\n"
+    (tmp_path / "waiting.py").write_text(
+        "import click, time\n@click.command()\ndef command():\n    print('waiting', flush=True)\n    time.sleep(60)\n"
     )
+    source = "from audit_service.cli import group; group.VERBS['wait'] = 'waiting'; group.main(['wait'])"
     process = subprocess.Popen(
         [sys.executable, "-c", source], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
