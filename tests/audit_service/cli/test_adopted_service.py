@@ -1,0 +1,71 @@
+"""The bento that ``init`` writes for an adopted model, on a real server, asked as the demo asks."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from audit_service.cli.group import main
+from audit_service.cli.server import ServerError, free_port, serving
+from audit_service.cli.showing import ask, served
+from audit_service.config import load_config
+
+pytestmark = pytest.mark.service
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def project(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with an adopted model, its index and the bento that ``init`` has written."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(adopted, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in ("init --model support --data train.csv --base base", "index build support"):
+            result = CliRunner().invoke(main, command.split())
+            assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_bento_of_an_adopted_model_predicts_explains_and_stops(project: Path) -> None:
+    config = load_config(project / "configs" / "support.yaml")
+
+    with served(config, port=3000) as server:
+        asked = ask(server.address, "the cast is superb", top_k=3)
+        workers = psutil.Process(server.process.pid).children(recursive=True)
+
+    assert asked.prediction["label"] == asked.explanation["prediction"]["label"] == "good"
+    assert asked.explanation["quality"]["parity"] is True
+    assert len(asked.explanation["examples"]) == 3
+    assert workers
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.address}/livez")
+
+
+def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
+    (tmp_path / "bentofile.yaml").write_text("service: 'service:Missing'\n")
+    (tmp_path / "service.py").write_text("raise RuntimeError('no service here today')\n")
+    port = free_port(HOST, 3000)
+
+    with (
+        pytest.raises(ServerError, match="no service here today"),
+        serving(tmp_path, host=HOST, port=port, log=tmp_path / "log", environment={}),
+    ):
+        pass
+
+
+def test_a_port_in_use_is_passed_over() -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        assert free_port(HOST, port) > port
