@@ -1,0 +1,124 @@
+"""Shared by the benchmarks: servers, a client that costs next to nothing, and the machine in words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+START_S = 120.0
+
+
+class Connection:
+    """One keep-alive HTTP/1.1 connection; far cheaper than the server, so that the client is not what is measured."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def open(cls, port: int) -> Connection:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def post(self, path: str, body: bytes) -> float:
+        """Milliseconds until the whole answer was there."""
+        start = time.perf_counter()
+        await self.answer(path, body)
+        return (time.perf_counter() - start) * 1000
+
+    async def answer(self, path: str, body: bytes) -> bytes:
+        """The body of a successful answer."""
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self.writer.write(head.encode() + body)
+        answer = await self.reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.partition(b":")[2])
+            for line in answer.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        )
+        content = await self.reader.readexactly(length)
+        assert answer.startswith(b"HTTP/1.1 200"), answer + content
+        return content
+
+
+@contextlib.contextmanager
+def serving(
+    targets: Mapping[str, str], ready: Mapping[str, tuple[str, bytes]], config: Path, folder: Path
+) -> Iterator[tuple[dict[str, int], list[subprocess.Popen[bytes]]]]:
+    """Starts a BentoML server for each target and waits until each answers; yields ports by name, and processes."""
+    processes: list[subprocess.Popen[bytes]] = []
+    ports: dict[str, int] = {}
+    try:
+        for name, target in targets.items():
+            ports[name] = free_port()
+            environment = {
+                **os.environ,
+                "BENTOML_DO_NOT_TRACK": "True",
+                "BENTOML_HOME": str(folder / name),
+                "BENTO_AUDIT_CONFIG": str(config),
+                "BENTO_AUDIT_STATE": str(folder / "state"),
+                "PYTHONPATH": str(PROJECT),
+            }
+            command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]
+            with (folder / f"{name}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [*command, "--port", str(ports[name])],
+                        cwd=PROJECT,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        asyncio.run(_wait_until_ready(ports, ready, folder))
+        yield ports, processes
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in processes:
+            process.wait(30)
+
+
+async def _wait_until_ready(ports: Mapping[str, int], ready: Mapping[str, tuple[str, bytes]], folder: Path) -> None:
+    end = time.monotonic() + START_S
+    for name, port in ports.items():
+        while True:
+            try:
+                connection = await Connection.open(port)
+                await connection.post(*ready[name])
+                break
+            except (OSError, AssertionError, asyncio.IncompleteReadError, StopIteration):
+                if time.monotonic() > end:
+                    log = (folder / f"{name}.log").read_text()
+                    raise SystemExit(f"{name} is not ready after {START_S:g} s:\n{log}") from None
+                await asyncio.sleep(0.5)
+    await asyncio.sleep(2)  # until nothing but the servers runs
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def machine() -> str:
+    """Processor, cores and Python, for a table of results."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
