@@ -146,9 +146,11 @@ class EdgeMiddleware:
                 await asyncio.to_thread(route.recorder.reserve_request, service, exchange, value)
         except ServiceError as error:
             return await _answer(send, error)
-        current_exchange.set(exchange)
-        reply = _Reply(send, exchange, self.routes, route, value)
-        await self.app(scope, _replay(body, receive), reply)
+        token = current_exchange.set(exchange)
+        try:
+            await self.app(scope, _replay(body, receive), _Reply(send, exchange, self.routes, route, value))
+        finally:
+            current_exchange.reset(token)
 
     async def _read(self, length: bytes, receive: Receive) -> bytes | None:
         if length and (not length.isdigit() or int(length) > self.limit):

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 dropped_records = Counter("audit_records_dropped_total", "Predictions that could not be recorded.", ["reason"])
 
-GROUPING_S = 0.02
+GROUPING_S = 0.05
 """Least time between two commits: what arrives within it goes together."""
 
 RETRY_S = 1.0
@@ -342,6 +342,7 @@ class PredictionStore:
             self.folder / "predictions.sqlite", timeout=5.0, isolation_level=None, check_same_thread=False
         )
         try:
+            connection.execute("PRAGMA journal_mode = TRUNCATE")  # a rollback journal, without a new file each time
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA secure_delete = ON")
             connection.executescript(SCHEMA)
