@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.differences import BaseDifference
-from influence_engine.errors import InputError, SettingsError, TierUnavailableError
+from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
 from influence_engine.gradients import LayerGradient, Trace, tracing, track
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
 from influence_engine.resources import choose_device, to_device
@@ -118,6 +118,7 @@ class Attributor:
         self.task = task
         self.index = index
         self.tracked = track(model, allow_left_out=bool(index.manifest.left_out))
+        self._check_layers()
         self.difference = (
             None if base_model is None else BaseDifference(model, base_model.to(self.device), self.tracked)
         )
@@ -199,6 +200,16 @@ class Attributor:
                 gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
             parts.append(self.index.scores(self.index.encoder.encode(gradients), exact=True).cpu())
         return torch.cat(parts) if parts else torch.empty(0, len(self.index))
+
+    def _check_layers(self) -> None:
+        expected = {layer.name: layer.shape for layer in self.index.manifest.layers}
+        found = {layer.name: layer.shape for layer in self.tracked.layers}
+        if expected != found:
+            names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+            raise ModelError(
+                f"the model's trained layers are not those of the index: they differ in {', '.join(names[:5])}; set "
+                "requires_grad on exactly the parameters that were trained"
+            )
 
     def _tier(self, tier: Tier) -> str:
         if tier not in get_args(Tier):
@@ -331,6 +342,3 @@ def _grouped(labels: Sequence[str | None], device: torch.device) -> tuple[list[s
     groups = sorted(set(names))
     numbers = {group: number for number, group in enumerate(groups)}
     return groups, torch.tensor([numbers[name] for name in names], dtype=torch.long, device=device)
-
-
-__all__ = ["Attribution", "Attributor", "Influential", "InputError", "Tier"]

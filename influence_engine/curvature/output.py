@@ -56,7 +56,7 @@ def exact_output_curvature(task: Task, outputs: Tensor, batch: Batch) -> OutputC
         ]
     values, vectors = torch.linalg.eigh(torch.stack(rows, 1))
     values = values.clamp_min(0)
-    # Null directions of every example (adding a constant to all logits) need no backward pass. The bound is the batch's:
+    # Null directions of all examples (adding a constant to all logits) need no backward pass. The bound is the batch's:
     # within an example that the model is sure of, all is rounding.
     used = (values > values.amax().mul(1e-9).clamp_min(_ROUNDING)).any(0).nonzero().flatten().flip(0)
     directions = vectors[:, :, used].permute(2, 0, 1)
