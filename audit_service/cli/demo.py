@@ -12,14 +12,16 @@ from audit_service.cli.console import duration, error_console, facts, output_con
 from audit_service.cli.options import json_option, open_config
 from audit_service.cli.rendering import explanation
 
-SENTENCE = "It starts slowly and the jokes fall flat, but the acting is superb and the ending moved me to tears."
+SENTENCE = "The acting is superb and the ending moved me to tears."
 
 
 @click.command("demo", short_help="The whole way on real data: fine-tune, index, serve, explain.")
 @click.argument("config", metavar="[NAME]", default="sentiment")
 @click.option("--check", is_flag=True, help="Ask the server once, print the explanation, stop it and exit.")
 @click.option("--text", default=SENTENCE, show_default=True, help="The sentence to ask about.")
-@click.option("--top-k", type=click.IntRange(1, 100), default=6, show_default=True, help="How many examples to show.")
+@click.option(
+    "--top-k", type=click.IntRange(1, 100), default=4, show_default=True, help="How many examples for and against."
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Or the next free one.")
 @click.option("--restart", is_flag=True, help="Delete an earlier run of this config first.")
 @json_option

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @profile_option
 @click.option("--text", required=True, help="The text whose prediction is explained.")
 @click.option("--target", metavar="LABEL", help="Explain this label instead of the predicted one.")
-@click.option("--top-k", type=click.IntRange(1, 100), default=10, show_default=True, help="How many examples.")
+@click.option("--top-k", type=click.IntRange(1, 100), default=5, show_default=True, help="How many examples each.")
 @click.option(
     "--polarity",
     type=click.Choice(["both", "proponents", "opponents"]),

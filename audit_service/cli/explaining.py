@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from audit_service.cli.rendering import both_sides
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import explain
 from audit_service.engine.loading import load
@@ -21,7 +22,7 @@ def explain_text(
     polarity: Polarity,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What ``/audit/explain`` would answer for ``text``, without ids.
+    """What ``/audit/explain`` would answer for ``text``, without ids; ``top_k`` examples of each polarity asked for.
 
     Raises:
         InputError: the text or the target cannot be used.
@@ -30,16 +31,19 @@ def explain_text(
     progress("loading model and index", 0, 1)
     loaded = load(config)
     progress("loading model and index", 1, 1)
-    item = EngineItem(
-        input={config.task.text: text},
-        target=None if target is None else Target(label=target),
-        top_k=top_k,
-        polarity=polarity,
-    )
-    (answer,) = explain(loaded, [item])
-    if "error" in answer:
-        error = answer["error"]
-        kind = InputError if error["code"] == InputError.code else InfluenceError
-        raise kind(error["message"], field=error.get("field"))
-    explanation: dict[str, Any] = answer["explanation"]
-    return explanation
+    sides: list[Polarity] = ["proponents", "opponents"] if polarity == "both" else [polarity]
+    answers = []
+    for side in sides:
+        item = EngineItem(
+            input={config.task.text: text},
+            target=None if target is None else Target(label=target),
+            top_k=top_k,
+            polarity=side,
+        )
+        (answer,) = explain(loaded, [item])
+        if "error" in answer:
+            error = answer["error"]
+            kind = InputError if error["code"] == InputError.code else InfluenceError
+            raise kind(error["message"], field=error.get("field"))
+        answers.append(answer["explanation"])
+    return both_sides(answers)

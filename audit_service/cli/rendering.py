@@ -19,6 +19,16 @@ SIDES = {
 }
 
 
+def both_sides(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Two answers to one question, one with its proponents and one with its opponents, as one."""
+    first = dict(answers[0])
+    quality = dict(first["quality"])
+    quality["share_returned"] = sum(answer["quality"]["share_returned"] for answer in answers)
+    first["quality"] = quality
+    first["examples"] = [example for answer in answers for example in answer["examples"]]
+    return first
+
+
 def explanation(answer: Mapping[str, Any], text: str) -> RenderableType:
     """The whole explanation.
 
@@ -105,18 +115,14 @@ def _footer(answer: Mapping[str, Any]) -> Table:
     quality, timings = answer["quality"], answer["timings_ms"]
     tiers = sorted({example["tier"] for example in answer.get("examples") or []})
     share = quality.get("share_returned")
-    parity = quality.get("parity")
+    outside = "yes: this text is unlike the training examples; take them with care"
+    agreement = {True: "torch and the served model agree", False: "NO: torch disagrees with the served model"}
     return facts(
         {
-            "influence": f"{', '.join(tiers)}; change of the log-odds that training with the example made"
-            if tiers
-            else None,
+            "influence": f"{', '.join(tiers)}: by how much training with it raised the log-odds" if tiers else None,
             "shown": f"{share:.1%} of all influence" if share is not None else None,
-            "parity": None
-            if parity is None
-            else "torch and the served model agree"
-            if parity
-            else "NO: torch disagrees",
+            "outside index": outside if quality.get("outside_index") else None,
+            "parity": agreement.get(quality.get("parity")),
             "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
         }
     )

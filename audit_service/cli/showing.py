@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from audit_service.cli import work
+from audit_service.cli.rendering import both_sides
 from audit_service.cli.server import Server, ServerError, free_port, serving
 from audit_service.config import AuditConfig
 from influence_engine.errors import SettingsError
@@ -28,7 +29,7 @@ class Asked:
 
     Attributes:
         prediction: The answer of ``/predict``.
-        explanation: The answer of ``/audit/explain``.
+        explanation: The answers of ``/audit/explain`` for proponents and for opponents, as one.
         seconds: Both together, waiting for the engine to load included.
     """
 
@@ -90,8 +91,11 @@ def ask(address: str, text: str, *, top_k: int) -> Asked:
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         prediction = _post(client, "/predict", {"text": text}, began)
         question = {"prediction_id": prediction["prediction_id"], "top_k": top_k}
-        explanation = _post(client, "/audit/explain", question, began)
-    return Asked(prediction, explanation, time.monotonic() - began)
+        sides = [
+            _post(client, "/audit/explain", {**question, "polarity": polarity}, began)
+            for polarity in ("proponents", "opponents")
+        ]
+    return Asked(prediction, both_sides(sides), time.monotonic() - began)
 
 
 def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""An explanation as a person reads it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from audit_service.cli.rendering import both_sides, explanation
+
+
+def example(influence: float, text: str | None = "a fine [bold]film[/]") -> dict[str, Any]:
+    return {
+        "example_handle": "ex_1",
+        "rank": 1,
+        "influence": influence,
+        "tier": "estimated",
+        "polarity": "proponent" if influence > 0 else "opponent",
+        "label": "good",
+        "source": None,
+        "text": text,
+    }
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    return {
+        "prediction": {"label": "good", "confidence": 0.912, "scores": {"good": 0.912, "bad": 0.088}},
+        "differences": {
+            "target": "good",
+            "measurement": 2.34,
+            "base_measurement": -0.1,
+            "base_prediction": {"label": "bad", "confidence": 0.525, "scores": {"good": 0.475, "bad": 0.525}},
+            "modules": [{"module": f"layer.{number}", "change": 0.1 * number} for number in range(9)],
+            "modules_residual": 0.07,
+        },
+        "examples": [example(0.5), example(-0.25)],
+        "quality": {"share_returned": 0.12, "parity": True},
+        "timings_ms": {"gradient": 40.4, "search": 1.6},
+        **changes,
+    }
+
+
+def shown(value: dict[str, Any], text: str = "what a film") -> str:
+    output = io.StringIO()
+    Console(file=output, width=120).print(explanation(value, text))
+    return output.getvalue()
+
+
+def test_prediction_base_model_and_change_stand_at_the_top() -> None:
+    output = shown(answer())
+
+    assert "good (91.2%)" in output
+    assert "bad (52.5%)" in output
+    assert "-0.10 in the base model, +2.34 after fine-tuning" in output
+
+
+def test_proponents_and_opponents_are_apart_with_signed_influence() -> None:
+    supporting, _, opposing = shown(answer()).partition("(opponents)")
+
+    assert "+0.5000" in supporting
+    assert "-0.2500" in opposing
+
+
+def test_texts_are_shown_as_they_are_whatever_they_look_like() -> None:
+    output = shown(answer(), text="[red]alarm[/red]")
+
+    assert "[red]alarm[/red]" in output
+    assert "a fine [bold]film[/]" in output
+
+
+def test_an_example_without_text_shows_its_handle() -> None:
+    assert "ex_1" in shown(answer(examples=[example(0.5, text=None)]))
+
+
+def test_the_largest_module_changes_are_named_and_the_rest_adds_up() -> None:
+    output = shown(answer())
+
+    assert "+0.800  layer.8" in output
+    assert "+0.300  3 other modules" in output
+    assert "+0.070  not explained at first order" in output
+
+
+def test_another_target_than_the_prediction_is_named() -> None:
+    differences = {**answer()["differences"], "target": "bad"}
+
+    assert "the log-odds of 'bad'" in shown(answer(differences=differences))
+
+
+def test_without_a_base_model_only_the_fine_tuned_measurement_is_shown() -> None:
+    differences = {"target": "good", "measurement": 2.34, "base_measurement": None, "base_prediction": None}
+
+    output = shown(answer(differences=differences))
+
+    assert "+2.34" in output
+    assert "base model" not in output
+
+
+def test_a_disagreement_between_torch_and_the_served_model_is_said_loudly() -> None:
+    assert "NO: torch disagrees" in shown(answer(quality={"share_returned": 0.1, "parity": False}))
+
+
+def test_two_one_sided_answers_become_one() -> None:
+    both = both_sides([answer(examples=[example(0.5)]), answer(examples=[example(-0.25)])])
+
+    assert [one["influence"] for one in both["examples"]] == [0.5, -0.25]
+    assert both["quality"]["share_returned"] == 0.24
