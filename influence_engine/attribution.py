@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -151,7 +152,8 @@ class Attributor:
         if not queries:
             return []
         clock = _Clock()
-        with self._trace(queries) as trace:
+        keeping = contextlib.nullcontext() if self.difference is None else self.difference.prefix.keeping()
+        with keeping, self._trace(queries) as trace:
             batch = _with_targets(self.task, trace)
             measured = self.task.measurement(trace.outputs, batch)
             gradients = trace.layer_gradients(measured)

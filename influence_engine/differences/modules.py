@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from influence_engine.differences.prefix import SharedPrefix
 from influence_engine.gradients import LayerGradient, TrackedLayers
 from influence_engine.tasks import Batch, Task
 
@@ -29,14 +30,19 @@ class BaseDifference:
             if not tuned[name].requires_grad and torch.equal(tuned[name], parameter):
                 parameter.data = tuned[name].data
         before = dict(base.named_parameters())
+        self.prefix = SharedPrefix(model, base)
         self._displacements: dict[str, Tensor] = {
             layer.name: layer.matrix({name: tuned[name].data - before[name].data for name in layer.parameters()})
             for layer in tracked.layers
         }
 
     def measure(self, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Outputs and measurements of the base model on a batch whose targets are named."""
-        with torch.no_grad():
+        """Outputs and measurements of the base model on a batch whose targets are named.
+
+        The batch is the one that the fine-tuned model has just run on within ``prefix.keeping()``; layers that the two
+        share are not computed again.
+        """
+        with torch.no_grad(), self.prefix.recalling():
             outputs = task.outputs(self.base, batch)
             return outputs, task.measurement(outputs, batch)
 
