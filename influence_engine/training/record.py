@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from influence_engine.digests import verify_folder
@@ -32,7 +33,6 @@ from influence_engine.training.optimizers import (
 from influence_engine.training.schedule import Schedule, schedule_from
 from influence_engine.training.settings import FinetuneSettings
 from influence_engine.training.step import put_parameters
-from influence_engine.training.tensors import read_tensors
 
 FORMAT = "bento-audit/run"
 FORMAT_VERSION = 1
@@ -219,7 +219,7 @@ def checkpoint_tensors(parameters: Mapping[str, Tensor], state: Mapping[str, Map
     tensors = {f"parameters/{name}": tensor for name, tensor in parameters.items()}
     for kind, values in state.items():
         tensors |= {f"{kind}/{name}": tensor for name, tensor in values.items()}
-    return tensors
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_checkpoint(folder: Path, step: int) -> tuple[Parameters, OptimizerState]:
@@ -234,6 +234,21 @@ def read_checkpoint(folder: Path, step: int) -> tuple[Parameters, OptimizerState
         state.setdefault(kind, {})[parameter] = tensor
     state.pop("log", None)
     return state.pop("parameters", {}), state
+
+
+def read_tensors(path: Path) -> Parameters:
+    """All tensors of a safetensors file.
+
+    Raises:
+        RecordError: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path} is missing", field=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise RecordError(f"{path} is damaged: {error}", field=str(path)) from error
 
 
 def _why_no_run(folder: Path) -> str:

