@@ -8,9 +8,10 @@ The engine holds both, once, in a process of its own that BentoML starts beside 
 from __future__ import annotations
 
 import functools
-import os
+import logging
+import sys
 from collections.abc import Callable, Coroutine, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -20,12 +21,13 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from audit_service.audit import Audit
-from audit_service.config import AuditConfig, load_config
+from audit_service.config import AuditConfig
 from audit_service.edge import Edged
 from audit_service.engine.client import Engine, EngineDependency
 from audit_service.engine.host import EngineHost
 from audit_service.errors import BadRequestError, error_body, status_of
 from audit_service.problems import describe_validation
+from audit_service.reference import ConfigReference, listed_configs
 from audit_service.schemas import (
     MAX_BATCH,
     EngineRequest,
@@ -37,9 +39,8 @@ from audit_service.schemas import (
 from influence_engine.errors import InfluenceError, SettingsError
 
 Arguments = ParamSpec("Arguments")
-ENVIRONMENT = "BENTO_AUDIT_CONFIG"
 
-_configs: dict[str, str | None] = {}
+_configs: dict[str, ConfigReference] = {}
 """The config of every service class with the mixin: what an engine started beside them has to load."""
 
 
@@ -72,9 +73,7 @@ class InfluenceEngine(Edged):
     """
 
     def __init__(self) -> None:
-        named = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(",") if name.strip()]
-        wanted: list[str | None] = list(_configs.values()) or list(named) or [None]
-        self.host = EngineHost({config_name(one): partial(read_config, one) for one in wanted})
+        self.host = EngineHost(wanted_configs())
 
     @classmethod
     def max_body_bytes(cls) -> int:
@@ -99,6 +98,20 @@ class InfluenceEngine(Edged):
         if request.config is not None:
             return self.host.slot(request.config).status()
         return {name: slot.status() for name, slot in self.host.slots.items()}
+
+
+def wanted_configs() -> dict[str, Callable[[], AuditConfig]]:
+    """How to read each config that an engine in this process holds, by name: those of the services beside it, else
+    those that ``BENTO_AUDIT_CONFIG`` lists. A class that names none is left out; it cannot be served either.
+    """
+    wanted = list(_configs.values()) or [ConfigReference(name) for name in listed_configs()]
+    found: dict[str, Callable[[], AuditConfig]] = {}
+    for reference in wanted:
+        try:
+            found[reference.key] = reference.read
+        except SettingsError as error:
+            logging.getLogger(__name__).warning("a service will not be explained: %s", error.message)
+    return found
 
 
 class EngineHere:
@@ -136,15 +149,16 @@ class AuditMixin(Edged):
     """
 
     engine: Engine
-    _audit_config: str | None = None
+    _audit_config = ConfigReference(None)
 
     def __init_subclass__(cls, *, config: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._audit_config = config or cls._audit_config
+        file = getattr(sys.modules[cls.__module__], "__file__", None)
+        cls._audit_config = ConfigReference(config or cls._audit_config.name, Path(file).resolve() if file else None)
         _configs[f"{cls.__module__}.{cls.__qualname__}"] = cls._audit_config
         cls.engine = EngineDependency(
             InfluenceEngine,
-            find_url=lambda: read_config(cls._audit_config).serve.engine_url,
+            find_url=lambda: cls._audit_config.read().serve.engine_url,
             in_process=EngineHere,
         )
         for method in vars(cls).values():
@@ -154,12 +168,12 @@ class AuditMixin(Edged):
     @cached_property
     def audit(self) -> Audit:
         """Config, predictor and record of this service."""
-        return Audit(type(self).__name__, config_name(self._audit_config), read_config(self._audit_config))
+        return Audit(type(self).__name__, self._audit_config.key, self._audit_config.read())
 
     @classmethod
     def max_body_bytes(cls) -> int:
         """``serve.max_body_bytes`` of the config."""
-        return read_config(cls._audit_config).serve.max_body_bytes
+        return cls._audit_config.read().serve.max_body_bytes
 
     @bentoml.on_startup
     def start_audit(self) -> None:
@@ -201,33 +215,6 @@ class AuditMixin(Edged):
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
         """What the engine has loaded, or why it has not."""
         return await self.engine.status(self.audit.name)
-
-
-def read_config(name: str | None) -> AuditConfig:
-    """The config of a service class: of that name among those that ``BENTO_AUDIT_CONFIG`` names, else in ``configs/``.
-
-    Raises:
-        SettingsError: no name is given, and the variable does not name exactly one.
-    """
-    return load_config(_config_source(name))
-
-
-def config_name(name: str | None) -> str:
-    """The name under which services ask the engine for a config; it is found without reading the file."""
-    return Path(_config_source(name)).name.removesuffix(".yaml")
-
-
-def _config_source(name: str | None) -> str:
-    named = [one.strip() for one in os.environ.get(ENVIRONMENT, "").split(",") if one.strip()]
-    if name is not None:
-        return next((one for one in named if Path(one).stem == Path(name).stem), name)
-    if len(named) != 1:
-        raise SettingsError(
-            f"this service names no config, and {ENVIRONMENT} names {len(named)}; "
-            f"write class ...(AuditMixin, config='NAME') or set {ENVIRONMENT}",
-            field=ENVIRONMENT,
-        )
-    return named[0]
 
 
 def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:
