@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 
 import pytest
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+# BentoML reads it when it is imported; nothing that tests make may land in the store of whoever runs them.
+os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="bentoml-")
+atexit.register(shutil.rmtree, os.environ["BENTOML_HOME"], ignore_errors=True)
 
 FORBID_SKIPS = os.environ.get("BENTO_AUDIT_FORBID_SKIPS", "") not in ("", "0")
 

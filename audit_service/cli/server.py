@@ -1,4 +1,4 @@
-"""Starts ``bentoml serve`` for a folder with a ``bentofile.yaml``, waits until it answers, and stops all of it."""
+"""Starts ``bentoml serve``, waits until it answers, and stops all of it."""
 
 from __future__ import annotations
 
@@ -70,13 +70,23 @@ def free_port(host: str, first: int) -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, host: str, port: int, log: Path, environment: Mapping[str, str]) -> Iterator[Server]:
-    """Runs ``bentoml serve`` in ``folder`` as long as the context lasts; yields once ``/readyz`` answers 200.
+def serving(
+    service: str, folder: Path, *, host: str, port: int, log: Path, environment: Mapping[str, str]
+) -> Iterator[Server]:
+    """Runs ``bentoml serve`` as long as the context lasts; yields once ``/readyz`` answers 200.
+
+    Args:
+        service: What to serve, as ``module:Class``.
+        folder: Where to look for the module.
+        host: Address to listen on.
+        port: Port to listen on.
+        log: File for the server's output.
+        environment: Variables to set for it.
 
     Raises:
         ServerError: the server stopped, or was not ready in time; the message ends with the end of its log.
     """
-    command = [sys.executable, "-m", "bentoml", "serve", ".", "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import yaml
 
 from audit_service.cli import work
 from audit_service.cli.rendering import both_sides
@@ -57,7 +58,7 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
     progress("index", len(index), len(index), f"{len(index):,} training examples")
     stopwatch.lap("index")
     work.export_model(config, progress)
-    stopwatch.lap("export to ONNX")
+    stopwatch.lap("export")
     return stopwatch.seconds
 
 
@@ -70,14 +71,16 @@ def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
         ServerError: it does not start.
     """
     assert config.file is not None  # it has been read from one
-    folder = config.root / "bentos" / config.file.stem
-    if not (folder / "bentofile.yaml").is_file():
-        raise SettingsError(f"there is no bento {folder}; the demo needs a clone of the repository", field="name")
+    bentofile = config.root / "bentos" / config.file.stem / "bentofile.yaml"
+    if not bentofile.is_file():
+        raise SettingsError(f"there is no bento {bentofile}; the demo needs a clone of the repository", field="name")
+    service: str = yaml.safe_load(bentofile.read_text(encoding="utf-8"))["service"]
     # A home of its own: at its start BentoML clears the metrics of whatever else uses the same one.
     home = os.environ.get("BENTOML_HOME", str(config.state_folder / "bentoml"))
     log = config.state_folder / "server.log"
     chosen = free_port(HOST, port)
-    with serving(folder, host=HOST, port=chosen, log=log, environment={"BENTOML_HOME": home}) as server:
+    environment = {"BENTOML_HOME": home}
+    with serving(service, config.root, host=HOST, port=chosen, log=log, environment=environment) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from audit_service.bundle import export_for_serving
+from audit_service.bundle import export_for_serving, register
 from audit_service.config import AuditConfig
 from audit_service.served import ServedModel, load_trained_model
 from influence_engine.data import DataSet, load_examples
@@ -213,7 +213,10 @@ def plan_index(config: AuditConfig, progress: Progress) -> BuildPlan:
 
 
 def export_model(config: AuditConfig, progress: Progress) -> dict[str, Any] | None:
-    """Exports the config's model for serving unless that is done; None for a task that cannot be exported.
+    """Exports the config's model to ONNX and makes the Bento models that ``bentoml build`` copies, unless that is done.
+
+    Returns:
+        The export's manifest; None for a task that cannot be exported.
 
     Raises:
         ModelError: ONNX Runtime and torch disagree.
@@ -223,7 +226,9 @@ def export_model(config: AuditConfig, progress: Progress) -> dict[str, Any] | No
     examples = read_training_set(config, source, progress)
     if not isinstance(examples.task, ExportableTask):
         return None
-    return export_for_serving(config, examples.train.examples[:EXAMPLES_TO_CHECK_EXPORT], progress=progress)
+    manifest = export_for_serving(config, examples.train.examples[:EXAMPLES_TO_CHECK_EXPORT], progress=progress)
+    register(config, progress=progress)
+    return manifest
 
 
 def recorded_run(config: AuditConfig) -> Run:

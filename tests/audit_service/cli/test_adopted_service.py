@@ -51,13 +51,12 @@ def test_the_bento_of_an_adopted_model_predicts_explains_and_stops(project: Path
 
 
 def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
-    (tmp_path / "bentofile.yaml").write_text("service: 'service:Missing'\n")
     (tmp_path / "service.py").write_text("raise RuntimeError('no service here today')\n")
     port = free_port(HOST, 3000)
 
     with (
         pytest.raises(ServerError, match="no service here today"),
-        serving(tmp_path, host=HOST, port=port, log=tmp_path / "log", environment={}),
+        serving("service:Missing", tmp_path, host=HOST, port=port, log=tmp_path / "log", environment={}),
     ):
         pass
 

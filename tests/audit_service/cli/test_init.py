@@ -78,7 +78,7 @@ def test_the_adopted_model_is_served_by_the_service_that_init_writes(project: Pa
     bentofile = yaml.safe_load((project / "bentos" / "support" / "bentofile.yaml").read_text())
 
     assert 'class Support(AuditMixin, config="support"):' in source
-    assert bentofile["service"] == "service:Support"
+    assert bentofile["service"] == "bentos.support.service:Support"
 
 
 def test_the_lines_for_a_service_that_exists_are_a_patch_that_applies(project: Path) -> None:
