@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -25,7 +26,7 @@ from influence_engine.training.schedule import checkpoint_steps, derived_seed, p
 from influence_engine.training.settings import FinetuneSettings
 from influence_engine.training.step import StepResult, put_parameters, trained_parameters
 from influence_engine.training.validation import validate
-from influence_engine.training.writer import Progressed, RecordWriter, matching_run
+from influence_engine.training.writer import Progressed, RecordWriter, exclusively, matching_run
 
 STAGE = "fine-tuning"
 
@@ -121,7 +122,8 @@ def finetune(
             step and examples).
         ModelError: the base model cannot be loaded.
         SettingsError: the settings do not fit the model.
-        RecordError: ``record_to`` holds something else, or this run already (see ``reuse``).
+        RecordError: ``record_to`` holds something else, or this run already (see ``reuse``), or another process is
+            writing there.
     """
     settings = settings or FinetuneSettings()
     ids = check_examples(task, train, "training")
@@ -131,55 +133,56 @@ def finetune(
     model = _base_model(task, base, settings, revision)
     trainable = choose_trainable(model, settings.trainable)
     schedule = plan_schedule(settings, len(train))
-    optimizer = optimizer_for(settings, trained_parameters(model, trainable))
+    optimizer = optimizer_for(settings, {name: model.get_parameter(name) for name in trainable})
+    with contextlib.ExitStack() as stack:
+        writer: RecordWriter | None = None
+        if record_to is not None:
+            stack.enter_context(exclusively(record_to))
+            identity = _identity(task, model, train, ids, settings, weights)
+            found = matching_run(record_to, identity) if reuse else None
+            if found is not None:
+                return found
+            writer = RecordWriter(record_to, identity, len(schedule))
 
-    writer: RecordWriter | None = None
-    if record_to is not None:
-        identity = _identity(task, model, train, ids, settings, weights)
-        found = matching_run(record_to, identity) if reuse else None
-        if found is not None:
-            return found
-        writer = RecordWriter(record_to, identity, len(schedule))
-
-    model.to(chosen_device(device))
-    start = _start(model, trainable, optimizer, writer)
-    log = _Log(start, writer, checkpoint_steps(len(schedule), settings.checkpoints), len(schedule), progress)
-    parameters = execute(
-        task,
-        model,
-        train,
-        schedule,
-        optimizer,
-        start.parameters,
-        start.state,
-        after=start.step,
-        weights=example_weights,
-        max_grad_norm=settings.max_grad_norm,
-        dropout=settings.dropout,
-        each_step=log.step,
-    )
-    put_parameters(model, parameters)
-    measured = None if validation is None else validate(task, model, validation, progress)
-    model.eval().cpu()
-    if writer is None:
-        losses = torch.tensor(log.losses, dtype=torch.float64)
-        return Finetuned(model, trainable, losses, schedule.learning_rates, measured)
-    return writer.finish(
-        model=model,
-        tokenizer=getattr(task, "tokenizer", None),
-        schedule=schedule,
-        losses=log.losses,
-        clip_factors=log.clip_factors,
-        example_ids=ids,
-        optimizer=optimizer.describe(),
-        recorded_by="finetune",
-        settings=settings.model_dump(mode="json"),
-        trainable=trainable,
-        max_grad_norm=settings.max_grad_norm,
-        dropout=settings.dropout,
-        weights=_not_one(weights),
-        validation=measured,
-    )
+        model.to(chosen_device(device))
+        start = _start(model, trainable, optimizer, writer)
+        log = _Log(start, writer, checkpoint_steps(len(schedule), settings.checkpoints), len(schedule), progress)
+        parameters = execute(
+            task,
+            model,
+            train,
+            schedule,
+            optimizer,
+            start.parameters,
+            start.state,
+            after=start.step,
+            weights=example_weights,
+            max_grad_norm=settings.max_grad_norm,
+            dropout=settings.dropout,
+            each_step=log.step,
+        )
+        put_parameters(model, parameters)
+        measured = None if validation is None else validate(task, model, validation, progress)
+        model.eval().cpu()
+        if writer is None:
+            losses = torch.tensor(log.losses, dtype=torch.float64)
+            return Finetuned(model, trainable, losses, schedule.learning_rates, measured)
+        return writer.finish(
+            model=model,
+            tokenizer=getattr(task, "tokenizer", None),
+            schedule=schedule,
+            losses=log.losses,
+            clip_factors=log.clip_factors,
+            example_ids=ids,
+            optimizer=optimizer.describe(),
+            recorded_by="finetune",
+            settings=settings.model_dump(mode="json"),
+            trainable=trainable,
+            max_grad_norm=settings.max_grad_norm,
+            dropout=settings.dropout,
+            weights=_not_one(weights),
+            validation=measured,
+        )
 
 
 class _Log:

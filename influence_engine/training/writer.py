@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,27 @@ class RecordWriter:
 
 IN_DIGESTS = ("base", "tokenizer", "data", "task")
 """Entries of an identity that are also in ``Run.digests``."""
+
+
+@contextlib.contextmanager
+def exclusively(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes from recording into ``folder`` meanwhile; the system lifts the lock if this one dies.
+
+    Raises:
+        RecordError: another process is recording there, or the folder cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise RecordError(f"{folder} cannot be a run's folder: {error.strerror}", field="record_to") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RecordError(f"another process is recording into {folder}; wait for it", field="record_to") from None
+    finally:
+        os.close(descriptor)
 
 
 def matching_run(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Run | None:

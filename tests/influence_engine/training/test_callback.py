@@ -407,6 +407,14 @@ def test_a_data_set_without_rows_is_refused_before_training(
     assert not (recorded.folder / "run").exists()
 
 
+def test_a_file_is_no_place_for_a_record(recorded: Recorded, make_model: Callable[..., nn.Module]) -> None:
+    (recorded.folder / "run").write_text("notes")
+
+    with pytest.raises(RecordError, match="is a file; a run needs a folder"):
+        recorded(make_model(), max_steps=2)
+    assert (recorded.folder / "run").read_text() == "notes"
+
+
 def test_a_complete_record_is_never_overwritten(recorded: Recorded, make_model: Callable[..., nn.Module]) -> None:
     run = recorded(make_model(), max_steps=2)
 

@@ -52,8 +52,8 @@ class Trainings:
         save_model(model, self.base, tokenizer=task.tokenizer)
         self.train.write_text(json.dumps(train))
 
-    def killed_at(self, step: int, record_to: Path) -> list[str]:
-        """Kills the process in the middle of the step after ``step`` and returns what it had said."""
+    def started(self, step: int, record_to: Path) -> tuple[subprocess.Popen[str], list[str]]:
+        """A process that waits after ``step``, and what it had said until then."""
         arguments = [str(self.base), str(self.train), SETTINGS.model_dump_json(), str(record_to), str(step)]
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -64,6 +64,11 @@ class Trainings:
             said.append(line.strip())
             if line.strip() == f"fine-tuning {step}":
                 break
+        return process, said
+
+    def killed_at(self, step: int, record_to: Path) -> list[str]:
+        """Kills the process in the middle of the step after ``step`` and returns what it had said."""
+        process, said = self.started(step, record_to)
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL
         return said
@@ -122,6 +127,18 @@ def test_an_interrupted_run_is_not_taken_over_by_another(trainings: Trainings, t
         trainings.finished(folder)
 
     assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_two_processes_do_not_record_into_one_folder(trainings: Trainings, tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    process, _ = trainings.started(7, folder)
+    try:
+        with pytest.raises(RecordError, match="another process is recording into"):
+            trainings.finished(folder)
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+    trainings.finished(folder)
 
 
 def test_a_damaged_checkpoint_of_an_interrupted_run_is_named(trainings: Trainings, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_folder_with_another_run_or_anything_else_is_never_overwritten(
     (tmp_path / "other" / "thesis.txt").write_text("a year of work")
     with pytest.raises(RecordError, match="not empty and holds no run"):
         finetune(task, make_model(), train, settings=SETTINGS, record_to=tmp_path / "other")
-    with pytest.raises(RecordError, match="is a file"):
+    with pytest.raises(RecordError, match=r"thesis\.txt cannot be a run's folder"):
         finetune(task, make_model(), train, settings=SETTINGS, record_to=tmp_path / "other" / "thesis.txt")
     assert (tmp_path / "other" / "thesis.txt").read_text() == "a year of work"
 
