@@ -63,7 +63,7 @@ class SharedPrefix:
     def recalling(self) -> Iterator[None]:
         """While the base model runs on the same batch: its shared modules answer with what was kept."""
         recalled = [self._twins[number][1] for number in self._kept]
-        for (number, outputs), module in zip(self._kept.items(), recalled, strict=True):
+        for outputs, module in zip(self._kept.values(), recalled, strict=True):
             module.forward = _recall(outputs, module.forward)
         try:
             yield

@@ -31,7 +31,7 @@ from influence_engine.models import model_digest
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
-from influence_engine.training import Run
+from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.identity import check_examples, data_digest, task_digests
 
 _EXACT_BLOCK = 4096
@@ -128,6 +128,7 @@ class InfluenceIndex:
 
         Args:
             run: The run or its folder.
+            train: The examples it was trained on, in any order; the index has them in the recorded one.
             into: For a module that is not from ``transformers``: a freshly built one, which is filled.
 
         The other arguments are those of ``build``.
@@ -136,16 +137,9 @@ class InfluenceIndex:
             DigestMismatchError: data or task are not the recorded ones.
         """
         opened = run if isinstance(run, Run) else Run.open(run)
-        now = {"data": data_digest(train), **task_digests(task)}
-        for name, digest in now.items():
-            if opened.digests.get(name) != digest:
-                raise DigestMismatchError(
-                    f"the {name} given is not what the run in {opened.folder} was trained with: its digest is "
-                    f"{digest}, the record says {opened.digests.get(name)}",
-                    field=name,
-                )
+        examples = in_recorded_order(opened, task, train)
         model = opened.load_model(into)
-        return cls._built(model, task, train, path, settings, Provenance.of(opened), held_out, device, progress)
+        return cls._built(model, task, examples, path, settings, Provenance.of(opened), held_out, device, progress)
 
     @classmethod
     def _built(

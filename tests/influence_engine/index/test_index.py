@@ -185,11 +185,25 @@ def test_an_index_of_another_task_is_refused(index: InfluenceIndex, vector_model
         Attributor(vector_model, Other(), index)
 
 
+def test_rows_have_the_recorded_order_whatever_order_is_given(
+    index: InfluenceIndex,
+    vector_run: Run,
+    vector_task: Any,
+    vector_train: Any,
+    tmp_path: Path,
+    fresh_network: nn.Module,
+) -> None:
+    other = InfluenceIndex.build_from_run(
+        vector_run, vector_task, vector_train[::-1], tmp_path / "other", EXACT, into=fresh_network
+    )
+    assert other.example_ids == index.example_ids
+
+
 def test_changed_training_data_are_refused(
     vector_run: Run, vector_task: Any, vector_train: Any, index_folder: Path, fresh_network: nn.Module
 ) -> None:
     changed = [{**vector_train[0], "label": (vector_train[0]["label"] + 1) % 3}, *vector_train[1:]]
-    with pytest.raises(DigestMismatchError, match="the data given is not what the run"):
+    with pytest.raises(DigestMismatchError, match="the data given is not that of the run"):
         InfluenceIndex.build_from_run(vector_run, vector_task, changed, index_folder, EXACT, into=fresh_network)
 
 
