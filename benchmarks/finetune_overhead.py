@@ -5,6 +5,7 @@
 
 Prints the median of both and their quotient. Each pair is run back to back and the order alternates, so that a machine
 that slows down slows both; the quotient is the median over the pairs. Both include loading, validation is left out.
+On a machine that others use as well, the quotient of processor time says more than that of time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.models import load_tokenizer
@@ -40,30 +43,32 @@ def main() -> None:
     trainable = int(options.trainable) if options.trainable.isdigit() else options.trainable
     settings = FinetuneSettings(trainable=trainable, epochs=options.epochs, learning_rate=3e-4)
 
-    def seconds(recorded: bool) -> float:
+    def measured(recorded: bool) -> tuple[float, float]:
         with tempfile.TemporaryDirectory(dir=PROJECT) as folder:
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             if recorded:
                 finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
             else:
                 finetune(task, base, train, settings=settings)
-            return time.perf_counter() - began
+            return time.perf_counter() - began, time.process_time() - began_cpu
 
     finetune(task, base, train[: settings.batch_size], settings=settings)
-    pairs = []
+    with_record, without = [], []
     for number in range(options.pairs):
-        order = (True, False) if number % 2 else (False, True)
-        times = {recorded: seconds(recorded) for recorded in order}
-        pairs.append((times[True], times[False]))
-        print(f"pair {number + 1}: recorded {times[True]:.1f} s, unrecorded {times[False]:.1f} s", flush=True)
+        for recorded in (True, False) if number % 2 else (False, True):
+            (with_record if recorded else without).append(measured(recorded))
+        print(f"pair {number + 1}: recorded {with_record[-1][0]:.1f} s, without {without[-1][0]:.1f} s", flush=True)
+    pairs = list(zip(with_record, without, strict=True))
     result = {
-        "recorded_s": round(statistics.median(recorded for recorded, _ in pairs), 2),
-        "unrecorded_s": round(statistics.median(unrecorded for _, unrecorded in pairs), 2),
-        "quotient": round(statistics.median(recorded / unrecorded for recorded, unrecorded in pairs), 3),
+        "recorded_s": round(statistics.median(seconds for seconds, _ in with_record), 2),
+        "unrecorded_s": round(statistics.median(seconds for seconds, _ in without), 2),
+        "quotient": round(statistics.median(one[0] / other[0] for one, other in pairs), 3),
+        "processor_quotient": round(statistics.median(one[1] / other[1] for one, other in pairs), 3),
         "must_be_at_most": 1.10,
         "examples": len(train),
         "epochs": options.epochs,
         "trainable": trainable,
+        "threads": torch.get_num_threads(),
     }
     print(json.dumps(result, indent=2))
 
