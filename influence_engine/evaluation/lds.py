@@ -1,0 +1,70 @@
+"""The linear datamodeling score (Park et al. 2023): do influences rank what retraining does?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over queries with its bootstrap interval.
+
+    Attributes:
+        mean: Over queries.
+        low: Lower end of the 90% interval over resampled queries and retrainings.
+        high: Its upper end.
+        per_query: ``[Q]``.
+    """
+
+    mean: float
+    low: float
+    high: float
+    per_query: Tensor
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def linear_datamodeling_score(influences: Tensor, removed: Tensor, measured: Tensor, *, seed: int = 0) -> Score:
+    """Spearman correlation, over retrainings, of predicted and measured changes, averaged over queries.
+
+    Args:
+        influences: ``[Q, N]``, change that having an example made; positive supports.
+        removed: ``[S, N]``, 1 where a retraining left an example out.
+        measured: ``[S, Q]``, measurements after each retraining.
+        seed: Of the bootstrap.
+    """
+    predicted = -(removed.double() @ influences.double().T)
+    per_query = spearman(predicted, measured.double())
+    generator = torch.Generator().manual_seed(seed)
+    retrainings, queries = measured.shape
+    means = torch.empty(_RESAMPLES, dtype=torch.float64)
+    for number in range(_RESAMPLES):
+        rows = torch.randint(retrainings, (retrainings,), generator=generator)
+        columns = torch.randint(queries, (queries,), generator=generator)
+        means[number] = spearman(predicted[rows][:, columns], measured.double()[rows][:, columns]).mean()
+    low, high = means.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+    return Score(float(per_query.mean()), low, high, per_query)
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Rank correlation of each column, ``[columns]``; ties share their mean rank; 0 where a column is constant."""
+    a, b = (_centred(_ranks(values)) for values in (first, second))
+    return (a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-30)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Mean ranks of each column: how many are smaller, plus half of how many are equal."""
+    ordered = values.T.contiguous()
+    lower = torch.searchsorted(ordered.sort(dim=1).values, ordered, right=False)
+    upper = torch.searchsorted(ordered.sort(dim=1).values, ordered, right=True)
+    return ((lower + upper).double() / 2).T
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values - values.mean(0)

@@ -1,0 +1,122 @@
+"""What really happens without some training examples: retraining, kept on disk so that it is done once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from influence_engine.digests import json_digest
+from influence_engine.evaluation.removals import Removal
+from influence_engine.files import writing_aside
+from influence_engine.progress import Progress, silent
+from influence_engine.resources import choose_device, to_device
+from influence_engine.tasks import Example, Task
+from influence_engine.training import Run, finetune, reexecute
+from influence_engine.training.step import put_parameters
+
+Kind = Literal["removal", "afresh"]
+"""``removal``: the recorded steps with weight 0 for what is removed, what replay differentiates. ``afresh``: a new
+training on what remains, in a new order."""
+
+_BATCH = 64
+
+
+class Retraining:
+    """Measures queries on models retrained without some examples.
+
+    Args:
+        run: The recorded run.
+        task: Its task.
+        train: Its training examples.
+        queries: What is measured; each names its target.
+        cache: A folder; each retraining's measurements are kept there by a digest of all that they depend on.
+        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+        device: Where to train.
+        progress: Told after every retraining.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        train: Sequence[Example],
+        queries: Sequence[Example],
+        cache: str | os.PathLike[str],
+        *,
+        into: nn.Module | None = None,
+        device: str = "auto",
+        progress: Progress = silent,
+    ) -> None:
+        self.run = run
+        self.task = task
+        self.train = train
+        self.queries = queries
+        self.cache = Path(cache)
+        self.device = choose_device(device)
+        self.progress = progress
+        self._into = into
+        self._identity = {
+            "files": run.manifest["files"],
+            "queries": json_digest([dict(query) for query in queries]),
+        }
+
+    def measurements(self, removals: Sequence[Removal], kind: Kind = "removal", *, seed: int = 1) -> Tensor:
+        """Measurements of all queries after each removal, ``[S, Q]`` in double precision.
+
+        Args:
+            removals: What to train without.
+            kind: How.
+            seed: Of the new orders of ``afresh``; removal ``s`` is trained with ``seed + s``.
+        """
+        rows = []
+        for number, removal in enumerate(removals):
+            path = self.cache / f"{self._key(removal, kind, seed + number)}.safetensors"
+            if not path.exists():
+                measured = self._measured(self._retrained(removal, kind, seed + number))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with writing_aside(path) as aside:
+                    save_file({"measurements": measured}, aside)
+            rows.append(load_file(path)["measurements"])
+            self.progress(f"retraining ({kind})", number + 1, len(removals))
+        return torch.stack(rows)
+
+    def recorded(self) -> Tensor:
+        """Measurements of all queries on the recorded model itself, ``[Q]``."""
+        return self._measured(self.run.load_model(self._into))
+
+    def _key(self, removal: Removal, kind: Kind, seed: int) -> str:
+        parts = {**self._identity, "removed": list(removal.example_ids), "kind": kind}
+        return json_digest(parts if kind == "removal" else {**parts, "seed": seed})
+
+    def _retrained(self, removal: Removal, kind: Kind, seed: int) -> nn.Module:
+        if kind == "removal":
+            weights = dict.fromkeys(removal.example_ids, 0.0)
+            parameters = reexecute(
+                self.run, self.task, self.train, weights=weights, into=self._into, device=str(self.device)
+            )
+            model = self.run.load_model(self._into)
+            put_parameters(model, parameters)
+            return model
+        removed = set(removal.example_ids)
+        remaining = [example for example in self.train if example["example_id"] not in removed]
+        settings = self.run.settings
+        assert settings is not None
+        # The same start: only the order is new, and what is missing.
+        model = self.run.load_base(self._into)
+        changed = settings.model_copy(update={"seed": settings.seed + seed})
+        return finetune(self.task, model, remaining, settings=changed, device=str(self.device)).model
+
+    def _measured(self, model: nn.Module) -> Tensor:
+        model = model.to(self.device).eval()
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(self.queries), _BATCH):
+                batch = to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
+                parts.append(self.task.measurement(self.task.outputs(model, batch), batch).double().cpu())
+        return torch.cat(parts)
