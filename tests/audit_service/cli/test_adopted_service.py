@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -48,6 +50,15 @@ def test_the_bento_of_an_adopted_model_predicts_explains_and_stops(project: Path
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.address}/livez")
+
+
+def test_the_bento_of_an_adopted_model_can_be_built(project: Path) -> None:
+    command = [sys.executable, "-m", "bentoml", "build", "-f", "bentos/support/bentofile.yaml", "--output", "tag"]
+
+    finished = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+
+    assert finished.returncode == 0, finished.stderr
+    assert "support:" in finished.stdout
 
 
 def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:

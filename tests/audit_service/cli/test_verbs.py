@@ -20,6 +20,8 @@ data:
   validation: {csv: train.csv, columns: {id: key, text: sentence, label: sentiment}, labels: {0: bad, 1: good},
     limit: 20}
 finetune: {epochs: 6, batch_size: 16, learning_rate: 3e-3, warmup_ratio: 0}
+profiles:
+  short: {name: films-short, finetune: {epochs: 1}}
 """
 
 
@@ -115,6 +117,15 @@ def test_index_build_without_a_model_says_which_command_comes_first(project: Pat
     assert "bento-audit finetune films" in result.stderr
 
 
+def test_a_profile_with_a_name_of_its_own_is_named_in_what_comes_next(project: Path) -> None:
+    missing = bento_audit("index", "build", "films", "--profile", "short")
+    tuned = bento_audit("finetune", "films", "--profile", "short")
+
+    assert "bento-audit finetune films --profile short" in missing.stderr
+    assert "bento-audit index build films --profile short" in tuned.stdout
+    assert (project / "runs" / "films-short" / "manifest.json").is_file()
+
+
 def test_inspect_says_what_the_index_was_built_from(project: Path) -> None:
     about = json.loads(bento_audit("index", "inspect", "films", "--json").stdout)
 
@@ -187,12 +198,12 @@ def test_a_question_that_cannot_be_asked_is_a_usage_error(
 
 
 def test_explain_before_anything_is_built_says_which_command_comes_first(project: Path) -> None:
-    shutil.rmtree(project / "index")
+    shutil.copy(project / "configs" / "films.yaml", project / "configs" / "plays.yaml")
 
-    result = bento_audit("explain", "films", "--text", "fine")
+    result = bento_audit("explain", "plays", "--text", "fine")
 
     assert result.exit_code == 1
-    assert "bento-audit index build films" in result.stderr.replace("\n", "")
+    assert "bento-audit finetune plays" in result.stderr.replace("\n", "")
 
 
 def test_the_environment_names_the_config_where_the_command_line_does_not(

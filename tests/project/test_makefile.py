@@ -1,0 +1,66 @@
+"""The commands of the README: what make would run, and what it need not run again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def dry_run(folder: Path, *arguments: str) -> str:
+    """What make would run in a copy of the project's head, without running it."""
+    for name in ("Makefile", "pyproject.toml", "constraints-cpu.txt"):
+        if not (folder / name).exists():
+            shutil.copy(ROOT / name, folder)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    finished = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.parametrize(("arguments", "check"), [((), False), (("CHECK=1",), True), (("CHECK=0",), False)])
+def test_check_asks_once_and_without_it_the_server_stays_up(
+    tmp_path: Path, arguments: tuple[str, ...], check: bool
+) -> None:
+    assert ("demo sentiment --check" in dry_run(tmp_path, "demo", *arguments)) is check
+
+
+def test_a_fresh_folder_gets_an_environment_with_the_pinned_torch(tmp_path: Path) -> None:
+    commands = dry_run(tmp_path, "test", "PIP_ARGS=--extra-index-url https://wheels.example")
+
+    assert "-m venv .venv" in commands
+    assert "-c constraints-cpu.txt --extra-index-url https://wheels.example -e '.[dev]'" in commands
+    assert "torch==" in (ROOT / "constraints-cpu.txt").read_text()
+
+
+def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: Path) -> None:
+    dry_run(tmp_path, "test")
+    stamps = tmp_path / ".venv"
+    stamps.mkdir()
+    for stamp in (".made", ".installed-dev"):
+        (stamps / stamp).touch()
+
+    assert "pip install" not in dry_run(tmp_path, "test")
+
+    later = (stamps / ".installed-dev").stat().st_mtime + 10
+    os.utime(tmp_path / "pyproject.toml", (later, later))
+    assert "pip install" in dry_run(tmp_path, "test")
+
+
+def test_the_continuous_integration_run_is_the_test_target_with_skips_forbidden() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text().splitlines()
+
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in lines
+    assert "export BENTO_AUDIT_FORBID_SKIPS=1" in lines
+    assert lines[-1].startswith("make test")
