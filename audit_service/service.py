@@ -24,9 +24,11 @@ from audit_service.audit import Audit
 from audit_service.config import AuditConfig
 from audit_service.edge import Edged
 from audit_service.engine.client import Engine, EngineDependency
+from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
 from audit_service.errors import BadRequestError, error_body, status_of
 from audit_service.problems import describe_validation
+from audit_service.recording import MethodRecorder
 from audit_service.reference import ConfigReference, listed_configs
 from audit_service.schemas import (
     MAX_BATCH,
@@ -158,12 +160,11 @@ class AuditMixin(Edged):
         _configs[f"{cls.__module__}.{cls.__qualname__}"] = cls._audit_config
         cls.engine = EngineDependency(
             InfluenceEngine,
-            find_url=lambda: cls._audit_config.read().serve.engine_url,
+            find_url=cls._engine_url,
             in_process=EngineHere,
         )
-        for method in vars(cls).values():
-            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder"):
-                method.func.audit_recorder.check()
+        for recorder in cls._recorders():
+            recorder.check()
 
     @cached_property
     def audit(self) -> Audit:
@@ -175,13 +176,27 @@ class AuditMixin(Edged):
         """``serve.max_body_bytes`` of the config."""
         return cls._audit_config.read().serve.max_body_bytes
 
+    @classmethod
+    def _engine_url(cls) -> str | None:
+        # BentoML asks for it before it starts any process: a config that cannot be read, or an audited method whose
+        # inputs cannot be found, ends `bentoml serve` with the reason instead of workers that are started in vain.
+        config = cls._audit_config.read()
+        for recorder in cls._recorders():
+            recorder.paths(input_fields(config))
+        return config.serve.engine_url
+
+    @classmethod
+    def _recorders(cls) -> list[MethodRecorder]:
+        methods = (getattr(cls, name, None) for name in dir(cls))
+        return [
+            method.func.audit_recorder
+            for method in methods
+            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder")
+        ]
+
     @bentoml.on_startup
     def start_audit(self) -> None:
-        """Opens the record, and refuses to start where an audited method's inputs cannot be found."""
-        for name in dir(type(self)):
-            method = getattr(type(self), name, None)
-            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder"):
-                method.func.audit_recorder.paths(self.audit.input_fields)
+        """Opens the record."""
         self.audit.start()
 
     @bentoml.on_shutdown

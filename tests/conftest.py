@@ -15,7 +15,8 @@ from audit_service.config import AuditConfig, load_config
 from influence_engine.data import load_examples
 from influence_engine.index import InfluenceIndex
 from influence_engine.models import load_tokenizer
-from influence_engine.training import finetune
+from influence_engine.tasks import Task
+from influence_engine.training import Run, finetune
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +39,7 @@ class Project:
     Attributes:
         root: The folder that holds ``configs/sentiment.yaml``.
         config: That config.
+        task: Its task.
         train: The examples of the index.
         test: Examples that were not trained on.
         environment: What a server needs to find it.
@@ -45,9 +47,15 @@ class Project:
 
     root: Path
     config: AuditConfig
+    task: Task
     train: list[dict[str, Any]]
     test: list[dict[str, Any]]
     environment: dict[str, str]
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the fine-tuned model."""
+        return str(Run.open(self.config.run_folder, verify=False).digests["model"])
 
 
 @pytest.fixture(scope="session")
@@ -74,4 +82,4 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         finetune(task, base, train, settings=config.finetune, record_to=config.run_folder, reuse=True)
         InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
         export_for_serving(config, test)
-    return Project(root, config, train, test, {"BENTO_AUDIT_CONFIG": str(file), "BENTO_AUDIT_DATA": data})
+    return Project(root, config, task, train, test, {"BENTO_AUDIT_CONFIG": str(file), "BENTO_AUDIT_DATA": data})
