@@ -103,11 +103,13 @@ class BatchWorker(Generic[Item, Answer]):
         now = time.monotonic()
         wanted = []
         for job in jobs:
+            if not job.future.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
             if job.deadline < now:
                 job.future.set_exception(
                     EngineTimeoutError("the deadline passed before it was computed", retry_after=1)
                 )
-            elif job.future.set_running_or_notify_cancel():
+            else:
                 wanted.append(job)
         if not wanted:
             return

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from influence_engine.index import InfluenceIndex
+from influence_engine.index import IndexSettings, InfluenceIndex
+from influence_engine.training import Run
 
 pytestmark = pytest.mark.service
 
@@ -141,12 +142,10 @@ def test_a_new_index_is_taken_over_while_serving(start_server: Any, small_projec
     server = start_server(TARGET, env=environment)
     server.wait_until_explaining()
     before = server.post("/audit/explain", QUESTION).json()["index"]
-    task, train = small_project.task, small_project.train
     project = tmp_path / "project"
-    settings = small_project.config.index.model_copy(update={"dimensions": 64})
-    InfluenceIndex.build_from_run(
-        project / "runs" / "sentiment", task, train, project / "index" / "sentiment", settings
-    )
+    model = Run.open(project / "runs" / "sentiment").load_model()
+    index = project / "index" / "sentiment"
+    InfluenceIndex.build(model, small_project.task, small_project.train[:40], index, IndexSettings(dimensions=16))
 
     def answered_by_the_new_one() -> bool:
         answer = server.post("/audit/explain", QUESTION)

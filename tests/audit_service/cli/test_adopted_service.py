@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -59,6 +61,39 @@ def test_the_bento_of_an_adopted_model_can_be_built(project: Path) -> None:
 
     assert finished.returncode == 0, finished.stderr
     assert "support:" in finished.stdout
+
+
+def demo(project: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from audit_service.cli import main; main()", "demo", "support", *options]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_demo_with_check_asks_the_server_stops_it_and_exits_with_0(project: Path) -> None:
+    process = demo(project, "--check", "--text", "what a superb film", "--json")
+
+    output, errors = process.communicate(timeout=300)
+
+    assert process.returncode == 0, errors
+    answer = json.loads(output)
+    assert answer["prediction"]["label"] == "good"
+    assert answer["explanation"]["examples"]
+    assert answer["seconds"]["start of the server"] > 0
+
+
+def test_demo_without_check_serves_until_it_is_interrupted(project: Path) -> None:
+    process = demo(project)
+    assert process.stderr is not None
+    serving_line = next(line for line in process.stderr if line.startswith("Serving on "))
+    address = serving_line.split()[2]
+
+    alive = httpx.post(f"{address}/predict", json={"text": "what a superb film"}, trust_env=False)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+    assert alive.json()["label"] == "good"
+    assert process.returncode == 130
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/livez", trust_env=False)
 
 
 def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
