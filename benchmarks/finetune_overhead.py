@@ -44,7 +44,7 @@ def main() -> None:
     settings = FinetuneSettings(trainable=trainable, epochs=options.epochs, learning_rate=3e-4)
 
     def measured(recorded: bool) -> tuple[float, float]:
-        with tempfile.TemporaryDirectory(dir=PROJECT) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             began, began_cpu = time.perf_counter(), time.process_time()
             if recorded:
                 finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
