@@ -27,8 +27,11 @@ class BaseDifference:
         self.base = base.eval().requires_grad_(False)
         tuned = dict(model.named_parameters())
         for name, parameter in base.named_parameters():
-            if not tuned[name].requires_grad and torch.equal(tuned[name], parameter):
-                parameter.data = tuned[name].data
+            shared = not tuned[name].requires_grad and torch.equal(tuned[name], parameter)
+            # Weights read from a file are pages of that file: a copy of the few that differ lets go of all the others.
+            parameter.data = tuned[name].data if shared else parameter.data.clone()
+        for buffer in base.buffers():
+            buffer.data = buffer.data.clone()
         before = dict(base.named_parameters())
         self.prefix = SharedPrefix(model, base)
         self._displacements: dict[str, Tensor] = {

@@ -47,17 +47,12 @@ class ExampleTable:
 
     def vectors(self) -> Tensor:
         """``[N, k]``, in row order, with the dtype they are stored in."""
-        result: Tensor | None = None
-        start = 0
-        for block in self._dataset.to_batches(columns=["vector"], batch_size=4096):
-            part = _to_tensor(block.column("vector"))
-            if result is None:
-                result = part.new_empty(len(self), part.shape[1])
-            result[start : start + len(part)] = part
-            start += len(part)
-        if result is None:
+        blocks = list(self._dataset.to_batches(columns=["vector"], batch_size=max(1, len(self))))
+        if not blocks:
             raise IndexFormatError(f"{self.path} has no rows", field=str(self.path))
-        return result
+        # One block is used as it was read: the only copy in memory.
+        tensors = [_to_tensor(block.column("vector")) for block in blocks]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Everything but the vectors of some rows, in the order asked; ``fields`` and ``metadata`` as mappings."""
@@ -164,5 +159,4 @@ def _json(value: Mapping[str, Any], example: Example) -> str:
 
 
 def _to_tensor(column: Any) -> Tensor:
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return torch.from_numpy(values.copy()).reshape(len(column), -1)
+    return torch.from_dlpack(column.flatten()).reshape(len(column), -1)
