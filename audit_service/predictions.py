@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 dropped_records = Counter("audit_records_dropped_total", "Predictions that could not be recorded.", ["reason"])
 
-GROUPING_S = 0.05
+GROUPING_S = 0.1
 """Least time between two commits: what arrives within it goes together."""
 
 RETRY_S = 1.0

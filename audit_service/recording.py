@@ -77,6 +77,7 @@ def audited(
         recorder = MethodRecorder(function, label, confidence, scores, inputs or {})
         wrapper = _wrap(function, recorder)
         wrapper.audit_recorder = recorder
+        wrapper.__signature__ = inspect.signature(function)  # BentoML asks for it with every request
         return wrapper
 
     return decorate

@@ -72,10 +72,11 @@ class Slot:
         self._stop.set()
 
     def _run(self) -> None:
+        config: AuditConfig | None = None
         next_try = 0.0
         while not self._stop.is_set():
             try:
-                config = self._find_config()
+                config = config or self._find_config()
                 version = index_version(config)
                 changed = version != self._version
                 if changed or (self.loaded is None and time.monotonic() >= next_try):
@@ -84,7 +85,7 @@ class Slot:
                     self._load(config)
             except Exception as error:  # whatever it is, it becomes the state that is reported
                 self._fail(error)
-                next_try = time.monotonic() + RETRY_S
+                config = None  # the mistake may be in it, and may be mended
             self._stop.wait(WATCH_S)
 
     def _load(self, config: AuditConfig) -> None:
