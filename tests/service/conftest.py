@@ -68,7 +68,7 @@ class Server:
 
 class StartServer(Protocol):
     def __call__(
-        self, target: str, *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+        self, target: str, *options: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
     ) -> Server: ...
 
 
@@ -77,9 +77,7 @@ def serving(folder: Path) -> Iterator[StartServer]:
     """Starts servers whose files are below ``folder``, and stops them in the end."""
     servers: list[Server] = []
 
-    def start(
-        target: str, *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
-    ) -> Server:
+    def start(target: str, *options: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Server:
         number = len(servers)
         port = free_port()
         log = folder / f"server-{number}.log"
@@ -94,18 +92,8 @@ def serving(folder: Path) -> Iterator[StartServer]:
             **(env or {}),
         }
         variables.pop("PROMETHEUS_MULTIPROC_DIR", None)
-        command = [
-            *prefix,
-            sys.executable,
-            "-m",
-            "bentoml",
-            "serve",
-            target,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        address = ["--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", "bentoml", "serve", target, *address, *options]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=cwd, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

@@ -233,3 +233,14 @@ def test_a_record_that_cannot_be_written_is_counted_and_fails_no_prediction(
     assert_predicts(server)
     wait_until(lambda: "cannot be written" in server.log.read_text())
     assert_predicts(server)
+
+
+def test_in_development_one_process_predicts_and_explains(
+    start_server: Any, small_project: Any, tmp_path: Path
+) -> None:
+    environment = project_copy(small_project, tmp_path)
+    server = start_server(TARGET, "--development", env=environment)
+    assert not server.workers(ENGINE)
+    server.wait_until_explaining()
+    prediction_id = assert_predicts(server)
+    assert server.post("/audit/explain", {"prediction_id": prediction_id}).json()["quality"]["parity"] is True
