@@ -40,7 +40,7 @@ class Asked:
 
 
 def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -> dict[str, float]:
-    """Fetches, fine-tunes, indexes and exports whatever has not been done yet.
+    """Fetches, fine-tunes, indexes and exports what has not been done yet; a model trained elsewhere stays as it is.
 
     Returns:
         Seconds of every stage.
@@ -49,11 +49,12 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
         InfluenceError: a stage failed; those before it are kept.
     """
     stopwatch = _Stopwatch()
-    work.read_training_set(config, work.base_location(config, progress), progress)
-    stopwatch.lap("data and base model")
-    run = work.run_finetuning(config, progress, restart=restart)
-    progress("fine-tuning", len(run.schedule), len(run.schedule))
-    stopwatch.lap("fine-tuning")
+    if config.model is None:
+        work.read_training_set(config, work.base_location(config, progress), progress)
+        stopwatch.lap("data and base model")
+        run = work.run_finetuning(config, progress, restart=restart)
+        progress("fine-tuning", len(run.schedule), len(run.schedule))
+        stopwatch.lap("fine-tuning")
     index = work.build_index(config, progress)
     progress("index", len(index), len(index), f"{len(index):,} training examples")
     stopwatch.lap("index")

@@ -9,6 +9,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ def export_model(config: AuditConfig, progress: Progress) -> dict[str, Any] | No
     examples = read_training_set(config, source, progress)
     if not isinstance(examples.task, ExportableTask):
         return None
-    manifest = export_for_serving(config, examples.train.examples[:EXAMPLES_TO_CHECK_EXPORT], progress=progress)
+    manifest = export_for_serving(config, _of_all_sizes(examples.train.examples), progress=progress)
     register(config, progress=progress)
     return manifest
 
@@ -252,6 +253,13 @@ def _adopted(config: AuditConfig, progress: Progress) -> tuple[ServedModel, Trai
     folder = config.model_folder()
     assert folder is not None  # the caller has looked
     return load_trained_model(config), read_training_set(config, folder, progress)
+
+
+def _of_all_sizes(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Some examples from the shortest to the longest: the export frees the dimensions in which they differ."""
+    by_size = sorted(examples, key=lambda example: len(str(example)))
+    last, count = len(by_size) - 1, min(len(by_size), EXAMPLES_TO_CHECK_EXPORT)
+    return [by_size[round(last * number / max(count - 1, 1))] for number in range(count)]
 
 
 def _held_out(examples: TrainingSet) -> list[dict[str, Any]]:

@@ -83,8 +83,11 @@ def test_demo_with_check_asks_the_server_stops_it_and_exits_with_0(project: Path
 def test_demo_without_check_serves_until_it_is_interrupted(project: Path) -> None:
     process = demo(project)
     assert process.stderr is not None
-    serving_line = next(line for line in process.stderr if line.startswith("Serving on "))
-    address = serving_line.split()[2]
+    errors = []
+    while not (errors and errors[-1].startswith("Serving on ")):
+        errors.append(process.stderr.readline())
+        assert errors[-1], "".join(errors)
+    address = errors[-1].split()[2]
 
     alive = httpx.post(f"{address}/predict", json={"text": "what a superb film"}, trust_env=False)
     process.send_signal(signal.SIGINT)
