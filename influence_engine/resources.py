@@ -10,14 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from influence_engine.errors import ResourceError
+from influence_engine.errors import ResourceError, SettingsError
 
 
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device named, or with ``auto`` the GPU where there is one, else the CPU."""
-    if device == "auto":
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is the GPU where there is one, else the CPU.
+
+    Raises:
+        SettingsError: torch knows no such device, or it is not there.
+    """
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device {name!r} cannot be used: {error}", field="device") from error
+    return device
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

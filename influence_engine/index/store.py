@@ -14,6 +14,7 @@ import lance
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from influence_engine.errors import IndexFormatError
 from influence_engine.tasks import Example
@@ -159,4 +160,4 @@ def _json(value: Mapping[str, Any], example: Example) -> str:
 
 
 def _to_tensor(column: Any) -> Tensor:
-    return torch.from_dlpack(column.flatten()).reshape(len(column), -1)
+    return from_dlpack(column.flatten()).reshape(len(column), -1)

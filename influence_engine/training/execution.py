@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from influence_engine.errors import DataError, SettingsError
+from influence_engine.errors import DataError
 from influence_engine.tasks import Batch, Example, Task
 from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters
 from influence_engine.training.schedule import Schedule, Step
@@ -104,22 +104,6 @@ def weights_by_row(example_ids: Sequence[str], weights: Mapping[str, float] | No
             raise DataError(f"the weight of {example_id!r} is {weight}, not a finite number", field="weights")
         values[rows[example_id]] = weight
     return values
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is the GPU if there is one.
-
-    Raises:
-        SettingsError: torch knows no such device, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"device {name!r} cannot be used: {error}", field="device") from error
-    return device
 
 
 def _not_finite(step: Step, result: StepResult, examples: Sequence[Example]) -> str:

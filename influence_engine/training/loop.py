@@ -17,8 +17,9 @@ from influence_engine.digests import json_digest
 from influence_engine.errors import SettingsError
 from influence_engine.models import add_lora, choose_trainable, load_base, model_digest
 from influence_engine.progress import Progress, silent
+from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
-from influence_engine.training.execution import chosen_device, execute, weights_by_row
+from influence_engine.training.execution import execute, weights_by_row
 from influence_engine.training.identity import check_examples, data_digest, task_digests, versions
 from influence_engine.training.optimizers import Optimizer, OptimizerState, optimizer_for
 from influence_engine.training.record import Run
@@ -144,7 +145,7 @@ def finetune(
                 return found
             writer = RecordWriter(record_to, identity, len(schedule))
 
-        model.to(chosen_device(device))
+        model.to(choose_device(device))
         start = _start(model, trainable, optimizer, writer)
         log = _Log(start, writer, checkpoint_steps(len(schedule), settings.checkpoints), len(schedule), progress)
         parameters = execute(

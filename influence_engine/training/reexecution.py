@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from influence_engine.errors import DigestMismatchError, RecordError
 from influence_engine.progress import Progress, silent
+from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
-from influence_engine.training.execution import chosen_device, execute, weights_by_row
+from influence_engine.training.execution import execute, weights_by_row
 from influence_engine.training.identity import data_digest, task_digests
 from influence_engine.training.record import Run
 from influence_engine.training.step import StepResult, trained_parameters
@@ -53,7 +54,7 @@ def reexecute(
         raise RecordError(f"the run in {run.folder} cannot be executed again: {run.why_not_replayable}")
     examples = in_recorded_order(run, task, train)
     example_weights = weights_by_row(run.example_ids, run.weights if weights is None else weights)
-    model = run.load_base(into).to(chosen_device(device))
+    model = run.load_base(into).to(choose_device(device))
     optimizer = run.optimizer
     parameters = trained_parameters(model, run.trainable)
 

@@ -21,7 +21,6 @@ from influence_engine.errors import (
     DigestMismatchError,
     IndexFormatError,
     ModelError,
-    ResourceError,
     SettingsError,
 )
 from influence_engine.gradients import track
@@ -268,13 +267,6 @@ def test_adams_metric_without_a_record_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=r"index\.metric is 'adam', but there is no record"):
         InfluenceIndex.build(vector_model, vector_task, vector_train, index_folder, IndexSettings(metric="adam"))
-
-
-def test_too_little_disk_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    from influence_engine.resources import require_disk
-
-    with pytest.raises(ResourceError, match=r"needs 9\.0 EB|needs .* of disk and .* are free"):
-        require_disk(tmp_path / "index", 9 * 10**18)
 
 
 def test_the_plan_names_size_and_time_before_building(
