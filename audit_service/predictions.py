@@ -20,7 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +159,8 @@ class PredictionStore:
 
     def record(self, record: PredictionRecord) -> None:
         """Queues one record; takes microseconds and never raises."""
+        if self.keep_inputs_s <= 0:  # not even while it waits
+            record = replace(record, input=None, input_state="not_kept")
         with self._wake:
             if len(self._pending) >= MAX_PENDING:
                 dropped_records.labels("store_unavailable").inc()
@@ -298,7 +300,7 @@ class PredictionStore:
             connection.executemany("INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _row(self, record: PredictionRecord) -> tuple[Any, ...]:
-        kept = record.input is not None and self.keep_inputs_s > 0
+        kept = record.input is not None
         return (
             record.prediction_id,
             record.time,

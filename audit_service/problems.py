@@ -10,7 +10,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from audit_service.errors import error_body
+from starlette.responses import JSONResponse
+
+from audit_service.errors import error_body, status_of
+from influence_engine.errors import InfluenceError
 
 CODES = {
     400: "invalid_request",
@@ -55,6 +58,16 @@ def describe_problem(
     if isinstance(found.get("detail"), list) and found["detail"]:
         return _validation(found["detail"], list(fields))
     return _nested(found["error"]) or error_body(CODES.get(status, f"http_{status}"), found["error"])
+
+
+def error_response(error: InfluenceError) -> JSONResponse:
+    """The response to an error that was raised on purpose."""
+    retry_after = getattr(error, "retry_after", None)
+    return JSONResponse(
+        error_body(error.code, error.message, error.field),
+        status_code=status_of(error),
+        headers={} if retry_after is None else {"Retry-After": str(retry_after)},
+    )
 
 
 def describe_validation(details: list[Mapping[str, Any]], fields: Iterable[str] = ()) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from audit_service.errors import error_body, status_of
 from audit_service.exchange import Exchange, current_exchange
 from audit_service.ids import derived_id, new_id
 from audit_service.predictions import dropped_records
+from audit_service.problems import error_response
 from audit_service.signatures import Path, argument_names, check_output, dig, fields_of, find_inputs, type_hints
 from influence_engine.errors import InfluenceError
 
@@ -370,12 +371,7 @@ def _json_of(response: JSONResponse) -> Any:
 def _answer(error: InfluenceError, exchange: Exchange | None) -> JSONResponse:
     if exchange is None:
         raise error
-    retry_after = getattr(error, "retry_after", None)
-    return JSONResponse(
-        error_body(error.code, error.message, error.field),
-        status_code=status_of(error),
-        headers={} if retry_after is None else {"Retry-After": str(retry_after)},
-    )
+    return error_response(error)
 
 
 def _carried(error: InfluenceError) -> BentoMLException:

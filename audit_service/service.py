@@ -26,8 +26,8 @@ from audit_service.edge import Edged
 from audit_service.engine.client import Engine, EngineDependency
 from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
-from audit_service.errors import BadRequestError, error_body, status_of
-from audit_service.problems import describe_validation
+from audit_service.errors import BadRequestError
+from audit_service.problems import describe_validation, error_response
 from audit_service.recording import MethodRecorder
 from audit_service.reference import ConfigReference, listed_configs
 from audit_service.schemas import (
@@ -56,12 +56,7 @@ def answering_errors(
         try:
             return await method(*args, **kwargs)
         except InfluenceError as error:
-            retry_after = getattr(error, "retry_after", None)
-            return JSONResponse(
-                error_body(error.code, error.message, error.field),
-                status_code=status_of(error),
-                headers={} if retry_after is None else {"Retry-After": str(retry_after)},
-            )
+            return error_response(error)
 
     return wrapper
 
@@ -150,7 +145,7 @@ class AuditMixin(Edged):
     file that this variable names takes the place of the one with the same name.
     """
 
-    engine: Engine
+    audit_engine: Engine
     _audit_config = ConfigReference(None)
 
     def __init_subclass__(cls, *, config: str | None = None, **options: Any) -> None:
@@ -158,7 +153,7 @@ class AuditMixin(Edged):
         file = getattr(sys.modules[cls.__module__], "__file__", None)
         cls._audit_config = ConfigReference(config or cls._audit_config.name, Path(file).resolve() if file else None)
         _configs[f"{cls.__module__}.{cls.__qualname__}"] = cls._audit_config
-        cls.engine = EngineDependency(
+        cls.audit_engine = EngineDependency(
             InfluenceEngine,
             find_url=cls._engine_url,
             in_process=EngineHere,
@@ -208,7 +203,7 @@ class AuditMixin(Edged):
     @answering_errors
     async def audit_explain(self, request: ExplainRequest, /) -> ExplainResponse:
         """Which training examples, and which changes to the base model, made this prediction?"""
-        (answer,) = await self.audit.explain(self.engine, [request])
+        (answer,) = await self.audit.explain(self.audit_engine, [request])
         return _response(answer, answer.pop("status", 200))
 
     @bentoml.api(route="/audit/explain_batch")
@@ -219,7 +214,7 @@ class AuditMixin(Edged):
             raise BadRequestError(f"a batch holds 1 to {MAX_BATCH} requests, this one {len(requests)}")
         answers: list[Any] = [_parsed(request) for request in requests]
         good = [answer for answer in answers if isinstance(answer, ExplainRequest)]
-        explained = iter(await self.audit.explain(self.engine, good) if good else [])
+        explained = iter(await self.audit.explain(self.audit_engine, good) if good else [])
         answers = [next(explained) if isinstance(answer, ExplainRequest) else answer for answer in answers]
         for answer in answers:
             answer.pop("status", None)
@@ -229,7 +224,7 @@ class AuditMixin(Edged):
     @answering_errors
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
         """What the engine has loaded, or why it has not."""
-        return await self.engine.status(self.audit.name)
+        return await self.audit_engine.status(self.audit.name)
 
 
 def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:

@@ -213,6 +213,8 @@ def test_a_store_that_keeps_no_inputs_says_so(tmp_path: Path) -> None:
     store.start()
     record = prediction()
     store.record(record)
+    with pytest.raises(InputNotKeptError, match="send it as input"):
+        store.get(record.prediction_id).kept_input()
     store.close()
     with pytest.raises(InputNotKeptError, match="send it as input"):
         PredictionStore(tmp_path).get(record.prediction_id).kept_input()

@@ -65,6 +65,10 @@ class Reviews:
     def listed(self, reviews: list[Review]) -> list[Verdict]:
         return [judge(review.body) for review in reviews]
 
+    @bentoml.api
+    def silent(self, text: str) -> dict[str, Any]:
+        return {}
+
     @bentoml.api(batchable=True, max_batch_size=16)
     def batched(self, texts: list[str]) -> list[Verdict]:
         return [judge(text) for text in texts]
