@@ -44,6 +44,9 @@ dropped_records = Counter("audit_records_dropped_total", "Predictions that could
 GROUPING_S = 0.1
 """Least time between two commits: what arrives within it goes together."""
 
+SETTLE_S = 0.005
+"""How long a record waits before it is written: until then its response has gone out undisturbed."""
+
 RETRY_S = 1.0
 """Time between two attempts while the store cannot be written."""
 
@@ -258,9 +261,13 @@ class PredictionStore:
         while True:
             with self._wake:
                 self._idle = not self._pending
+                woken = not self._pending
                 while not self._pending and not self._closed and time.time() < self._next_purge:
                     self._wake.wait(max(0.0, self._next_purge - time.time()))
                 self._idle = False
+            if woken:
+                time.sleep(SETTLE_S)
+            with self._wake:
                 group = list(self._pending.values())
                 closing = self._closed
             try:

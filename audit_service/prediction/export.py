@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from influence_engine.errors import DigestMismatchError, ModelError, RecordError
 from influence_engine.files import read_json, remove_tree, write_json
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, ExportableTask, Task, describe_task
+from influence_engine.tasks.base import Array
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -176,17 +177,16 @@ def _largest_gap(model: nn.Module, task: Any, examples: Sequence[Example], path:
         inputs: dict[str, Tensor] = task.model_inputs(task.collate(group))
         with torch.no_grad():
             expected = task.outputs(model, inputs).numpy()
-        found = run_session(session, inputs)
+        found = run_session(session, {name: tensor.numpy() for name, tensor in inputs.items()})
         if found.shape != expected.shape or not np.isfinite(found).all():
             return float("inf")
         gap = max(gap, float(np.abs(found - expected).max()))
     return gap
 
 
-def run_session(session: Any, inputs: dict[str, Tensor]) -> np.ndarray[Any, Any]:
+def run_session(session: Any, inputs: Mapping[str, Array]) -> Array:
     """Outputs of ONNX Runtime for the inputs it was exported with."""
-    feed = {one.name: inputs[one.name].numpy() for one in session.get_inputs()}
-    outputs: np.ndarray[Any, Any] = session.run(None, feed)[0]
+    outputs: Array = session.run(None, {one.name: inputs[one.name] for one in session.get_inputs()})[0]
     return outputs
 
 

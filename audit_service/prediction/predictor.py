@@ -13,7 +13,14 @@ import torch
 from audit_service.prediction.export import MODEL, read_export, run_session
 from influence_engine.digests import json_digest
 from influence_engine.errors import DigestMismatchError, InputError, ModelError
-from influence_engine.tasks import CheckingTask, Example, ExportableTask, PredictingTask, Task, describe_task
+from influence_engine.tasks import (
+    Example,
+    ExportableTask,
+    PredictingTask,
+    ServingTask,
+    Task,
+    describe_task,
+)
 
 
 class OnnxPredictor:
@@ -47,6 +54,7 @@ class OnnxPredictor:
         self.model_digest: str = manifest["model_digest"]
         self.max_chars = max_chars
         self._task: Any = task
+        self._serving = task if isinstance(task, ServingTask) else None
         path = Path(folder) / MODEL
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -60,9 +68,13 @@ class OnnxPredictor:
             return []
         for number, example in enumerate(examples):
             self._check(example, None if len(examples) == 1 else number)
+        if self._serving is not None:
+            return self._serving.serving_predictions(run_session(self._session, self._serving.serving_inputs(examples)))
         batch = self._task.collate(examples)
-        outputs = run_session(self._session, self._task.model_inputs(batch))
-        predictions: list[dict[str, Any]] = self._task.predictions(torch.from_numpy(outputs), batch)
+        inputs = {name: tensor.numpy() for name, tensor in self._task.model_inputs(batch).items()}
+        predictions: list[dict[str, Any]] = self._task.predictions(
+            torch.from_numpy(run_session(self._session, inputs)), batch
+        )
         return predictions
 
     def _check(self, example: Example, number: int | None) -> None:
@@ -83,5 +95,6 @@ def check_example(task: Any, example: Example, max_chars: int | None) -> None:
     for name, value in example.items():
         if max_chars is not None and isinstance(value, str) and len(value) > max_chars:
             raise InputError(f"{name!r} has {len(value)} characters; at most {max_chars} are read", field=name)
-    if isinstance(task, CheckingTask):
-        task.check(example, labelled=False)
+    check = getattr(task, "check", None)  # asking the protocol costs more than the check itself
+    if check is not None:
+        check(example, labelled=False)

@@ -7,6 +7,7 @@ from influence_engine.tasks.base import (
     Example,
     ExportableTask,
     PredictingTask,
+    ServingTask,
     Task,
     describe_task,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Example",
     "ExportableTask",
     "PredictingTask",
+    "ServingTask",
     "Task",
     "TextClassification",
     "describe_task",

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor, nn
+
+Array = np.ndarray[Any, Any]
 
 Example = Mapping[str, Any]
 """One example: its fields by name. ``example_id`` is its stable id where it comes from a data set."""
@@ -53,6 +56,20 @@ class ExportableTask(Protocol):
 
     def model_inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The tensors that are passed to the model's ``forward`` by name."""
+
+
+@runtime_checkable
+class ServingTask(Protocol):
+    """Optional: predicts without torch, for the hot path of a server that runs the exported model.
+
+    Both methods mean what ``model_inputs(collate(...))`` and ``predictions(...)`` mean; without them those are used.
+    """
+
+    def serving_inputs(self, examples: Sequence[Example]) -> dict[str, Array]:
+        """The exported model's inputs by name."""
+
+    def serving_predictions(self, outputs: Array) -> list[dict[str, Any]]:
+        """For each example what ``PredictingTask.predictions`` returns."""
 
 
 @runtime_checkable

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from influence_engine.digests import json_digest
 from influence_engine.errors import DataError, InputError, SettingsError
-from influence_engine.tasks.base import Batch, Example
+from influence_engine.tasks.base import Array, Batch, Example
 
 NO_TARGET = -1
 """In ``batch["labels"]``: this example names no label, so the model's own prediction is the target."""
@@ -63,13 +64,7 @@ class TextClassification:
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Returns ``input_ids``, ``attention_mask`` (and ``token_type_ids``) ``[B, T]`` and ``labels`` ``[B]``."""
-        encoded = self.tokenizer(
-            [example[self.text] for example in examples],
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
+        encoded = self._encoded(examples, "pt")
         labels = [self._number(example) for example in examples]
         return {**dict(encoded), "labels": torch.tensor(labels, dtype=torch.long)}
 
@@ -105,6 +100,15 @@ class TextClassification:
         probabilities = outputs.detach().float().softmax(-1).cpu().tolist()
         return [self._prediction(row) for row in probabilities]
 
+    def serving_inputs(self, examples: Sequence[Example]) -> dict[str, Array]:
+        """What ``model_inputs`` makes of ``collate``, as arrays ``[B, T]``."""
+        return dict(self._encoded(examples, "np"))
+
+    def serving_predictions(self, outputs: Array) -> list[dict[str, Any]]:
+        """What ``predictions`` makes of logits ``[B, C]``."""
+        exponents = np.exp(outputs - outputs.max(-1, keepdims=True))
+        return [self._prediction(row) for row in (exponents / exponents.sum(-1, keepdims=True)).tolist()]
+
     def describe(self) -> dict[str, Any]:
         """Identity of this task for digests."""
         return {
@@ -115,6 +119,15 @@ class TextClassification:
             "label": self.label,
             "tokenizer_digest": tokenizer_digest(self.tokenizer),
         }
+
+    def _encoded(self, examples: Sequence[Example], kind: str) -> Any:
+        return self.tokenizer(
+            [example[self.text] for example in examples],
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors=kind,
+        )
 
     def _number(self, example: Mapping[str, Any]) -> int:
         label = example.get(self.label)
