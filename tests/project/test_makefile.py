@@ -19,7 +19,8 @@ def dry_run(folder: Path, *arguments: str) -> str:
     for name in ("Makefile", "pyproject.toml", "constraints-cpu.txt"):
         if not (folder / name).exists():
             shutil.copy(ROOT / name, folder)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    # Within `make test` the environment holds that make's own variables, which this one must not take over.
+    environment = {"PATH": os.environ["PATH"]}
     finished = subprocess.run(
         ["make", "--dry-run", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
     )
