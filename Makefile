@@ -44,7 +44,7 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/bento-audit finetune sentiment
 	$(BIN)/bento-audit index build sentiment
-	@for each in benchmarks/*.py; do echo "== $$each" && $(BIN)/python "$$each" || exit 1; done
+	@for each in $$(grep -l __main__ benchmarks/*.py); do echo "== $$each" && $(BIN)/python "$$each" || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist
