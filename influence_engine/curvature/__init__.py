@@ -3,7 +3,7 @@
 from influence_engine.curvature.damping import heuristic_damping, recorded_damping
 from influence_engine.curvature.dual import exact_influence
 from influence_engine.curvature.eigenbasis import Eigenbasis, fit_eigenbasis
-from influence_engine.curvature.metric import LayerMetric, Metric, adam_metric, identity_metric, scaled
+from influence_engine.curvature.metric import LayerMetric, Metric, adam_metric, identity_metric
 from influence_engine.curvature.output import (
     OutputCurvature,
     exact_output_curvature,
@@ -25,5 +25,4 @@ __all__ = [
     "identity_metric",
     "recorded_damping",
     "sampled_output_gradients",
-    "scaled",
 ]

@@ -52,8 +52,3 @@ def adam_metric(tracked: TrackedLayers, second_moments: Mapping[str, Tensor], ep
             (squares.mean(1) / mean).pow(-0.25).float(), (squares.mean(0) / mean).pow(-0.25).float()
         )
     return metric
-
-
-def scaled(gradients: Mapping[str, LayerGradient], metric: Metric) -> dict[str, LayerGradient]:
-    """All layers' gradients in the metric's own coordinates."""
-    return {name: metric[name].scale(gradient) for name, gradient in gradients.items()}

@@ -247,7 +247,7 @@ class InfluenceIndex:
             encoded: ``[Q, k]``, from the encoder.
             exact: Multiply in single precision, block by block, instead of in the precision of the stored vectors.
         """
-        whitened = encoded / (self.encoder.eigenvalues + self.manifest.damping).sqrt()
+        whitened = self._whitened(encoded)
         size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
         query = whitened / size
         if exact or self._vectors.dtype == torch.float32:
@@ -259,8 +259,11 @@ class InfluenceIndex:
 
     def scores_of(self, encoded: Tensor, rows: Tensor) -> Tensor:
         """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""
-        whitened = encoded / (self.encoder.eigenvalues + self.manifest.damping).sqrt()
+        whitened = self._whitened(encoded)
         return -(self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
+
+    def _whitened(self, encoded: Tensor) -> Tensor:
+        return encoded / (self.encoder.eigenvalues + self.manifest.damping).sqrt()
 
 
 def current_version(path: str | os.PathLike[str]) -> str:
