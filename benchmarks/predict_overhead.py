@@ -13,57 +13,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from support import PROJECT, Connection, serving
 
 from audit_service.config import load_config
 from influence_engine.data import load_examples
 
-PROJECT = Path(__file__).resolve().parents[1]
 MUST_BE_AT_MOST = 1.10
-START_S = 120.0
 TARGETS = {"bare": "benchmarks.services.bare:Bare", "plugin": "bentos.sentiment.service:Sentiment"}
-
-
-class Connection:
-    """One keep-alive HTTP/1.1 connection; far cheaper than the server, so that the client is not what is measured."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def open(cls, port: int) -> Connection:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
-
-    async def post(self, path: str, body: bytes) -> float:
-        """Milliseconds until the whole answer was there."""
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        start = time.perf_counter()
-        self.writer.write(head.encode() + body)
-        answer = await self.reader.readuntil(b"\r\n\r\n")
-        length = next(
-            int(line.partition(b":")[2])
-            for line in answer.split(b"\r\n")
-            if line.lower().startswith(b"content-length:")
-        )
-        await self.reader.readexactly(length)
-        elapsed = (time.perf_counter() - start) * 1000
-        assert answer.startswith(b"HTTP/1.1 200"), answer
-        return elapsed
+READY = {"bare": ("/predict", b'{"text": "fine"}'), "plugin": ("/audit/explain", b'{"input": {"text": "fine"}}')}
 
 
 async def alone(ports: dict[str, int], bodies: Sequence[bytes], requests: int) -> dict[str, list[float]]:
@@ -100,77 +64,10 @@ async def crowded(
     return times
 
 
-@contextlib.contextmanager
-def serving(config: Path, folder: Path) -> Iterator[tuple[dict[str, int], dict[str, psutil.Process]]]:
-    """Both servers; ports and processes by name."""
-    processes: list[subprocess.Popen[bytes]] = []
-    ports: dict[str, int] = {}
-    try:
-        for name, target in TARGETS.items():
-            ports[name] = free_port()
-            environment = {
-                **os.environ,
-                "BENTOML_DO_NOT_TRACK": "True",
-                "BENTOML_HOME": str(folder / name),
-                "BENTO_AUDIT_CONFIG": str(config),
-                "BENTO_AUDIT_STATE": str(folder / "state"),
-                "PYTHONPATH": str(PROJECT),
-            }
-            command = [
-                sys.executable,
-                "-m",
-                "bentoml",
-                "serve",
-                target,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(ports[name]),
-            ]
-            log = (folder / f"{name}.log").open("wb")
-            processes.append(
-                subprocess.Popen(
-                    command, cwd=PROJECT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            )
-        asyncio.run(_wait_until_ready(ports, folder))
-        yield ports, dict(zip(ports, (psutil.Process(process.pid) for process in processes), strict=True))
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in processes:
-            process.wait(30)
-
-
-async def _wait_until_ready(ports: dict[str, int], folder: Path) -> None:
-    end = time.monotonic() + START_S
-    paths = {"bare": ("/predict", b'{"text": "fine"}'), "plugin": ("/audit/index", b"{}")}
-    for name, port in ports.items():
-        while True:
-            try:
-                connection = await Connection.open(port)
-                await connection.post(*paths[name])
-                break
-            except (OSError, AssertionError, asyncio.IncompleteReadError, StopIteration):
-                if time.monotonic() > end:
-                    log = (folder / f"{name}.log").read_text()
-                    raise SystemExit(f"{name} is not ready after {START_S:g} s:\n{log}") from None
-                await asyncio.sleep(0.5)
-    await asyncio.sleep(10)  # until the engine has loaded and nothing but the servers runs
-
-
 def processor_ms(process: psutil.Process) -> float:
     """Processor time so far of a server with all its processes."""
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return sum(one.user + one.system for one in times) * 1000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:
@@ -186,7 +83,9 @@ def main() -> None:
     task = config.task_object(None)
     texts = [example["text"] for example in load_examples(config.data.test, task, config.root).examples]
     bodies = [json.dumps({"text": text}).encode() for text in texts]
-    with tempfile.TemporaryDirectory() as name, serving(options.config.absolute(), Path(name)) as (ports, servers):
+    path = options.config.absolute()
+    with tempfile.TemporaryDirectory() as name, serving(TARGETS, READY, path, Path(name)) as (ports, processes):
+        servers = {one: psutil.Process(process.pid) for one, process in zip(ports, processes, strict=True)}
         asyncio.run(alone(ports, bodies, 50))
         asyncio.run(crowded(ports, bodies, 100, options.clients))
         results, processor = {}, {}
