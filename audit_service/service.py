@@ -86,7 +86,7 @@ class InfluenceEngine(Edged):
     @answering_errors
     async def explain(self, request: EngineRequest, /) -> dict[str, Any]:
         """Explains items of one config; each has its answer or its own error."""
-        return {"items": await self.host.explain(request.config, request.items, request.deadline_s)}
+        return _response({"items": await self.host.explain(request.config, request.items, request.deadline_s)}, 200)
 
     @bentoml.api(route="/status")
     @answering_errors

@@ -24,6 +24,8 @@ Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 MOST_EXAMPLES = 100
 """Largest ``top_k``."""
 
+_SHOWN = ("example_id", "example_handle", "source", "fields")
+
 
 @dataclass(frozen=True)
 class Influential:
@@ -159,8 +161,8 @@ class Attributor:
             gradients = trace.layer_gradients(measured)
         outputs, measured = trace.outputs.detach(), measured.detach()
         clock.lap("gradient")
-        encoded = self.index.encoder.encode(gradients)
-        retained = self.index.encoder.retained(gradients, encoded).tolist()
+        encoded, kept = self.index.encoder.encode_and_weigh(gradients)
+        retained = kept.tolist()
         clock.lap("encode")
         scores = self.index.scores(encoded)
         found = [self._top(scores[number], encoded[number], top_k, polarity) for number in range(len(queries))]
@@ -237,7 +239,7 @@ class Attributor:
 
     def _fetch(self, found: Sequence[tuple[list[int], list[float]]], tier: str) -> list[list[Influential]]:
         wanted = sorted({row for rows, _ in found for row in rows})
-        known = dict(zip(wanted, self.index.table.take(wanted), strict=True)) if wanted else {}
+        known = dict(zip(wanted, self.index.table.take(wanted, _SHOWN), strict=True)) if wanted else {}
         return [
             [
                 Influential(
@@ -248,7 +250,7 @@ class Attributor:
                     influence=influence,
                     polarity="proponent" if influence >= 0 else "opponent",
                     tier=tier,
-                    label=known[row]["label"],
+                    label=self.index.labels[row],
                     source=known[row]["source"],
                     fields=known[row]["fields"],
                 )
@@ -261,7 +263,8 @@ class Attributor:
         if self.difference is None:
             return _Changes([None] * len(measured), None, {})
         outputs, base = self.difference.measure(self.task, batch)
-        split = {name: change.tolist() for name, change in self.difference.split(gradients).items()}
+        changes = self.difference.split(gradients)
+        split = dict(zip(changes, torch.stack(list(changes.values())).tolist(), strict=True))
         return _Changes(self._predictions(outputs, batch), base.tolist(), split)
 
     def _predictions(self, outputs: Tensor, batch: Batch) -> Sequence[dict[str, Any] | None]:

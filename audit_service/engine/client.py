@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import httpx
+import aiohttp
 from _bentoml_sdk.service.dependency import Dependency
 
 from audit_service.errors import EngineTimeoutError, EngineUnavailableError, ServiceError
@@ -21,7 +21,7 @@ from audit_service.schemas import EngineItem
 KEEP_ALIVE_S = 4.0
 """Below the five seconds after which the server closes an idle connection."""
 
-NOT_REACHED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+CONNECTIONS = 64
 
 
 class Engine(Protocol):
@@ -46,7 +46,7 @@ class HttpEngine:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._client: httpx.AsyncClient | None = None
+        self._client: aiohttp.ClientSession | None = None
 
     async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
         """Asks the engine.
@@ -71,34 +71,32 @@ class HttpEngine:
     async def close(self) -> None:
         """Closes connections."""
         if self._client is not None:
-            await self._client.aclose()
+            await self._client.close()
             self._client = None
 
     async def _post(self, path: str, request: Mapping[str, Any], deadline_s: float) -> Any:
         content = json.dumps(request, allow_nan=False).encode()
         try:
             async with asyncio.timeout(deadline_s):
-                response = await self._send(path, content)
-        except (TimeoutError, httpx.TimeoutException):
+                return _body(*await self._send(path, content))
+        except TimeoutError:
             raise EngineTimeoutError(
                 f"the explanation engine did not answer within {deadline_s:g} s; ask again shortly", retry_after=2
             ) from None
-        except httpx.HTTPError:
+        except (aiohttp.ClientError, OSError):
             raise EngineUnavailableError(
                 "the explanation engine cannot be reached; predictions go on, ask for the explanation again later",
                 retry_after=5,
             ) from None
-        return _body(response)
 
-    async def _send(self, path: str, content: bytes) -> httpx.Response:
+    async def _send(self, path: str, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
         if self._client is None:
             self._client = _client(self.url)
-        headers = {"content-type": "application/json"}
         try:
-            return await self._client.post(path, content=content, headers=headers)
-        except NOT_REACHED:
+            return await _post(self._client, path, content)
+        except aiohttp.ClientError:
             # A connection kept from before the engine restarted is dead; asking twice changes nothing there.
-            return await self._client.post(path, content=content, headers=headers)
+            return await _post(self._client, path, content)
 
 
 class EngineDependency(Dependency[Any]):
@@ -130,35 +128,41 @@ class EngineDependency(Dependency[Any]):
         return HttpEngine(url) if url else self._in_process(self.on())
 
 
-def _client(url: str) -> httpx.AsyncClient:
+def _client(url: str) -> aiohttp.ClientSession:
     parts = urlsplit(url)
     socket = unquote(parts.path) if parts.scheme == "file" else None
-    return httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(
-            uds=socket, limits=httpx.Limits(max_connections=64, keepalive_expiry=KEEP_ALIVE_S)
-        ),
-        base_url="http://engine" if socket else url,
-        timeout=None,
-        trust_env=False,  # an engine inside the cluster is not reached through a proxy
+    connector = (
+        aiohttp.UnixConnector(socket, limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
+        if socket
+        else aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
     )
+    base = "http://engine/" if socket else url.rstrip("/") + "/"
+    # aiohttp uses no proxy unless told to: an engine inside the cluster is not reached through one.
+    return aiohttp.ClientSession(base, connector=connector, timeout=aiohttp.ClientTimeout(total=None))
 
 
-def _body(response: httpx.Response) -> Any:
+async def _post(client: aiohttp.ClientSession, path: str, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    headers = {"content-type": "application/json"}
+    async with client.post(path.lstrip("/"), data=content, headers=headers, allow_redirects=False) as response:
+        return response.status, response.headers, await response.read()
+
+
+def _body(status: int, headers: Mapping[str, str], content: bytes) -> Any:
     try:
-        body = response.json()
+        body = json.loads(content)
     except ValueError:
         body = None
-    if response.status_code == 200 and isinstance(body, dict):
+    if status == 200 and isinstance(body, dict):
         return body
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict) or "code" not in error:
         raise EngineUnavailableError(
-            f"the explanation engine answered with status {response.status_code}", retry_after=5
+            f"the explanation engine answered with status {status}", retry_after=5
         )
-    retry_after = response.headers.get("retry-after", "")
+    retry_after = headers.get("retry-after", "")
     failure = ServiceError(
         error["message"], field=error.get("field"), retry_after=int(retry_after) if retry_after.isdigit() else None
     )
     failure.code = error["code"]
-    failure.status = response.status_code
+    failure.status = status
     raise failure

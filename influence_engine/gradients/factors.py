@@ -40,7 +40,7 @@ class FactoredGradient:
         return (self.left @ p0).transpose(1, 2) @ (self.right @ p1)
 
     def inner(self, matrix: Tensor) -> Tensor:
-        return ((self.right @ matrix.T) * self.left).sum((1, 2))
+        return torch.linalg.vecdot((self.left @ matrix).flatten(1), self.right.flatten(1))
 
     def covariances(self) -> tuple[Tensor, Tensor]:
         # G G^T = left^T (right right^T) left needs only the small T x T product of each example.
@@ -53,7 +53,7 @@ class FactoredGradient:
 
     def squared_norms(self) -> Tensor:
         left, right = self.left @ self.left.transpose(1, 2), self.right @ self.right.transpose(1, 2)
-        return (left * right).sum((1, 2))
+        return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
 
     def times(self, weights: Tensor) -> FactoredGradient:
         return FactoredGradient(self.left * weights[:, None, None], self.right)

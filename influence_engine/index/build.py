@@ -173,7 +173,7 @@ def _retained(
     shares = []
     for batch in passes.batches(held_out):
         gradients = passes.loss_gradients([held_out[position] for position in batch])
-        shares.append(encoder.retained(gradients, encoder.encode(gradients)))
+        shares.append(encoder.encode_and_weigh(gradients)[1])
         progress("measuring on held-out examples", sum(map(len, shares)), len(held_out))
     if not shares:
         return {}

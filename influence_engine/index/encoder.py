@@ -44,11 +44,19 @@ class LayerCoordinates:
 
     def __call__(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
         """Coordinates ``[B, m]``; a layer that took no part in the forward pass has zeros."""
+        return self.project(self.scale(gradients))
+
+    def scale(self, gradients: Mapping[str, LayerGradient]) -> dict[str, LayerGradient]:
+        """The gradients in the metric's own coordinates."""
+        return {name: self.metric[name].scale(gradient) for name, gradient in gradients.items()}
+
+    def project(self, scaled: Mapping[str, LayerGradient]) -> Tensor:
+        """Coordinates ``[B, m]`` of gradients that have been scaled."""
         parts: list[Tensor | None] = []
         batch, some = 0, None
         for name, projection in self.projections.items():
-            gradient = gradients.get(name)
-            part = None if gradient is None else projection.project(self.metric[name].scale(gradient))
+            gradient = scaled.get(name)
+            part = None if gradient is None else projection.project(gradient)
             if part is not None:
                 batch, some = part.shape[0], part
             parts.append(part)
@@ -59,11 +67,6 @@ class LayerCoordinates:
             some.new_zeros(batch, size) if part is None else part for part, size in zip(parts, sizes, strict=True)
         ]
         return torch.cat(filled, 1)
-
-    def squared_norms(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
-        """``||g||^2`` in the metric of the whole gradient, not only of its coordinates, ``[B]``."""
-        parts = [self.metric[name].scale(gradient).squared_norms() for name, gradient in gradients.items()]
-        return torch.stack(parts).sum(0)
 
     def to(self, device: torch.device) -> LayerCoordinates:
         """The same on a device."""
@@ -119,14 +122,19 @@ class Encoder:
 
     def encode(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
         """``[B, k]`` in single precision."""
-        coordinates = self.coordinates(gradients)
+        return self._rotate(self.coordinates(gradients))
+
+    def encode_and_weigh(self, gradients: Mapping[str, LayerGradient]) -> tuple[Tensor, Tensor]:
+        """``encode``, and the share of each gradient's squared norm that its ``k`` coordinates keep, ``[B]``."""
+        scaled = self.coordinates.scale(gradients)
+        encoded = self._rotate(self.coordinates.project(scaled))
+        whole = torch.stack([gradient.squared_norms() for gradient in scaled.values()]).sum(0)
+        return encoded, encoded.pow(2).sum(1) / whole.clamp_min(1e-30)
+
+    def _rotate(self, coordinates: Tensor) -> Tensor:
         # Half precision holds numbers up to 65504 only: each example is brought to a largest value of 1 first.
         size = coordinates.abs().amax(1, keepdim=True).clamp_min(1e-30)
         return functional.linear((coordinates / size).to(self.basis.dtype), self.basis).float() * size
-
-    def retained(self, gradients: Mapping[str, LayerGradient], encoded: Tensor) -> Tensor:
-        """Share of each gradient's squared norm that its ``k`` coordinates keep, ``[B]``."""
-        return encoded.pow(2).sum(1) / self.coordinates.squared_norms(gradients).clamp_min(1e-30)
 
     def to(self, device: torch.device) -> Encoder:
         """The same on a device."""

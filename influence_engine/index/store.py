@@ -22,6 +22,11 @@ from influence_engine.tasks import Example
 RESERVED = ("example_id", "source", "licence", "consent", "metadata")
 """Keys of an example that are not fields of its task."""
 
+DESCRIBING = ("example_id", "example_handle", "label", "source", "licence", "consent", "fields", "metadata")
+"""All columns but the weight and the vector."""
+
+_MAPPINGS = ("fields", "metadata")
+
 
 class ExampleTable:
     """Reads an example table.
@@ -55,13 +60,11 @@ class ExampleTable:
         tensors = [_to_tensor(block.column("vector")) for block in blocks]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-    def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Everything but the vectors of some rows, in the order asked; ``fields`` and ``metadata`` as mappings."""
-        columns = ["example_id", "example_handle", "label", "source", "licence", "consent", "fields", "metadata"]
-        found = self._dataset.take(list(rows), columns=columns).to_pylist()
+    def take(self, rows: Sequence[int], columns: Sequence[str] = DESCRIBING) -> list[dict[str, Any]]:
+        """Some rows in the order asked, ``fields`` and ``metadata`` as mappings; every column costs time of its own."""
+        found = self._dataset.take(list(rows), columns=list(columns)).to_pylist()
         for row in found:
-            row["fields"] = json.loads(row["fields"])
-            row["metadata"] = json.loads(row["metadata"])
+            row.update({name: json.loads(row[name]) for name in _MAPPINGS if name in row})
         return found
 
     def content_digest(self) -> str:
