@@ -24,8 +24,6 @@ Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 MOST_EXAMPLES = 100
 """Largest ``top_k``."""
 
-_SHOWN = ("example_id", "example_handle", "source", "fields")
-
 
 @dataclass(frozen=True)
 class Influential:
@@ -239,7 +237,7 @@ class Attributor:
 
     def _fetch(self, found: Sequence[tuple[list[int], list[float]]], tier: str) -> list[list[Influential]]:
         wanted = sorted({row for rows, _ in found for row in rows})
-        known = dict(zip(wanted, self.index.table.take(wanted, _SHOWN), strict=True)) if wanted else {}
+        known = dict(zip(wanted, self.index.describe(wanted), strict=True))
         return [
             [
                 Influential(
@@ -250,7 +248,7 @@ class Attributor:
                     influence=influence,
                     polarity="proponent" if influence >= 0 else "opponent",
                     tier=tier,
-                    label=self.index.labels[row],
+                    label=known[row]["label"],
                     source=known[row]["source"],
                     fields=known[row]["fields"],
                 )

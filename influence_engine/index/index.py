@@ -36,6 +36,9 @@ from influence_engine.training.identity import check_examples, data_digest, task
 
 _EXACT_BLOCK = 4096
 
+DESCRIPTION = ("example_handle", "source", "fields")
+"""What an explanation says about a training example, beside its id and label."""
+
 
 class InfluenceIndex:
     """One opened version of an index; its vectors are resident on one device.
@@ -63,6 +66,7 @@ class InfluenceIndex:
             )
         self.labels: list[str | None] = self.table.column("label")
         self.example_ids: list[str] = self.table.column("example_id")
+        self._described_bytes = self.table.keep(DESCRIPTION)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -223,8 +227,16 @@ class InfluenceIndex:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the vectors and the eigenbasis in memory: what a query reads."""
-        return sum(t.numel() * t.element_size() for t in (self._vectors, self.encoder.basis))
+        """Bytes in memory that grow with the index: vectors, eigenbasis, and descriptions where they are kept."""
+        return sum(t.numel() * t.element_size() for t in (self._vectors, self.encoder.basis)) + self._described_bytes
+
+    def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """``example_id``, ``example_handle``, ``label``, ``source`` and ``fields`` of some rows, in the order asked."""
+        found = self.table.take(rows, DESCRIPTION) if rows else []
+        return [
+            {**one, "example_id": self.example_ids[row], "label": self.labels[row]}
+            for row, one in zip(rows, found, strict=True)
+        ]
 
     def check_task(self, task_description: Mapping[str, Any]) -> None:
         """Refuses a task other than the one that the index was built with.
