@@ -27,12 +27,21 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digests(folder: str | os.PathLike[str], *, skip: Iterable[str] = ()) -> dict[str, str]:
-    """Digest of every file below ``folder``, by its path relative to it; ``skip`` names paths to leave out."""
+def folder_digests(
+    folder: str | os.PathLike[str], *, skip: Iterable[str] = (), known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Digest of every file below ``folder``, by its path relative to it.
+
+    Args:
+        folder: Where to look.
+        skip: Paths to leave out.
+        known: Digests that the caller took as it wrote the files.
+    """
     root = Path(folder)
     left_out = set(skip)
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return {name: file_digest(root / name) for name in names if name not in left_out}
+    taken = known or {}
+    return {name: taken.get(name) or file_digest(root / name) for name in names if name not in left_out}
 
 
 def verify_folder(folder: str | os.PathLike[str], expected: Mapping[str, str]) -> None:

@@ -66,6 +66,17 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def let_go(path: Path) -> None:
+    """Frees the memory in which the system caches a synced file that will not be read soon.
+
+    The next large file is then written to the same memory, where untouched memory costs a virtual machine several
+    times the writing itself.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(path: Path) -> None:
     """Flushes a folder's entries to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

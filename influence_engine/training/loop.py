@@ -19,6 +19,7 @@ from influence_engine.models import add_lora, choose_trainable, load_base, model
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
+from influence_engine.training.checkpoints import Checkpoint
 from influence_engine.training.execution import execute, weights_by_row
 from influence_engine.training.identity import check_examples, data_digest, task_digests, versions
 from influence_engine.training.optimizers import Optimizer, OptimizerState, optimizer_for
@@ -27,7 +28,7 @@ from influence_engine.training.schedule import checkpoint_steps, derived_seed, p
 from influence_engine.training.settings import FinetuneSettings
 from influence_engine.training.step import StepResult, put_parameters, trained_parameters
 from influence_engine.training.validation import validate
-from influence_engine.training.writer import Progressed, RecordWriter, exclusively, matching_run
+from influence_engine.training.writer import RecordWriter, exclusively, matching_run
 
 STAGE = "fine-tuning"
 
@@ -144,6 +145,7 @@ def finetune(
             if found is not None:
                 return found
             writer = RecordWriter(record_to, identity, len(schedule))
+            stack.callback(writer.checkpoints.close)
 
         model.to(choose_device(device))
         start = _start(model, trainable, optimizer, writer)
@@ -190,7 +192,7 @@ class _Log:
     """Follows a run: losses, clip factors, checkpoints, and the time left."""
 
     def __init__(
-        self, start: Progressed, writer: RecordWriter | None, checkpoints: list[int], total: int, progress: Progress
+        self, start: Checkpoint, writer: RecordWriter | None, checkpoints: list[int], total: int, progress: Progress
     ) -> None:
         self.losses = list(start.losses)
         self.clip_factors = list(start.clip_factors)
@@ -206,7 +208,7 @@ class _Log:
         self.losses.append(float(result.loss))
         self.clip_factors.append(float(result.clip_factor))
         if self._writer is not None and number in self._checkpoints:
-            self._writer.save_checkpoint(number, result.parameters, result.state, self.losses, self.clip_factors)
+            self._writer.checkpoints.save(number, result.parameters, result.state, self.losses, self.clip_factors)
         left = (time.monotonic() - self._began) / (number - self._first) * (self._total - number)
         self._progress(STAGE, number, self._total, f"loss {self.losses[-1]:.3f}, {left:.0f} s left")
 
@@ -250,14 +252,14 @@ def _identity(
     }
 
 
-def _start(model: nn.Module, trainable: list[str], optimizer: Optimizer, writer: RecordWriter | None) -> Progressed:
+def _start(model: nn.Module, trainable: list[str], optimizer: Optimizer, writer: RecordWriter | None) -> Checkpoint:
     """Where to go on: the newest checkpoint, or the base model's weights, which are then saved as step 0."""
     begun = None if writer is None else writer.progressed()
     parameters = trained_parameters(model, trainable)
     if begun is None:
-        begun = Progressed(0, parameters, {}, [], [])
+        begun = Checkpoint(0, parameters, {}, [], [])
         if writer is not None:
-            writer.save_checkpoint(0, parameters, {}, [], [])
+            writer.checkpoints.save(0, parameters, {}, [], [])
     device = next(iter(parameters.values())).device
     state: OptimizerState = {
         kind: {name: tensor.to(device) for name, tensor in values.items()} for kind, values in begun.state.items()

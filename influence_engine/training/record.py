@@ -13,17 +13,16 @@ Layout of a run's folder::
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from influence_engine.digests import verify_folder
 from influence_engine.errors import RecordError
 from influence_engine.files import read_json
 from influence_engine.models import load_into, load_model, load_tokenizer, set_trainable
+from influence_engine.training.checkpoints import read_checkpoint, read_tensors, saved_steps
 from influence_engine.training.optimizers import (
     Optimizer,
     OptimizerState,
@@ -40,7 +39,6 @@ MANIFEST = "manifest.json"
 INCOMPLETE = "run.json"
 STEPS = "steps.safetensors"
 EXAMPLES = "examples.json"
-CHECKPOINTS = "checkpoints"
 MODEL = "model"
 
 
@@ -169,7 +167,8 @@ class Run:
         Raises:
             RecordError: none was saved after that step.
         """
-        return read_checkpoint(self.folder, step)
+        saved = read_checkpoint(self.folder, step)
+        return saved.parameters, saved.state
 
     def second_moments(self) -> Parameters | None:
         """Adam's bias-corrected second moment after the last step, by parameter name; None for other optimisers."""
@@ -209,52 +208,10 @@ class Run:
         return load_tokenizer(self.folder / MODEL)
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` is."""
-    return folder / CHECKPOINTS / f"step-{step:06d}.safetensors"
-
-
-def checkpoint_tensors(parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> Parameters:
-    """What ``read_checkpoint`` reads, as it is stored: names are ``kind/parameter``."""
-    tensors = {f"parameters/{name}": tensor for name, tensor in parameters.items()}
-    for kind, values in state.items():
-        tensors |= {f"{kind}/{name}": tensor for name, tensor in values.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def read_checkpoint(folder: Path, step: int) -> tuple[Parameters, OptimizerState]:
-    """Parameters and optimiser state after ``step``.
-
-    Raises:
-        RecordError: the checkpoint is missing or damaged.
-    """
-    state: OptimizerState = {}
-    for name, tensor in read_tensors(checkpoint_path(folder, step)).items():
-        kind, _, parameter = name.partition("/")
-        state.setdefault(kind, {})[parameter] = tensor
-    state.pop("log", None)
-    return state.pop("parameters", {}), state
-
-
-def read_tensors(path: Path) -> Parameters:
-    """All tensors of a safetensors file.
-
-    Raises:
-        RecordError: it is missing or damaged.
-    """
-    if not path.is_file():
-        raise RecordError(f"{path} is missing", field=str(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except SafetensorError as error:
-        raise RecordError(f"{path} is damaged: {error}", field=str(path)) from error
-
-
 def _why_no_run(folder: Path) -> str:
     if (folder / INCOMPLETE).is_file():
         begun = read_json(folder / INCOMPLETE)
-        done = max([int(path.stem[5:]) for path in (folder / CHECKPOINTS).glob("step-*.safetensors")], default=0)
+        done = max(saved_steps(folder), default=0)
         return (
             f"the run in {folder} was interrupted after step {done} of {begun['steps']}; "
             "start the same fine-tuning again and it goes on from there"

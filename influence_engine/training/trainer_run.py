@@ -80,7 +80,7 @@ class TrainerRun:
             "versions": versions(),
         }
         self._writer = RecordWriter(record_to, identity, total)
-        self._writer.start_over()
+        self._writer.checkpoints.start_over()
         self._save_after = set(checkpoint_steps(total, checkpoints))
         self._steps: list[Step] = []
         self._losses: list[float] = []
@@ -90,7 +90,7 @@ class TrainerRun:
         # Nobody is told the norm before clipping, so it is taken as gradients accumulate; the last value counts.
         watched: list[Any] = list(self._names) if args.max_grad_norm else []
         self._handles = [parameter.register_post_accumulate_grad_hook(self._note_norm) for parameter in watched]
-        self._writer.save_checkpoint(0, self._parameters(), {}, [], [])
+        self._writer.checkpoints.save(0, self._parameters(), {}, [], [])
 
     def begin_step(self) -> None:
         """Forgets the last step's batches and, if wanted, seeds this one."""
@@ -164,7 +164,7 @@ class TrainerRun:
 
     def _save(self) -> None:
         state = self._facts.state(self._optimizer, self._names)
-        self._writer.save_checkpoint(len(self._steps), self._parameters(), state, self._losses, self._clip_factors)
+        self._writer.checkpoints.save(len(self._steps), self._parameters(), state, self._losses, self._clip_factors)
 
     def _note_norm(self, parameter: Tensor) -> None:
         assert parameter.grad is not None

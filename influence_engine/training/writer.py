@@ -6,22 +6,20 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from influence_engine.digests import folder_digests
 from influence_engine.errors import RecordError
-from influence_engine.files import read_json, remove_tree, write_json, writing_aside
+from influence_engine.files import read_json, write_json, writing_aside
 from influence_engine.models import model_digest, save_model
+from influence_engine.training.checkpoints import Checkpoint, CheckpointWriter, read_checkpoint, saved_steps
 from influence_engine.training.identity import differences, versions
-from influence_engine.training.optimizers import OptimizerState, Parameters
 from influence_engine.training.record import (
-    CHECKPOINTS,
     EXAMPLES,
     FORMAT,
     FORMAT_VERSION,
@@ -30,34 +28,8 @@ from influence_engine.training.record import (
     MODEL,
     STEPS,
     Run,
-    checkpoint_path,
-    checkpoint_tensors,
-    read_checkpoint,
-    read_tensors,
 )
 from influence_engine.training.schedule import Schedule
-
-LOSSES = "log/losses"
-CLIP_FACTORS = "log/clip_factors"
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """How far an interrupted run got.
-
-    Attributes:
-        step: The last step whose result was saved.
-        parameters: After it.
-        state: The optimiser's, after it.
-        losses: Of the steps so far, ``[step]``.
-        clip_factors: Of the steps so far, ``[step]``.
-    """
-
-    step: int
-    parameters: Parameters
-    state: OptimizerState
-    losses: list[float]
-    clip_factors: list[float]
 
 
 class RecordWriter:
@@ -76,44 +48,20 @@ class RecordWriter:
         self.folder = Path(folder)
         self._identity = dict(identity)
         self._refuse_other()
-        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.rglob("*.partial"):
             left.unlink()
         write_json(self.folder / INCOMPLETE, {"format": FORMAT, "steps": steps, "identity": self._identity})
+        self.checkpoints = CheckpointWriter(self.folder)
 
-    def progressed(self) -> Progressed | None:
+    def progressed(self) -> Checkpoint | None:
         """The newest checkpoint of an interrupted run; None where there is none.
 
         Raises:
             RecordError: it is damaged; the message names it.
         """
-        steps = self._saved_steps()
-        if not steps:
-            return None
-        step = steps[-1]
-        parameters, state = read_checkpoint(self.folder, step)
-        tensors = read_tensors(checkpoint_path(self.folder, step))
-        return Progressed(step, parameters, state, tensors[LOSSES].tolist(), tensors[CLIP_FACTORS].tolist())
-
-    def start_over(self) -> None:
-        """Forgets what an interrupted run of the same identity had saved."""
-        remove_tree(self.folder / CHECKPOINTS)
-        (self.folder / CHECKPOINTS).mkdir()
-
-    def save_checkpoint(
-        self,
-        step: int,
-        parameters: Mapping[str, Tensor],
-        state: OptimizerState,
-        losses: Sequence[float],
-        clip_factors: Sequence[float],
-    ) -> None:
-        """Saves weights and optimiser state after ``step``, with the log of all steps so far."""
-        tensors = checkpoint_tensors(parameters, state)
-        tensors[LOSSES] = torch.tensor(losses, dtype=torch.float64)
-        tensors[CLIP_FACTORS] = torch.tensor(clip_factors, dtype=torch.float64)
-        with writing_aside(checkpoint_path(self.folder, step)) as aside:
-            save_file(tensors, aside, metadata={"step": str(step)})
+        steps = saved_steps(self.folder)
+        return read_checkpoint(self.folder, steps[-1]) if steps else None
 
     def finish(
         self,
@@ -141,6 +89,8 @@ class RecordWriter:
             reasons: Why the run cannot be replayed; none if it can.
             facts: Further entries of the manifest that ``Run`` reads.
         """
+        self.checkpoints.wait()
+        self.checkpoints.close()
         save_model(model, self.folder / MODEL, tokenizer=tokenizer)
         write_json(self.folder / EXAMPLES, list(example_ids))
         tensors = schedule.tensors() | {
@@ -156,21 +106,18 @@ class RecordWriter:
             "replayable": not reasons,
             "why_not_replayable": "; ".join(reasons) or None,
             "optimizer": dict(optimizer),
-            "checkpoints": self._saved_steps(),
+            "checkpoints": saved_steps(self.folder),
             "steps": len(schedule),
             "examples": len(example_ids),
             **facts,
             "identity": self._identity,
             "versions": versions(),
             "threads": torch.get_num_threads(),
-            "files": folder_digests(self.folder, skip=(MANIFEST, INCOMPLETE)),
+            "files": folder_digests(self.folder, skip=(MANIFEST, INCOMPLETE), known=self.checkpoints.digests),
         }
         write_json(self.folder / MANIFEST, manifest)
         (self.folder / INCOMPLETE).unlink()
         return Run.open(self.folder, verify=False)
-
-    def _saved_steps(self) -> list[int]:
-        return sorted(int(path.stem[5:]) for path in (self.folder / CHECKPOINTS).glob("step-*.safetensors"))
 
     def _refuse_other(self) -> None:
         folder = self.folder
