@@ -143,7 +143,7 @@ def _find_bento_model(config: AuditConfig, kind: Kind, local: Path) -> Found:
         command = {"model": "finetune", "index": "index build", "onnx": "index build"}[kind]
         raise RecordError(
             f"there is no {kind} for {config.name!r}: neither the folder {local} nor a Bento model {name}. "
-            f"Run: bento-audit {command} {config.name}",
+            f"Run: bento-audit {command} {config.spelled if config.file else config.name}",
             field=str(local),
         ) from None
     return Found(Path(model.path), str(model.tag))

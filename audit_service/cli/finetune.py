@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, size
-from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option, spelled
+from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
 
 
 @click.command("finetune", short_help="Fine-tune the base model and record the run.")
@@ -74,7 +74,7 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
                 "model digest": run.digests["model"],
                 "validation": None if accuracy is None else f"{accuracy:.1%} of {count:.0f} held-out examples right",
                 "replayable": "yes" if run.replayable else f"no: {run.why_not_replayable}",
-                "next": f"bento-audit index build {spelled(settings)}",
+                "next": f"bento-audit index build {settings.spelled}",
             }
         )
     )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark, size
-from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option, spelled
+from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
 
 
 @click.group("index", short_help="The training-gradient index: build, inspect, verify.")
@@ -61,7 +61,7 @@ def build(config: str | None, profile: str | None, dry_run: bool, as_json: bool)
     output_console().print(_facts(about))
     if exported is None:
         remark("Not exported to ONNX: the task has no model_inputs. Explaining works, /predict is your service's own.")
-    remark(f'Next: bento-audit explain {spelled(settings)} --text "..."')
+    remark(f'Next: bento-audit explain {settings.spelled} --text "..."')
 
 
 @command.command("inspect")

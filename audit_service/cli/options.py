@@ -28,10 +28,3 @@ def open_config(name: str | None, *, profile: str | None = None) -> AuditConfig:
 
     overrides: dict[str, Any] = {} if profile is None else {"profile": profile}
     return load_config(name, overrides=overrides)
-
-
-def spelled(config: AuditConfig) -> str:
-    """How the command line names this config: its file, and its profile where that has a name of its own."""
-    assert config.file is not None  # it has been read from one
-    named = config.file.stem if config.file.parent.name == "configs" else str(config.file)
-    return f"{named} --profile {config.profile}" if config.profile and config.name != config.file.stem else named

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from audit_service.bundle import export_for_serving, register
-from audit_service.cli.options import spelled
 from audit_service.config import AuditConfig
 from audit_service.served import ServedModel, load_trained_model
 from influence_engine.data import DataSet, load_examples
@@ -243,7 +242,7 @@ def recorded_run(config: AuditConfig) -> Run:
     if not config.run_folder.exists():
         raise RecordError(
             f"{config.name!r} has not been fine-tuned yet ({config.run_folder} does not exist). "
-            f"Run: bento-audit finetune {spelled(config)}",
+            f"Run: bento-audit finetune {config.spelled}",
             field=str(config.run_folder),
         )
     return Run.open(config.run_folder)

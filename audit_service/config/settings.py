@@ -93,6 +93,13 @@ class AuditConfig(Section):
         return config
 
     @property
+    def spelled(self) -> str:
+        """How the command line names this config: its file, and its profile where that has a name of its own."""
+        assert self.file is not None  # it has been read from one
+        named = self.file.stem if self.file.parent.name == "configs" else str(self.file)
+        return f"{named} --profile {self.profile}" if self.profile and self.name != self.file.stem else named
+
+    @property
     def root(self) -> Path:
         """The project's folder."""
         return self._root

@@ -156,9 +156,7 @@ def _body(status: int, headers: Mapping[str, str], content: bytes) -> Any:
         return body
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict) or "code" not in error:
-        raise EngineUnavailableError(
-            f"the explanation engine answered with status {status}", retry_after=5
-        )
+        raise EngineUnavailableError(f"the explanation engine answered with status {status}", retry_after=5)
     retry_after = headers.get("retry-after", "")
     failure = ServiceError(
         error["message"], field=error.get("field"), retry_after=int(retry_after) if retry_after.isdigit() else None

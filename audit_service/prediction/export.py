@@ -54,8 +54,8 @@ def export_onnx(
     Args:
         model: The fine-tuned model, in evaluation mode, on the CPU.
         task: A task with ``model_inputs``.
-        examples: Real examples, at least three of different sizes; dimensions in which their batches differ become
-            dynamic, and the check runs on them.
+        examples: Real examples, at least three; the check runs on them. Dimensions in which their batches differ
+            must become dynamic; of the others those become so that the model leaves free.
         folder: Where to write; an older export there is replaced once the new one is whole.
         model_digest: Digest of the model's weights, for the manifest.
         tokenizer: Saved beside the model, so that serving needs this folder only.
@@ -146,7 +146,11 @@ def _export(model: nn.Module, task: Any, examples: Sequence[Example], path: Path
     sample: dict[str, Tensor] = task.model_inputs(task.collate(by_size[:2]))
     other: dict[str, Tensor] = task.model_inputs(task.collate(by_size[-3:]))
     dynamic = {
-        name: {d: torch.export.Dim.DYNAMIC for d in range(tensor.dim()) if tensor.shape[d] != other[name].shape[d]}
+        name: {
+            # Where the examples' sizes happen to be equal, the exporter finds out whether the model needs that one.
+            d: torch.export.Dim.DYNAMIC if tensor.shape[d] != other[name].shape[d] else torch.export.Dim.AUTO
+            for d in range(tensor.dim())
+        }
         for name, tensor in sample.items()
     }
     try:

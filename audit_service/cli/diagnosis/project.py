@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from audit_service.cli.diagnosis.finding import Finding
-from audit_service.cli.options import spelled
 from audit_service.config import AuditConfig
 from audit_service.prediction.export import MANIFEST as EXPORT_MANIFEST
 from audit_service.prediction.export import read_export
@@ -62,10 +61,10 @@ def model(config: AuditConfig) -> Finding:
         digest = model_digests(config)["model"]
         return Finding("model", "ok", f"{folder}, trained elsewhere, digest {_short(digest)}")
     if not config.run_folder.exists():
-        advice = f"bento-audit finetune {spelled(config)}"
+        advice = f"bento-audit finetune {config.spelled}"
         return Finding("model", "missing", f"not fine-tuned yet: there is no {config.run_folder}", advice)
     if (config.run_folder / INCOMPLETE).is_file():
-        advice = f"bento-audit finetune {spelled(config)} goes on with it"
+        advice = f"bento-audit finetune {config.spelled} goes on with it"
         return Finding("model", "missing", f"the run in {config.run_folder} is not finished", advice)
     run = Run.open(config.run_folder)
     replayable = "can be replayed" if run.replayable else f"cannot be replayed: {run.why_not_replayable}"
@@ -90,7 +89,7 @@ def data(config: AuditConfig) -> Finding:
 
 def index(config: AuditConfig) -> Finding:
     """Whether the index is there, unchanged, and of this model."""
-    advice = f"bento-audit index build {spelled(config)}"
+    advice = f"bento-audit index build {config.spelled}"
     if not (config.index_folder / "CURRENT").is_file():
         return Finding("index", "missing", f"not built yet: {config.index_folder}", advice)
     try:
@@ -103,7 +102,7 @@ def index(config: AuditConfig) -> Finding:
 
 def export(config: AuditConfig) -> Finding:
     """Whether the ONNX export is there, unchanged, and of this model."""
-    advice = f"bento-audit index build {spelled(config)}"
+    advice = f"bento-audit index build {config.spelled}"
     if not (config.onnx_folder / EXPORT_MANIFEST).is_file():
         return Finding("export", "missing", f"not exported yet: {config.onnx_folder}", advice)
     try:
@@ -131,7 +130,7 @@ def _packaged(what: str, package: Package, config: AuditConfig) -> Finding:
     kept = packages_folder(config.root) / f"{package.name}-{package.version}"
     if kept.is_dir():
         return Finding(what, "ok", f"{package.requirement} in {kept}")
-    advice = f"bento-audit finetune {spelled(config)} fetches it"
+    advice = f"bento-audit finetune {config.spelled} fetches it"
     return Finding(what, "missing", f"{package.requirement} has not been fetched yet", advice)
 
 

@@ -141,3 +141,15 @@ def test_a_task_without_model_inputs_cannot_be_exported(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="no method model_inputs"):
         export_onnx(nn.Linear(3, 2), Bare(), rows(), tmp_path / "onnx", model_digest="digest")
+
+
+def test_texts_that_happen_to_be_equally_long_do_not_fix_the_length(small_project: Any, tmp_path: Path) -> None:
+    served = load_served(small_project.config)
+    equal = [{"text": "a good film"}, {"text": "a poor film"}, {"text": "a long film"}]
+    export_onnx(served.model, small_project.task, equal, tmp_path / "onnx", model_digest="digest")
+    predictor = OnnxPredictor(tmp_path / "onnx", small_project.task, threads=1)
+    (found,) = predictor.predict([{"text": "a film that is neither good nor poor but very long"}])
+    batch = small_project.task.collate([{"text": "a film that is neither good nor poor but very long"}])
+    with torch.no_grad():
+        (expected,) = small_project.task.predictions(small_project.task.outputs(served.model, batch), batch)
+    assert found["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
