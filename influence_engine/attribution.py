@@ -15,6 +15,7 @@ from influence_engine.differences import BaseDifference
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
 from influence_engine.gradients import LayerGradient, Trace, tracing, track
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
+from influence_engine.prefix import Kept
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Batch, CheckingTask, Example, PredictingTask, Task, describe_task
 
@@ -152,22 +153,22 @@ class Attributor:
         if not queries:
             return []
         clock = _Clock()
-        keeping = contextlib.nullcontext() if self.difference is None else self.difference.prefix.keeping()
-        with keeping, self._trace(queries) as trace:
+        keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
+        with keeping as kept, self._trace(queries) as trace:
             batch = _with_targets(self.task, trace)
             measured = self.task.measurement(trace.outputs, batch)
             gradients = trace.layer_gradients(measured)
         outputs, measured = trace.outputs.detach(), measured.detach()
         clock.lap("gradient")
-        encoded, kept = self.index.encoder.encode_and_weigh(gradients)
-        retained = kept.tolist()
+        encoded, shares = self.index.encoder.encode_and_weigh(gradients)
+        retained = shares.tolist()
         clock.lap("encode")
         scores = self.index.scores(encoded)
         found = [self._top(scores[number], encoded[number], top_k, polarity) for number in range(len(queries))]
         clock.lap("search")
         examples = self._fetch(found, answered)
         clock.lap("fetch")
-        changes = self._changes(batch, gradients, measured)
+        changes = self._changes(batch, gradients, measured, kept)
         predictions = self._predictions(outputs, batch)
         clock.lap("differences")
         return [
@@ -257,10 +258,10 @@ class Attributor:
             for rows, influences in found
         ]
 
-    def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor) -> _Changes:
+    def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> _Changes:
         if self.difference is None:
             return _Changes([None] * len(measured), None, {})
-        outputs, base = self.difference.measure(self.task, batch)
+        outputs, base = self.difference.measure(self.task, batch, kept)
         changes = self.difference.split(gradients)
         split = dict(zip(changes, torch.stack(list(changes.values())).tolist(), strict=True))
         return _Changes(self._predictions(outputs, batch), base.tolist(), split)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
-from influence_engine.differences.prefix import SharedPrefix
 from influence_engine.gradients import LayerGradient, TrackedLayers
+from influence_engine.prefix import FrozenPrefix, Kept
 from influence_engine.tasks import Batch, Task
 
 
@@ -33,19 +34,26 @@ class BaseDifference:
         for buffer in base.buffers():
             buffer.data = buffer.data.clone()
         before = dict(base.named_parameters())
-        self.prefix = SharedPrefix(model, base)
+        trained = [name for name, parameter in tuned.items() if parameter.requires_grad]
+        self._tuned_prefix, self._base_prefix = FrozenPrefix(model, trained), FrozenPrefix(base, trained)
         self._displacements: dict[str, Tensor] = {
             layer.name: layer.matrix({name: tuned[name].data - before[name].data for name in layer.parameters()})
             for layer in tracked.layers
         }
 
-    def measure(self, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+    def keeping(self) -> AbstractContextManager[Kept]:
+        """While the fine-tuned model runs on a batch: what ``measure`` needs to not compute shared layers again."""
+        return self._tuned_prefix.keeping()
+
+    def measure(self, task: Task, batch: Batch, kept: Kept) -> tuple[Tensor, Tensor]:
         """Outputs and measurements of the base model on a batch whose targets are named.
 
-        The batch is the one that the fine-tuned model has just run on within ``prefix.keeping()``; layers that the two
-        share are not computed again.
+        Args:
+            task: The task.
+            batch: The batch that the fine-tuned model has just run on.
+            kept: What ``keeping`` yielded meanwhile.
         """
-        with torch.no_grad(), self.prefix.recalling():
+        with torch.no_grad(), self._base_prefix.recalling(kept):
             outputs = task.outputs(self.base, batch)
             return outputs, task.measurement(outputs, batch)
 

@@ -18,6 +18,7 @@ from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run, finetune, reexecute
+from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]
@@ -61,6 +62,7 @@ class Retraining:
         self.device = choose_device(device)
         self.progress = progress
         self._into = into
+        self._kept = KeptSteps()
         self._identity = {
             "files": run.manifest["files"],
             "queries": json_digest([dict(query) for query in queries]),
@@ -98,7 +100,13 @@ class Retraining:
         if kind == "removal":
             weights = dict.fromkeys(removal.example_ids, 0.0)
             parameters = reexecute(
-                self.run, self.task, self.train, weights=weights, into=self._into, device=str(self.device)
+                self.run,
+                self.task,
+                self.train,
+                weights=weights,
+                into=self._into,
+                device=str(self.device),
+                kept=self._kept,
             )
             model = self.run.load_model(self._into)
             put_parameters(model, parameters)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from influence_engine.errors import DataError
 from influence_engine.tasks import Batch, Example, Task
+from influence_engine.training.frozen import FrozenSteps, KeptSteps
 from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters
 from influence_engine.training.schedule import Schedule, Step
 from influence_engine.training.step import Objective, StepResult, set_dropout, training_step
@@ -36,6 +37,7 @@ def execute(
     max_grad_norm: float | None = None,
     dropout: float = 0.0,
     each_step: EachStep | None = None,
+    kept: KeptSteps | None = None,
 ) -> Parameters:
     """Runs the steps that follow step ``after``.
 
@@ -54,6 +56,7 @@ def execute(
         max_grad_norm: Longest gradient that is not scaled down.
         dropout: Probability of dropout.
         each_step: Told of every step.
+        kept: Outputs of frozen layers, shared by all executions of these steps; unused where there is dropout.
 
     Returns:
         The trained parameters after the last step.
@@ -62,7 +65,8 @@ def execute(
         DataError: a loss or gradient is not finite; the message names the step and the examples.
     """
     set_dropout(model, dropout)
-    objective = Objective(model, task)
+    frozen = None if kept is None or dropout else FrozenSteps(model, list(parameters), kept)
+    objective = Objective(model, task, frozen)
     device = next(iter(parameters.values())).device
     with _deterministic(device):
         for step in schedule.steps(after):

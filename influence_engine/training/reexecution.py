@@ -11,6 +11,7 @@ from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training.execution import execute, weights_by_row
+from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.identity import data_digest, task_digests
 from influence_engine.training.record import Run
 from influence_engine.training.step import StepResult, trained_parameters
@@ -26,6 +27,7 @@ def reexecute(
     weights: Mapping[str, float] | None = None,
     into: nn.Module | None = None,
     device: str = "auto",
+    kept: KeptSteps | None = None,
     progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Executes all recorded steps from the start: same order, learning rates, ``Z_t`` and seeds.
@@ -40,6 +42,7 @@ def reexecute(
         weights: The ``w_i`` by example id, 1 where not given; None takes the recorded ones.
         into: For a module that is not from ``transformers``: a freshly built one, which is filled.
         device: Where to execute; ``"auto"`` is the GPU if there is one.
+        kept: Shared by several executions of this run on one device, frozen layers run in the first one only.
         progress: Told of every step.
 
     Returns:
@@ -73,6 +76,7 @@ def reexecute(
         max_grad_norm=run.max_grad_norm,
         dropout=run.dropout,
         each_step=told,
+        kept=kept,
     )
     return {name: parameter.cpu() for name, parameter in final.items()}
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from influence_engine.errors import ModelError
 from influence_engine.tasks import Batch, Task
+from influence_engine.training.frozen import FrozenSteps
 from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters, clipped
 from influence_engine.training.schedule import Step
 
@@ -23,12 +24,23 @@ _PREFIX = "model."
 
 
 class Objective(nn.Module):
-    """The loss of a micro-batch as a module, so that its parameters can be handed in from outside."""
+    """The loss of a micro-batch as a module, so that its parameters can be handed in from outside.
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    Args:
+        model: The model.
+        task: Its task.
+        frozen: Takes the outputs of frozen layers from there instead of computing them in every execution.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, frozen: FrozenSteps | None = None) -> None:
         super().__init__()
         self.model = model
         self.task = task
+        self._frozen = frozen
+
+    def running(self, step: int, micro_batch: int) -> contextlib.AbstractContextManager[None]:
+        """While that micro-batch of that step runs."""
+        return contextlib.nullcontext() if self._frozen is None else self._frozen.running(step, micro_batch)
 
     def forward(self, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``sum_i coefficients_i l_i`` and the losses ``l_i``, ``[B]``."""
@@ -111,9 +123,10 @@ def gradient(
     total: Parameters = {}
     loss = torch.zeros(())
     losses: list[Tensor] = []
-    for rows, shares, batch in zip(step.rows, step.shares, batches, strict=True):
+    for number, (rows, shares, batch) in enumerate(zip(step.rows, step.shares, batches, strict=True)):
         counted = shares if weights is None else shares * weights[rows]
-        part, each = objective.evaluate(parameters, batch, counted / step.normalizer)
+        with objective.running(step.number, number):
+            part, each = objective.evaluate(parameters, batch, counted / step.normalizer)
         parts = torch.autograd.grad(
             part, list(parameters.values()), create_graph=differentiable, allow_unused=True, materialize_grads=True
         )

@@ -13,6 +13,7 @@ from torch import nn
 from influence_engine.errors import DataError, DigestMismatchError
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune, reexecute
+from influence_engine.training.frozen import KeptSteps
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
@@ -63,9 +64,26 @@ def test_leaving_examples_out_of_the_record_is_fine_tuning_without_them(
     run = finetune(task, make_model(), train, settings=settings_of(variant), record_to=tmp_path)
     without = finetune(task, make_model(), train, settings=settings_of(variant), weights=out)
 
-    found = reexecute(run, task, train, weights=out)
+    kept = KeptSteps()
+    reexecute(run, task, train, kept=kept)
+    # With frozen layers from the execution before, and computed anew.
+    for found in (reexecute(run, task, train, weights=out, kept=kept), reexecute(run, task, train, weights=out)):
+        assert all(torch.equal(found[name], without.model.get_parameter(name)) for name in without.trainable)
 
-    assert all(torch.equal(found[name], without.model.get_parameter(name)) for name in without.trainable)
+
+def test_frozen_layers_run_once_for_all_executions_of_a_run(
+    task: TextClassification, make_model: Callable[..., nn.Module], make_examples: Callable[..., Any], tmp_path: Path
+) -> None:
+    train = make_examples(18)
+    run = finetune(task, make_model(), train, settings=settings_of("upper layer"), record_to=tmp_path)
+    kept, little = KeptSteps(), KeptSteps(at_most=1)
+    reexecute(run, task, train, kept=kept)
+    reexecute(run, task, train, kept=little)
+    assert kept.bytes > 0
+    assert little.bytes == 0
+    before = kept.bytes
+    reexecute(run, task, train, kept=kept)
+    assert kept.bytes == before
 
 
 def test_a_record_of_a_weighted_run_remembers_its_weights(
