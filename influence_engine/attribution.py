@@ -189,8 +189,21 @@ class Attributor:
             for number in range(len(queries))
         ]
 
-    def scores(self, queries: Sequence[Example], tier: Tier = "estimated", *, batch_size: int = 32) -> Tensor:
+    def scores(
+        self,
+        queries: Sequence[Example],
+        tier: Tier = "estimated",
+        *,
+        damping: float | None = None,
+        batch_size: int = 32,
+    ) -> Tensor:
         """Influence of every example of the index on each query, ``[Q, N]`` in index order, single precision.
+
+        Args:
+            queries: As for ``attribute``.
+            tier: How to obtain the influences.
+            damping: In place of the index's own; see ``InfluenceIndex.scores``.
+            batch_size: Queries of one pass.
 
         Raises:
             InputError, TierUnavailableError: as ``attribute``.
@@ -201,7 +214,8 @@ class Attributor:
             with self._trace(queries[start : start + batch_size]) as trace:
                 batch = _with_targets(self.task, trace)
                 gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
-            parts.append(self.index.scores(self.index.encoder.encode(gradients), exact=True).cpu())
+            encoded = self.index.encoder.encode(gradients)
+            parts.append(self.index.scores(encoded, exact=True, damping=damping).cpu())
         return torch.cat(parts) if parts else torch.empty(0, len(self.index))
 
     def _check_layers(self) -> None:

@@ -21,10 +21,12 @@ from audit_service.cli.console import error_console
 VERBS = {
     "demo": "audit_service.cli.demo",
     "doctor": "audit_service.cli.doctor",
+    "evaluate": "audit_service.cli.evaluate",
     "explain": "audit_service.cli.explain",
     "finetune": "audit_service.cli.finetune",
     "index": "audit_service.cli.index",
     "init": "audit_service.cli.init",
+    "suspects": "audit_service.cli.suspects",
 }
 """Every verb and the module that holds it, as ``command``."""
 

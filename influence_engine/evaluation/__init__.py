@@ -1,15 +1,26 @@
 """Do the explanations say what retraining does? LDS, and what it is compared with."""
 
+from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate
+from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
 from influence_engine.evaluation.removals import Removal, membership, random_removals
+from influence_engine.evaluation.suspects import Measure, Suspect, rank_suspects, seen_in_training
 from influence_engine.evaluation.truth import Retraining
 
 __all__ = [
+    "CrossValidation",
+    "Evaluation",
+    "EvaluationPlan",
+    "Measure",
     "Removal",
     "Retraining",
     "Score",
+    "Suspect",
+    "evaluate",
     "linear_datamodeling_score",
     "membership",
     "random_removals",
+    "rank_suspects",
+    "seen_in_training",
     "spearman",
 ]

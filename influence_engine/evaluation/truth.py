@@ -78,7 +78,7 @@ class Retraining:
         """
         rows = []
         for number, removal in enumerate(removals):
-            path = self.cache / f"{self._key(removal, kind, seed + number)}.safetensors"
+            path = self._path(removal, kind, seed + number)
             if not path.exists():
                 measured = self._measured(self._retrained(removal, kind, seed + number))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +88,18 @@ class Retraining:
             self.progress(f"retraining ({kind})", number + 1, len(removals))
         return torch.stack(rows)
 
+    def kept(self, removals: Sequence[Removal], kind: Kind = "removal", *, seed: int = 1) -> int:
+        """How many of these have been measured before."""
+        return sum(self._path(removal, kind, seed + number).exists() for number, removal in enumerate(removals))
+
     def recorded(self) -> Tensor:
         """Measurements of all queries on the recorded model itself, ``[Q]``."""
         return self._measured(self.run.load_model(self._into))
 
-    def _key(self, removal: Removal, kind: Kind, seed: int) -> str:
+    def _path(self, removal: Removal, kind: Kind, seed: int) -> Path:
         parts = {**self._identity, "removed": list(removal.example_ids), "kind": kind}
-        return json_digest(parts if kind == "removal" else {**parts, "seed": seed})
+        digest = json_digest(parts if kind == "removal" else {**parts, "seed": seed})
+        return self.cache / f"{digest}.safetensors"
 
     def _retrained(self, removal: Removal, kind: Kind, seed: int) -> nn.Module:
         if kind == "removal":

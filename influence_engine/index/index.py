@@ -250,7 +250,7 @@ class InfluenceIndex:
                 field="task",
             )
 
-    def scores(self, encoded: Tensor, *, exact: bool = False) -> Tensor:
+    def scores(self, encoded: Tensor, *, exact: bool = False, damping: float | None = None) -> Tensor:
         """Influence of every example on each query, ``[Q, N]``, in row order; positive supports.
 
         ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` in the eigenvectors of ``G``.
@@ -258,8 +258,13 @@ class InfluenceIndex:
         Args:
             encoded: ``[Q, k]``, from the encoder.
             exact: Multiply in single precision, block by block, instead of in the precision of the stored vectors.
+            damping: ``lambda`` in place of the index's own, for choosing it by measurement.
         """
         whitened = self._whitened(encoded)
+        if damping is not None:
+            # The stored vectors are whitened with the index's damping; the query makes up for the difference.
+            whitened = whitened * (self.encoder.eigenvalues + self.manifest.damping)
+            whitened = whitened / (self.encoder.eigenvalues + damping)
         size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
         query = whitened / size
         if exact or self._vectors.dtype == torch.float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+from audit_service.cli.work import build_index, run_finetuning
+from audit_service.config import load_config
+from influence_engine.progress import silent
 
 GOOD = ("superb", "moving", "funny", "brilliant")
 BAD = ("dull", "clumsy", "tedious", "hollow")
@@ -104,3 +109,33 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(["key", "sentence", "sentiment"])
         writer.writerows([f"s{number}", text, label] for number, (text, label) in enumerate(sentences()))
     return folder
+
+
+FILMS = "csv: train.csv, columns: {id: key, text: sentence, label: sentiment}, labels: {0: bad, 1: good}"
+
+
+@pytest.fixture(scope="session")
+def finished_films(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a recorded run, held-out examples and an index; use ``films``, a copy of it."""
+    folder = tmp_path_factory.mktemp("films")
+    shutil.copytree(adopted / "base", folder / "base")
+    shutil.copy(adopted / "train.csv", folder)
+    (folder / "configs").mkdir()
+    (folder / "configs" / "films.yaml").write_text(
+        "task: {type: text_classification, labels: [bad, good]}\n"
+        "base_model: {path: base}\n"
+        f"data: {{train: {{{FILMS}, part: train}}, validation: {{{FILMS}, part: validation}}}}\n"
+        "finetune: {epochs: 3, batch_size: 16, learning_rate: 3e-3, warmup_ratio: 0}\n"
+    )
+    config = load_config(folder / "configs" / "films.yaml")
+    run_finetuning(config, silent)
+    build_index(config, silent)
+    return folder
+
+
+@pytest.fixture
+def films(finished_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished project, as the current folder, with the config ``films``."""
+    shutil.copytree(finished_films, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,143 @@
+"""``bento-audit evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark
+from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+
+if TYPE_CHECKING:
+    from influence_engine.evaluation import Evaluation
+
+
+@click.command("evaluate", short_help="Compare explanations with retraining, and with simpler methods.")
+@config_argument
+@profile_option
+@click.option("--queries", type=click.IntRange(2), default=64, show_default=True, help="Held-out examples to explain.")
+@click.option(
+    "--tuning",
+    type=click.IntRange(1),
+    help="How many of them only choose the damping of the tuned row.  [default: a quarter]",
+)
+@click.option("--subsets", type=click.IntRange(2), default=40, show_default=True, help="Retrainings at each fraction.")
+@click.option(
+    "--fraction",
+    "fractions",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    multiple=True,
+    default=(0.05,),
+    show_default=True,
+    help="Share of the training examples that a retraining leaves out; may be given several times.",
+)
+@click.option(
+    "--truth",
+    type=click.Choice(["removal", "afresh", "both"]),
+    default="removal",
+    show_default=True,
+    help="removal: the recorded steps without the examples. afresh: trained again in a new order.",
+)
+@click.option("--single", type=click.IntRange(0), default=0, help="Also leave out this many examples one at a time.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results and plot.")
+@click.option("--dry-run", is_flag=True, help="Only say how many retrainings it takes, and how long.")
+@json_option
+def command(
+    config: str | None,
+    profile: str | None,
+    queries: int,
+    tuning: int | None,
+    subsets: int,
+    fractions: tuple[float, ...],
+    truth: str,
+    single: int,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Do the explanations of CONFIG's model say what retraining does?
+
+    Trains the recorded run again without random shares of its examples and correlates, query by query, the changes
+    that were predicted with those measured: the linear datamodeling score (LDS), 1 is perfect. Text search,
+    embeddings and plain gradients are beside it. Every retraining is kept: an interrupted evaluation goes on where it
+    was, and asking for more subsets or another method costs only what is new.
+
+    \b
+    Examples:
+      bento-audit evaluate sentiment --dry-run
+      bento-audit evaluate sentiment --fraction 0.05 --fraction 0.2 --single 20
+      bento-audit evaluate sentiment --subsets 80 --json
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import evaluating
+    from influence_engine.evaluation import EvaluationPlan
+
+    plan = EvaluationPlan(
+        fractions=fractions,
+        subsets=subsets,
+        kinds=("removal", "afresh") if truth == "both" else (truth,),  # type: ignore[arg-type]
+        tuning=tuning,
+        single=single,
+    )
+    with progress_shown() as progress:
+        if dry_run:
+            cost = asdict(evaluating.plan_evaluation(settings, plan, queries, progress))
+        else:
+            folder = out or evaluating.evaluation_folder(settings)
+            found = evaluating.run_evaluation(settings, plan, queries, folder, progress)
+    if dry_run:
+        if as_json:
+            print_json(cost)
+        else:
+            output_console().print(facts({**cost, "seconds": f"at most about {duration(cost['seconds'])}"}))
+        return
+    drawn = _draw(found, folder / evaluating.PLOT)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    _print_table(evaluating.rows(found))
+    output_console().print(facts(_summary(found, folder, drawn)))
+
+
+def _draw(found: Evaluation, path: Path) -> bool:
+    try:
+        from audit_service.cli.plotting import draw_evaluation
+    except ImportError as error:
+        remark(f"No plot: {error}. pip install 'bento-audit[report]' brings what it needs.")
+        return False
+    draw_evaluation(found, path)
+    return True
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    console = output_console()
+    for truth in dict.fromkeys(row["truth"] for row in rows):
+        console.print(f"[italic]{escape(truth)}[/]")
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("method", "LDS", "90% interval", "ms a query"):
+            table.add_column(name, justify="right" if name == "ms a query" else "left")
+        for row in rows:
+            if row["truth"] == truth:
+                ours = "bold" if row["method"].startswith("estimated") else None
+                table.add_row(escape(row["method"]), row["lds"], row["interval"], row["ms"], style=ours)
+        console.print(table)
+
+
+def _summary(found: Evaluation, folder: Path, drawn: bool) -> dict[str, object]:
+    one_by_one = found.single
+    return {
+        "queries": f"{found.queries} held-out, {found.examples:,} training examples",
+        "damping": f"{found.damping:.3g}; tuned: "
+        + ", ".join(f"{damping:.3g} ({truth})" for truth, damping in found.damping_tuned.items()),
+        "one at a time": None
+        if one_by_one is None
+        else f"{one_by_one.examples} examples: rank correlation {one_by_one.rank_correlation:.3f}, "
+        f"signs right {one_by_one.signs_right:.1%}, slope {one_by_one.slope:.2f}",
+        "written": f"{folder}" + (" (table and plot)" if drawn else " (table)"),
+    }

@@ -1,0 +1,133 @@
+"""What ``bento-audit evaluate`` does: retrains, compares, writes the results and draws them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audit_service.cli.work import plan_finetuning, read_training_set, recorded_run
+from audit_service.config import AuditConfig
+from audit_service.engine.loading import load
+from influence_engine.errors import DataError, RecordError
+from influence_engine.evaluation import Evaluation, EvaluationPlan, Retraining, evaluate, random_removals
+from influence_engine.files import write_json
+from influence_engine.progress import Progress
+from influence_engine.tasks import Example
+
+RESULTS = "evaluation.json"
+PLOT = "evaluation.png"
+FEWEST_QUERIES = 4
+
+TRUTHS = {"removal": "recorded steps", "afresh": "new order"}
+"""What a kind of retraining is called where it is shown."""
+
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """What an evaluation will take.
+
+    Attributes:
+        queries: Held-out examples whose measurements are compared; the first ``tuning`` of them choose the damping.
+        tuning: How many those are.
+        retrainings: In all.
+        kept: Of them, those measured before.
+        seconds: For the others, from a few steps that were really taken; frozen layers run once only, so it is less.
+    """
+
+    queries: int
+    tuning: int
+    retrainings: int
+    kept: int
+    seconds: float
+
+
+def evaluation_folder(config: AuditConfig) -> Path:
+    """Where results and retrainings lie."""
+    return config.state_folder / "evaluation"
+
+
+def plan_evaluation(config: AuditConfig, plan: EvaluationPlan, queries: int, progress: Progress) -> EvaluationCost:
+    """Predicts what ``run_evaluation`` will take."""
+    retraining = _retraining(config, queries, progress)
+    ids = retraining.run.example_ids
+    kept = sum(
+        retraining.kept(random_removals(ids, fraction, plan.subsets, seed=plan.seed), kind)
+        for kind in plan.kinds
+        for fraction in plan.fractions
+    )
+    each = plan_finetuning(config, progress).seconds
+    return EvaluationCost(
+        queries=len(retraining.queries),
+        tuning=plan.tuning_of(len(retraining.queries)),
+        retrainings=plan.retrainings,
+        kept=kept,
+        seconds=each * (plan.retrainings - kept),
+    )
+
+
+def run_evaluation(
+    config: AuditConfig, plan: EvaluationPlan, queries: int, folder: Path, progress: Progress
+) -> Evaluation:
+    """Evaluates the config's index against retrainings of its run, and writes the results to ``folder``.
+
+    Args:
+        config: The config.
+        plan: What to retrain; retrainings of an earlier evaluation are used again.
+        queries: Held-out examples to take, tuning ones included.
+        folder: Gets ``evaluation.json``.
+        progress: Told of every retraining.
+
+    Raises:
+        RecordError: there is no recorded run, or none that can be executed again.
+        DataError: there are no labelled held-out examples.
+    """
+    retraining = _retraining(config, queries, progress)
+    loaded = load(config)
+    found = evaluate(loaded.attributor, retraining, plan, base=retraining.run.load_base(), progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULTS, {**found.to_dict(), "model": loaded.model, "index": loaded.index})
+    return found
+
+
+def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retraining:
+    if config.model is not None:
+        raise RecordError(
+            f"{config.name!r} was trained elsewhere, without a record: there is nothing to execute again, so "
+            "explanations cannot be compared with retraining. Fine-tune it here (bento-audit finetune), or train it "
+            "once more with the RecordingCallback",
+            field="model",
+        )
+    run = recorded_run(config)
+    examples = read_training_set(config, run.folder / "model", progress)
+    held_out = [] if examples.validation is None else examples.validation.examples
+    chosen = _chosen(held_out, config.task.label, queries)
+    if len(chosen) < FEWEST_QUERIES:
+        raise DataError(
+            f"{config.name!r} has {len(chosen)} labelled held-out examples, an evaluation needs at least "
+            f"{FEWEST_QUERIES}: name them in data.validation",
+            field="data.validation",
+        )
+    cache = evaluation_folder(config) / "retrainings"
+    return Retraining(run, examples.task, examples.train.examples, chosen, cache, progress=progress)
+
+
+def _chosen(held_out: Sequence[Example], label: str, count: int) -> list[Example]:
+    labelled = [example for example in held_out if example.get(label) is not None]
+    return random.Random(0).sample(labelled, min(count, len(labelled)))
+
+
+def rows(found: Evaluation) -> list[dict[str, Any]]:
+    """Rows for showing: one for each method and kind of truth."""
+    return [
+        {
+            "truth": f"{row.retrainings} retrainings, {TRUTHS[row.kind]}, {row.fraction:.0%} left out",
+            "method": row.method,
+            "lds": f"{row.lds:.3f}",
+            "interval": f"{row.low:.3f} to {row.high:.3f}",
+            "ms": f"{row.ms_a_query:.1f}",
+        }
+        for row in found.rows
+    ]

@@ -1,0 +1,209 @@
+"""An evaluation: every method against honest retrainings, at several removals, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.attribution import Attributor
+from influence_engine.errors import SettingsError
+from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
+from influence_engine.evaluation.methods import Attributed, attribute_all, dampings, with_damping
+from influence_engine.evaluation.removals import Removal, membership, random_removals
+from influence_engine.evaluation.truth import Kind, Retraining
+from influence_engine.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation retrains.
+
+    Attributes:
+        fractions: Shares of the training examples that a removal takes.
+        subsets: Retrainings at each fraction.
+        kinds: What counts as truth; see ``truth.Kind``.
+        tuning: So many first queries choose the damping and are not reported; ``None`` is a quarter of them.
+        single: Examples left out one at a time.
+        seed: Of the random removals.
+    """
+
+    fractions: Sequence[float] = (0.05,)
+    subsets: int = 40
+    kinds: Sequence[Kind] = ("removal",)
+    tuning: int | None = None
+    single: int = 0
+    seed: int = 0
+
+    @property
+    def retrainings(self) -> int:
+        """How many there are in all."""
+        return len(self.fractions) * self.subsets * len(self.kinds) + self.single
+
+    def tuning_of(self, queries: int) -> int:
+        """How many of so many queries choose the damping.
+
+        Raises:
+            SettingsError: none would, or none would be left to report.
+        """
+        tuning = queries // 4 if self.tuning is None else self.tuning
+        if not 0 < tuning < queries:
+            raise SettingsError(
+                f"{tuning} of {queries} queries are for choosing the damping; some must be, and some be left to report",
+                field="tuning",
+            )
+        return tuning
+
+
+@dataclass(frozen=True)
+class LdsRow:
+    """The linear datamodeling score of one method against one kind of truth."""
+
+    method: str
+    kind: Kind
+    fraction: float
+    retrainings: int
+    lds: float
+    low: float
+    high: float
+    ms_a_query: float
+
+
+@dataclass(frozen=True)
+class SingleRemovals:
+    """Estimated against measured change for examples left out one at a time.
+
+    Attributes:
+        examples: How many.
+        rank_correlation: Over examples, mean over queries.
+        signs_right: Share of estimates above the median size whose sign is the measured one.
+        slope: Of measured on estimated, through zero; 1 means right units.
+        estimated: ``[K][Q]``, for a plot.
+        measured: ``[K][Q]``.
+    """
+
+    examples: int
+    rank_correlation: float
+    signs_right: float
+    slope: float
+    estimated: list[list[float]] = field(repr=False)
+    measured: list[list[float]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that an evaluation found.
+
+    Attributes:
+        queries: Reported ones.
+        examples: Training examples.
+        rows: By truth, best method first.
+        damping: The index's own.
+        damping_tuned: What the tuning queries chose, by kind and fraction.
+        single: Where examples were left out one at a time.
+    """
+
+    queries: int
+    examples: int
+    rows: list[LdsRow]
+    damping: float
+    damping_tuned: dict[str, float]
+    single: SingleRemovals | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return asdict(self)
+
+
+def evaluate(
+    attributor: Attributor,
+    retraining: Retraining,
+    plan: EvaluationPlan,
+    *,
+    base: nn.Module | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Compares all methods with retrainings of the recorded run.
+
+    Args:
+        attributor: Of the run's model.
+        retraining: With the queries, tuning ones first; what it has measured before is not measured again.
+        plan: What to retrain.
+        base: See ``methods.attribute_all``.
+        progress: Told of every method; ``retraining`` has its own.
+
+    Raises:
+        SettingsError: the plan leaves no query to report, or a fraction removes nothing.
+    """
+    queries = retraining.queries
+    tuning = plan.tuning_of(len(queries))
+    ids = attributor.index.example_ids
+    removals = {fraction: random_removals(ids, fraction, plan.subsets, seed=plan.seed) for fraction in plan.fractions}
+    progress("attributing", 0, 2)
+    methods = attribute_all(attributor, retraining.train, queries, base=base)
+    progress("attributing", 1, 2)
+    grid = {damping: with_damping(attributor, queries, damping) for damping in dampings(attributor)}
+    progress("attributing", 2, 2)
+    rows: list[LdsRow] = []
+    tuned: dict[str, float] = {}
+    for kind in plan.kinds:
+        for fraction, chosen in removals.items():
+            removed = membership(chosen, ids)
+            measured = retraining.measurements(chosen, kind)
+            best = max(grid, key=lambda d, r=removed, m=measured: _tuning_score(grid[d], r, m, tuning))  # type: ignore[misc]
+            tuned[f"{kind}/{fraction:g}"] = best
+            found = [_row(one, kind, fraction, removed, measured, tuning) for one in [*methods, grid[best]]]
+            rows += sorted(found, key=lambda row: -row.lds)
+    return Evaluation(
+        queries=len(queries) - tuning,
+        examples=len(ids),
+        rows=rows,
+        damping=attributor.index.manifest.damping,
+        damping_tuned=tuned,
+        single=_single(methods[0], retraining, ids, plan, tuning) if plan.single else None,
+    )
+
+
+def _tuning_score(one: Attributed, removed: Tensor, measured: Tensor, tuning: int) -> float:
+    predicted = -(removed @ one.influences[:tuning].double().T)
+    return float(spearman(predicted, measured[:, :tuning]).mean())
+
+
+def _row(one: Attributed, kind: Kind, fraction: float, removed: Tensor, measured: Tensor, tuning: int) -> LdsRow:
+    score: Score = linear_datamodeling_score(one.influences[tuning:], removed, measured[:, tuning:])
+    ms = 1000 * one.seconds / len(one.influences)
+    return LdsRow(one.method, kind, fraction, len(removed), score.mean, score.low, score.high, ms)
+
+
+def _single(
+    ours: Attributed, retraining: Retraining, ids: Sequence[str], plan: EvaluationPlan, tuning: int
+) -> SingleRemovals:
+    influences = ours.influences[tuning:].double()
+    strongest = influences.abs().mean(0).argsort(descending=True)[: (plan.single + 1) // 2].tolist()
+    others = [row for row in range(len(ids)) if row not in set(strongest)]
+    generator = torch.Generator().manual_seed(plan.seed)
+    drawn = torch.randperm(len(others), generator=generator)[: plan.single - len(strongest)].tolist()
+    chosen = [*strongest, *(others[place] for place in drawn)]
+    without = retraining.measurements([Removal.of([ids[row]]) for row in chosen])[:, tuning:]
+    measured = retraining.recorded()[tuning:] - without
+    estimated = influences[:, chosen].T
+    large = estimated.abs() >= estimated.abs().median()
+    return SingleRemovals(
+        examples=len(chosen),
+        rank_correlation=float(spearman(estimated, measured).mean()),
+        signs_right=float((estimated.sign() == measured.sign())[large].double().mean()),
+        slope=float((estimated * measured).sum() / estimated.pow(2).sum().clamp_min(1e-30)),
+        estimated=estimated.tolist(),
+        measured=measured.tolist(),
+    )
+
+
+def by_truth(rows: Sequence[LdsRow]) -> Mapping[tuple[Kind, float], list[LdsRow]]:
+    """Rows by kind of truth and fraction, as they come."""
+    grouped: dict[tuple[Kind, float], list[LdsRow]] = {}
+    for row in rows:
+        grouped.setdefault((row.kind, row.fraction), []).append(row)
+    return grouped

@@ -1,0 +1,107 @@
+"""The ways to attribute that an evaluation compares: ours, and what they must beat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.attribution import Attributor
+from influence_engine.evaluation.baselines import (
+    bm25,
+    embedding_similarity,
+    gradient_products,
+    signed_by_label,
+    training_losses,
+)
+from influence_engine.tasks import Example
+
+ESTIMATED = "estimated"
+TUNED = "estimated, damping tuned"
+DAMPING_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Of the index's own damping; the grid of which held-out queries choose one."""
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """What one method says.
+
+    Attributes:
+        method: Its name.
+        influences: ``[Q, N]``, positive supports; only ours are in the measurement's units.
+        seconds: For all queries, without what is computed once (the index).
+    """
+
+    method: str
+    influences: Tensor
+    seconds: float
+
+
+def attribute_all(
+    attributor: Attributor,
+    train: Sequence[Example],
+    queries: Sequence[Example],
+    *,
+    base: nn.Module | None = None,
+) -> list[Attributed]:
+    """Every method on the same queries.
+
+    Args:
+        attributor: Ours.
+        train: The examples of its index, in any order.
+        queries: Each names its label.
+        base: The model before fine-tuning, for the similarity of embeddings; left out, so is that.
+    """
+    by_id = {example["example_id"]: example for example in train}
+    rows = [by_id[example_id] for example_id in attributor.index.example_ids]
+    task, model = attributor.task, attributor.model
+    label, text = getattr(task, "label", None), getattr(task, "text", None)
+    found = [_timed(ESTIMATED, lambda: attributor.scores(queries))]
+
+    def signed(similarity: Tensor) -> Tensor:
+        return signed_by_label(similarity, rows, queries, str(label))
+
+    if text is not None and label is not None:
+        texts = [[str(one[text]) for one in examples] for examples in (rows, queries)]
+        found.append(_timed("BM25, signed by label", lambda: signed(bm25(*texts))))
+    if base is not None and label is not None:
+        found.append(
+            _timed("base embedding, signed by label", lambda: signed(embedding_similarity(base, task, rows, queries)))
+        )
+    products: list[Tensor] = []
+
+    def dot() -> Tensor:
+        products.extend(gradient_products(model, task, attributor.tracked, rows, queries))
+        return products[0]
+
+    found.append(_timed("gradient dot", dot))
+    found.append(Attributed("gradient cosine", products[1], found[-1].seconds))
+    if label is not None:
+        found.append(
+            _timed(
+                "training loss, signed by label",
+                lambda: signed(training_losses(model, task, rows).expand(len(queries), -1)),
+            )
+        )
+    return found
+
+
+def dampings(attributor: Attributor) -> list[float]:
+    """The grid, smallest first."""
+    return [factor * attributor.index.manifest.damping for factor in DAMPING_FACTORS]
+
+
+def with_damping(attributor: Attributor, queries: Sequence[Example], damping: float) -> Attributed:
+    """Ours with another damping."""
+    return _timed(TUNED, lambda: attributor.scores(queries, damping=damping))
+
+
+def _timed(method: str, compute: Callable[[], Tensor]) -> Attributed:
+    start = time.perf_counter()
+    influences = compute()
+    if influences.is_cuda:
+        torch.cuda.synchronize()
+    return Attributed(method, influences, time.perf_counter() - start)

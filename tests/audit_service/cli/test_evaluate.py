@@ -1,0 +1,73 @@
+"""Promises of `bento-audit evaluate`: retrains for real, keeps what was retrained, shows it as table and plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from audit_service.cli.group import main
+
+FEW = ("--queries", "8", "--tuning", "2", "--subsets", "3", "--fraction", "0.1")
+
+
+def bento_audit(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def answer(*arguments: str) -> dict[str, Any]:
+    result = bento_audit(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_an_evaluation_is_announced_done_kept_and_drawn(films: Path) -> None:
+    before = answer("evaluate", "films", *FEW, "--dry-run")
+    assert (before["retrainings"], before["kept"]) == (3, 0)
+    assert before["seconds"] > 0
+    assert not (films / "state" / "films" / "evaluation").exists()
+
+    found = answer("evaluate", "films", *FEW, "--single", "2")
+    methods = {row["method"] for row in found["rows"]}
+    assert {"estimated", "BM25, signed by label", "base embedding, signed by label", "gradient dot"} <= methods
+    assert found["single"]["examples"] == 2
+    folder = films / "state" / "films" / "evaluation"
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert written["rows"] == found["rows"]
+    assert written["index"]["rows"] == found["examples"]
+    assert (folder / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+    assert answer("evaluate", "films", *FEW, "--dry-run")["kept"] == 3
+    shown = bento_audit("evaluate", "films", *FEW)
+    assert shown.exit_code == 0, shown.output
+    assert "3 retrainings, recorded steps, 10% left out" in shown.output
+    assert "gradient cosine" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--fraction", "1.5"), "0<x<1"),
+        (("--fraction", "0.0001"), "must leave some and take some"),
+        (("--subsets", "one"), "is not a valid integer"),
+        (("--queries", "8", "--tuning", "8"), "some be left to report"),
+        (("--queries", "3"), "needs at least 4"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_says_why(films: Path, arguments: tuple[str, ...], says: str) -> None:
+    result = bento_audit("evaluate", "films", *arguments)
+    assert result.exit_code in (1, 2)
+    assert says in " ".join(result.output.split())
+
+
+def test_a_model_without_a_record_cannot_be_evaluated_and_is_told_the_ways_out(films: Path, adopted: Path) -> None:
+    config = films / "configs" / "films.yaml"
+    config.write_text(config.read_text().replace("base_model: {path: base}", f"model: {{path: {adopted / 'support'}}}"))
+    result = bento_audit("evaluate", "films", *FEW)
+    assert result.exit_code == 1
+    assert "was trained elsewhere" in result.output
+    assert "RecordingCallback" in result.output.replace("\n", " ")

@@ -1,0 +1,118 @@
+"""Promises: all methods meet the same retrainings; the damping is chosen on queries that are not reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
+from influence_engine.errors import SettingsError
+from influence_engine.evaluation import EvaluationPlan, Retraining, evaluate, linear_datamodeling_score, membership
+from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, TUNED
+from influence_engine.evaluation.removals import random_removals
+
+EXACT = IndexSettings(dtype="float32")
+
+
+@pytest.fixture
+def retraining(
+    vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, tmp_path: Path, fresh_network: Any
+) -> Retraining:
+    return Retraining(
+        vector_run, vector_task, vector_train, vector_queries, tmp_path / "cache", into=fresh_network, device="cpu"
+    )
+
+
+def build(run: Run, task: Any, train: Any, folder: Path, network: Any, **settings: Any) -> InfluenceIndex:
+    chosen = EXACT.model_copy(update=settings)
+    return InfluenceIndex.build_from_run(run, task, train, folder, chosen, into=network)
+
+
+def test_scores_with_another_damping_are_those_of_an_index_built_with_it(
+    vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, vector_model: Any, tmp_path: Path
+) -> None:
+    from tests.influence_engine.conftest import make_network
+
+    first = build(vector_run, vector_task, vector_train, tmp_path / "a", make_network())
+    damping = 4 * first.manifest.damping
+    second = build(vector_run, vector_task, vector_train, tmp_path / "b", make_network(), damping=damping)
+    changed = Attributor(vector_model, vector_task, first).scores(vector_queries, damping=damping)
+    built = Attributor(vector_model, vector_task, second).scores(vector_queries)
+    assert first.example_ids == second.example_ids
+    torch.testing.assert_close(changed, built, rtol=2e-3, atol=2e-4)
+
+
+def test_every_method_is_scored_on_the_reported_queries_only(
+    retraining: Retraining,
+    vector_run: Run,
+    vector_task: Any,
+    vector_train: Any,
+    vector_queries: Any,
+    vector_model: Any,
+    index_folder: Path,
+    fresh_network: Any,
+) -> None:
+    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
+    attributor = Attributor(vector_model, vector_task, index)
+    plan = EvaluationPlan(fractions=(0.1, 0.3), subsets=8, tuning=3, single=4)
+    found = evaluate(attributor, retraining, plan)
+
+    assert found.queries == len(vector_queries) - 3
+    assert plan.retrainings == 2 * 8 + 4
+    methods = {row.method for row in found.rows}
+    assert methods == {ESTIMATED, TUNED, "gradient dot", "gradient cosine"}
+    assert len(found.rows) == 2 * len(methods)
+    removals = random_removals(index.example_ids, 0.1, 8, seed=0)
+    removed, measured = membership(removals, index.example_ids), retraining.measurements(removals)
+    scores = attributor.scores(vector_queries)
+    expected = linear_datamodeling_score(scores[3:], removed, measured[:, 3:]).mean
+    (ours,) = (row for row in found.rows if row.method == ESTIMATED and row.fraction == 0.1)
+    assert ours.lds == pytest.approx(expected, abs=1e-9)
+    assert ours.low <= ours.lds <= ours.high
+    factors = {round(damping / found.damping, 6) for damping in found.damping_tuned.values()}
+    assert factors <= set(DAMPING_FACTORS)
+    assert found.single is not None
+    assert found.single.examples == 4
+    assert found.single.slope > 0
+    assert len(found.single.measured) == 4
+    assert found.to_dict()["rows"][0]["kind"] == "removal"
+
+
+def test_an_evaluation_goes_on_with_the_retrainings_that_are_there(
+    retraining: Retraining,
+    vector_run: Run,
+    vector_task: Any,
+    vector_train: Any,
+    vector_model: Any,
+    index_folder: Path,
+    fresh_network: Any,
+) -> None:
+    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
+    attributor = Attributor(vector_model, vector_task, index)
+    removals = random_removals(index.example_ids, 0.1, 5, seed=0)
+    retraining.measurements(removals[:2])
+    assert retraining.kept(removals) == 2
+    plan = EvaluationPlan(fractions=(0.1,), subsets=5, tuning=2)
+    first = evaluate(attributor, retraining, plan)
+    assert retraining.kept(removals) == 5
+    assert [row.lds for row in evaluate(attributor, retraining, plan).rows] == [row.lds for row in first.rows]
+
+
+@pytest.mark.parametrize("tuning", [0, 8])
+def test_a_plan_without_queries_to_tune_on_or_to_report_is_refused(
+    retraining: Retraining,
+    vector_run: Run,
+    vector_task: Any,
+    vector_train: Any,
+    vector_model: Any,
+    index_folder: Path,
+    fresh_network: Any,
+    tuning: int,
+) -> None:
+    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
+    attributor = Attributor(vector_model, vector_task, index)
+    with pytest.raises(SettingsError, match="choosing the damping"):
+        evaluate(attributor, retraining, EvaluationPlan(tuning=tuning))
