@@ -1,0 +1,176 @@
+"""``bento-audit suspects``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark
+from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+
+if TYPE_CHECKING:
+    from audit_service.config import AuditConfig
+    from influence_engine.evaluation import Measure
+
+MEASURES = ("harm", "loss", "self_influence", "out_of_sample_confidence")
+
+
+def _csv(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuses, before any work is done, a file that could not be written in the end."""
+    if value is None:
+        return None
+    if value.suffix.lower() != ".csv":
+        raise click.BadParameter(f"{value} ends in {value.suffix or 'nothing'!r}; a CSV file is written: name it *.csv")
+    if not value.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {value.parent} to write {value.name} to")
+    if not os.access(value.parent, os.W_OK):
+        raise click.BadParameter(f"nothing can be written to the folder {value.parent}")
+    return value
+
+
+def _folds(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
+    if value == 1:
+        raise click.BadParameter("1 fold would leave nothing to train on; give 2 or more, or 0 for none")
+    return value
+
+
+@click.command("suspects", short_help="Rank training examples by the harm they do to held-out predictions.")
+@config_argument
+@profile_option
+@click.option("--top-k", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show.")
+@click.option(
+    "--by", type=click.Choice(MEASURES), default="harm", show_default=True, help="What to rank by, worst first."
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=0),
+    default=0,
+    callback=_folds,
+    show_default=True,
+    help="Compute the out-of-sample confidence in each label, too, by this many trainings.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_csv,
+    metavar="FILE.csv",
+    help="Write all training examples to a CSV file.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say how much there is to compute and about how long it takes.")
+@json_option
+def command(
+    config: str | None,
+    profile: str | None,
+    top_k: int,
+    by: Measure,
+    folds: int,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Rank the training examples of CONFIG by the harm they do to its held-out examples (data.validation).
+
+    Harm is how much training with an example lowered the held-out examples' log-odds of their true labels, on average.
+    What ranks high may be labelled wrongly, or be right and unlike the rest: look before you delete.
+
+    --folds K fine-tunes K times as the recorded run did, each time without one of K parts, and says how probable each
+    label is to a model that has not seen it. It goes on where it was interrupted.
+
+    \b
+    Examples:
+      bento-audit suspects sentiment --out suspects.csv
+      bento-audit suspects sentiment --folds 5 --by out_of_sample_confidence --dry-run
+    """
+    if by == "out_of_sample_confidence" and not folds:
+        raise click.UsageError("--by out_of_sample_confidence needs the confidences: add --folds 5, or another number")
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import suspecting
+
+    if dry_run:
+        with progress_shown() as progress:
+            plan = asdict(suspecting.plan_suspects(settings, progress, folds=folds))
+        if as_json:
+            print_json(plan)
+        else:
+            output_console().print(_plan_facts(plan))
+        return
+    with progress_shown() as progress:
+        found = suspecting.find_suspects(settings, progress, by=by, folds=folds)
+    if out is not None:
+        suspecting.write_suspects(out, found.ranked)
+        remark(f"{len(found.ranked):,} training examples in {out}")
+    answer = found.to_dict(top_k)
+    if as_json:
+        print_json(answer)
+    else:
+        output_console().print(Group(*_blocks(answer, settings)))
+    if found.seen_in_training:
+        remark(
+            f"{len(found.seen_in_training):,} of the {found.held_out:,} held-out examples are training examples, too. "
+            "They hide the harm of what they repeat: take them out of data.validation."
+        )
+
+
+def _plan_facts(plan: Mapping[str, Any]) -> Table:
+    done = plan["folds"] - plan["trainings"]
+    return facts(
+        {
+            "influences": f"{plan['held_out']:,} held-out x {plan['training']:,} training = {plan['pairs']:,}",
+            "time": f"about {duration(plan['seconds'])}",
+            "folds": f"{plan['trainings']} trainings to do, {done} done already" if plan["folds"] else None,
+            "time of folds": f"about {duration(plan['training_seconds'])}" if plan["folds"] else None,
+        }
+    )
+
+
+def _blocks(answer: Mapping[str, Any], config: AuditConfig) -> Iterator[RenderableType]:
+    suspects: Sequence[Mapping[str, Any]] = answer["suspects"]
+    yield _table(suspects, config.task.text, config.task.label)
+    yield Text()
+    confident = suspects[0]["out_of_sample_confidence"] is not None
+    yield facts(
+        {
+            "harm": "how much training with it lowered the log-odds of the true label, on average over "
+            f"{answer['held_out']:,} held-out examples",
+            "harmed": "share of the held-out examples for which it did",
+            "confidence": "probability of its label to a model that was not trained on it" if confident else None,
+            "shown": f"{len(suspects):,} of {answer['training']:,} training examples, by {answer['by']}",
+        }
+    )
+
+
+def _table(suspects: Sequence[Mapping[str, Any]], text: str, label: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    confident = suspects[0]["out_of_sample_confidence"] is not None
+    numbers = ["rank", "harm", "harmed", "loss", *(["confidence"] if confident else [])]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    table.add_column("training text", no_wrap=True, overflow="ellipsis", ratio=1)
+    for one in suspects:
+        table.add_row(
+            str(one["rank"]),
+            f"{one['harm']:+.4f}",
+            f"{one['harmed_share']:.0%}",
+            f"{one['loss']:.3f}",
+            *([f"{one['out_of_sample_confidence']:.1%}"] if confident else []),
+            escape(str(one["label"] if one["label"] is not None else "")),
+            escape(_line(one["fields"], text, label)),
+        )
+    return table
+
+
+def _line(fields: Mapping[str, Any], text: str, label: str) -> str:
+    """An example in one line: its text, or what it has instead."""
+    shown = fields.get(text, {name: value for name, value in fields.items() if name != label})
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(shown)).split())
