@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from audit_service.cli.console import output_console, print_json, progress_shown
+from audit_service.cli.console import output_console, print_json, progress_shown, remark
 from audit_service.cli.options import config_argument, json_option, open_config, profile_option
-from audit_service.cli.rendering import explanation
+from audit_service.cli.rendering import explanation, sharing
 
 if TYPE_CHECKING:
+    from audit_service.config import AuditConfig
     from audit_service.schemas import Polarity
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-@click.command("explain", short_help="Explain one prediction here, without a server.")
+
+@click.command("explain", short_help="Explain a prediction, or a file of them, without a server.")
 @config_argument
 @profile_option
-@click.option("--text", required=True, help="The text whose prediction is explained.")
+@click.option("--text", help="The text whose prediction is explained.")
+@click.option("--input", "inputs", type=INPUT, help="A .jsonl, .csv or .parquet file whose rows are explained.")
+@click.option("--out", type=FILE, help="With --input: the .jsonl file to write, one explanation a line.")
+@click.option("--only-wrong", is_flag=True, help="With --input: only rows whose label is not what is predicted.")
 @click.option("--target", metavar="LABEL", help="Explain this label instead of the predicted one.")
 @click.option("--top-k", type=click.IntRange(1, 100), default=5, show_default=True, help="How many examples each.")
 @click.option(
@@ -31,7 +39,10 @@ if TYPE_CHECKING:
 def command(
     config: str | None,
     profile: str | None,
-    text: str,
+    text: str | None,
+    inputs: Path | None,
+    out: Path | None,
+    only_wrong: bool,
     target: str | None,
     top_k: int,
     polarity: Polarity,
@@ -41,12 +52,32 @@ def command(
 
     Influence is in log-odds: by how much training with the example raised the answer's measurement.
 
+    With --input, every row of a file is explained, and at the end stands which training examples, and which labels and
+    sources, drive many of the answers. A row has the task's text; it may have an id, and a label (or a column `target`)
+    that is explained instead of the predicted one. With --only-wrong that label is what the prediction is compared
+    with, and what was predicted is explained: proponents are then what led the model astray. An interrupted run goes on
+    when the same command is given again.
+
+    The sums at the end are exact: they are over all training examples and all rows. How often an example was among the
+    --top-k returned says less: it is a lower bound of how many answers the example takes part in.
+
     \b
     Examples:
       bento-audit explain sentiment --text "a slow start, but what an ending"
       bento-audit explain sentiment --text "a slow start" --target negative --top-k 3 --json
+      bento-audit explain sentiment --input errors.jsonl --out explanations.jsonl
+      bento-audit explain sentiment --input test.csv --out wrong.jsonl --only-wrong --polarity proponents
     """
+    _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
     settings = open_config(config, profile=profile)
+    if inputs is not None and out is not None:
+        summary = _of_a_file(settings, inputs, out, target, top_k, polarity, only_wrong)
+        if as_json:
+            print_json(summary)
+        else:
+            output_console().print(sharing(summary))
+        return
+    assert text is not None  # the usage has been checked
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli import explaining
 
@@ -58,3 +89,42 @@ def command(
         print_json(answer)
     else:
         output_console().print(explanation(answer, text))
+
+
+def _check_usage(
+    text: str | None, inputs: Path | None, out: Path | None, *, only_wrong: bool, target: str | None
+) -> None:
+    if text is not None and inputs is not None:
+        raise click.UsageError("--text and --input exclude each other: explain one text, or the rows of a file")
+    if text is None and inputs is None:
+        raise click.UsageError("say what to explain: --text TEXT, or --input FILE with --out FILE.jsonl")
+    if inputs is None and (out is not None or only_wrong):
+        raise click.UsageError(f"{'--out' if out is not None else '--only-wrong'} goes with --input FILE")
+    if inputs is not None and out is None:
+        raise click.UsageError("--input needs --out FILE.jsonl, where the explanations are written")
+    if only_wrong and target is not None:
+        raise click.UsageError("--only-wrong explains what was predicted; leave --target out")
+
+
+def _of_a_file(
+    settings: AuditConfig,
+    inputs: Path,
+    out: Path,
+    target: str | None,
+    top_k: int,
+    polarity: Polarity,
+    only_wrong: bool,
+) -> dict[str, object]:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import explaining
+
+    question = explaining.Question(target=target, top_k=top_k, polarity=polarity, only_wrong=only_wrong)
+    try:
+        with progress_shown() as progress:
+            summary = explaining.explain_file(settings, inputs, out, question, progress=progress)
+    except KeyboardInterrupt:
+        if explaining.aside(out).exists():
+            remark(f"What is done is kept in {explaining.aside(out)}; the same command goes on after it.")
+        raise
+    remark(f"{summary['explained']:,} explanations written to {out}")
+    return summary

@@ -1,4 +1,4 @@
-"""Shows one explanation, in the shape of ``/audit/explain``, to a person at a terminal."""
+"""Shows explanations, one in the shape of ``/audit/explain`` or what many share, to a person at a terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.text import Text
 from audit_service.cli.console import facts
 
 MODULES_SHOWN = 6
+SOURCE_WIDTH = 20
 SIDES = {
     "proponent": ("Training examples that support it (proponents)", "green"),
     "opponent": ("Training examples that speak against it (opponents)", "red"),
@@ -37,6 +38,78 @@ def explanation(answer: Mapping[str, Any], text: str) -> RenderableType:
         text: The text that was explained.
     """
     return Group(*_blocks(answer, text))
+
+
+def sharing(summary: Mapping[str, Any]) -> RenderableType:
+    """What the explanations of a file have in common.
+
+    Args:
+        summary: ``explained``, ``skipped``, ``shared_examples`` and ``shared_groups``, as ``explain_file`` gives them.
+    """
+    explained = summary["explained"]
+    left_out = f", {summary['skipped']:,} not asked for" if summary["skipped"] else ""
+    about = facts({"explained": f"{explained:,} rows{left_out}"})
+    if not explained:
+        return about
+    return Group(
+        about,
+        Text("\nTraining examples that drive many of these answers", style="bold"),
+        _shared_examples(summary["shared_examples"]),
+        Text("\nWhere the influence comes from", style="bold"),
+        _shared_groups(summary["shared_groups"]),
+        Text(),
+        facts(
+            {
+                "for, against": "answers for which it is among the examples returned in support, or against",
+                "influence": "log-odds, summed exactly over all answers, also where it was not returned",
+                "share": "of all absolute influence, averaged over the answers",
+            }
+        ),
+    )
+
+
+def _shared_examples(examples: Sequence[Mapping[str, Any]]) -> Table:
+    # A line each, cut to what the terminal leaves: the whole texts are in the file of explanations.
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    for name in ("for", "against", "influence"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    table.add_column("source", no_wrap=True, max_width=SOURCE_WIDTH)
+    table.add_column("training text", no_wrap=True, ratio=1)
+    for example in examples:
+        shown = example.get("text")
+        table.add_row(
+            f"{example['proponents']:,}",
+            f"{example['opponents']:,}",
+            _signed(example["influence"], "+.4f"),
+            escape(str(example["label"] or "")),
+            escape(str(example["source"] or "")),
+            escape(" ".join(str(shown).split())) if shown is not None else f"[dim]{example['example_handle']}[/]",
+        )
+    return table
+
+
+def _shared_groups(groups: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("share", "of all examples", "influence", "for", "against"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for group in groups:
+        table.add_row(
+            f"{group['share']:.1%}",
+            f"{group['share_of_examples']:.1%}",
+            _signed(group["influence"], "+.2f"),
+            f"{group['proponents']:,}",
+            f"{group['opponents']:,}",
+            escape(str(group["label"] or "")),
+            escape(str(group["source"] or "")),
+        )
+    return table
+
+
+def _signed(influence: float, form: str) -> str:
+    return f"[{'green' if influence >= 0 else 'red'}]{influence:{form}}[/]"
 
 
 def _blocks(answer: Mapping[str, Any], text: str) -> Iterator[RenderableType]:

@@ -185,7 +185,7 @@ def test_explain_for_another_label_turns_supporters_round(project: Path) -> None
         (("--text", "fine", "--top-k", "0"), "0 is not in the range"),
         (("--text", "fine", "--top-k", "ten"), "'ten' is not a valid integer"),
         (("--text", "fine", "--polarity", "up"), "'up' is not one of"),
-        ((), "Missing option '--text'"),
+        ((), "say what to explain: --text TEXT, or --input FILE"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_a_usage_error(
