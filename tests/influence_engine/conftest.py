@@ -1,18 +1,25 @@
-"""A small model and task of a user's own: not a transformer, not text, three classes."""
+"""Small models: one of a user's own (vectors, three classes), and a BERT of a few thousand weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from influence_engine import FinetuneSettings, Run, finetune
-from influence_engine.tasks import Batch, Example
+from influence_engine.tasks import Batch, Example, TextClassification
+
+LABELS = ("negative", "positive")
+WORDS = {"negative": ["bad", "dull", "sad", "slow", "weak"], "positive": ["good", "fun", "warm", "fresh", "bright"]}
+FILLERS = ["the", "a", "film", "story", "plot", "and", "of", "with", "is", "very", "actor", "scene"]
 
 
 class VectorClassification:
@@ -44,7 +51,7 @@ def make_network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.LayerNorm(12), nn.Linear(12, 3))
 
 
-def make_examples(count: int, *, seed: int, prefix: str) -> list[dict[str, Any]]:
+def make_vectors(count: int, *, seed: int, prefix: str) -> list[dict[str, Any]]:
     """Three overlapping clouds, a tenth of the labels wrong."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 3, (count,), generator=generator)
@@ -70,12 +77,12 @@ def vector_task() -> VectorClassification:
 
 @pytest.fixture(scope="session")
 def vector_train() -> list[dict[str, Any]]:
-    return make_examples(60, seed=1, prefix="train-")
+    return make_vectors(60, seed=1, prefix="train-")
 
 
 @pytest.fixture(scope="session")
 def vector_queries() -> list[dict[str, Any]]:
-    return make_examples(8, seed=2, prefix="query-")
+    return make_vectors(8, seed=2, prefix="query-")
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +109,56 @@ def fresh_network() -> nn.Module:
 @pytest.fixture
 def index_folder(tmp_path: Path) -> Path:
     return tmp_path / "index"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    words = ["[PAD]", "[UNK]", *WORDS["negative"], *WORDS["positive"], *FILLERS]
+    words_only = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    words_only.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words_only, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.fixture(scope="session")
+def task(tokenizer: Any) -> TextClassification:
+    return TextClassification(tokenizer, LABELS)
+
+
+@pytest.fixture(scope="session")
+def make_examples() -> Callable[..., list[dict[str, Any]]]:
+    """``make_examples(count, seed=0)``: sentences of different lengths."""
+
+    def make(count: int, seed: int = 0) -> list[dict[str, Any]]:
+        draw = random.Random(seed)
+        rows = []
+        for number in range(count):
+            label = draw.choice(LABELS)
+            words = draw.choices(FILLERS, k=draw.randint(2, 7)) + draw.choices(WORDS[label], k=draw.randint(1, 2))
+            draw.shuffle(words)
+            rows.append({"example_id": f"{seed}-{number}", "text": " ".join(words), "label": label})
+        return rows
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., nn.Module]:
+    """``make_model(seed=0, dropout=0.0)``: the same weights for the same seed."""
+
+    def make(seed: int = 0, dropout: float = 0.0, **config: Any) -> nn.Module:
+        settings: dict[str, Any] = {
+            "vocab_size": 24,
+            "hidden_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "max_position_embeddings": 16,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+            "attn_implementation": "eager",
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return BertForSequenceClassification(BertConfig(**{**settings, **config})).eval()
+
+    return make

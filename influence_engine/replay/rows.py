@@ -1,0 +1,247 @@
+"""Exact replay: reverse differentiation through the recorded steps (Engstrom et al. 2025).
+
+``row_k[i] = d <direction_k, theta_T> / d w_i``: by how much the final weights move along a direction when example ``i``
+counts a little more at every step in which it was used. For a measurement's gradient as direction this is, to first
+order, what having had the example in training did to that measurement.
+
+Steps are executed again from one recorded checkpoint to the next, last ones first, and walked back; memory holds the
+states of one such stretch, about the square root of the number of steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from influence_engine.digests import json_digest, weights_digest
+from influence_engine.errors import DigestMismatchError, RecordError, SettingsError
+from influence_engine.files import writing_aside
+from influence_engine.progress import Progress, silent
+from influence_engine.replay.reverse import Adjoint, reverse_step
+from influence_engine.resources import choose_device
+from influence_engine.tasks import Example, Task
+from influence_engine.training import Run, in_recorded_order
+from influence_engine.training.execution import collate_step, weights_by_row
+from influence_engine.training.frozen import FrozenSteps, KeptSteps
+from influence_engine.training.optimizers import OptimizerState, Parameters
+from influence_engine.training.step import Objective, set_dropout, training_step
+
+STAGE = "replaying the recorded steps"
+SECONDS_BETWEEN_SAVES = 60.0
+
+LOSS_TOLERANCE = 1e-4
+"""Relative difference of a step's loss from the recorded one above which it is another step."""
+
+STATE_TOLERANCE = 1e-3
+"""Distance from the next checkpoint, relative to the way from the last one, above which something has changed."""
+
+
+def replay(
+    run: Run,
+    task: Task,
+    train: Sequence[Example],
+    directions: Mapping[str, Tensor],
+    *,
+    keep_in: str | os.PathLike[str] | None = None,
+    at_once: int = 1,
+    into: nn.Module | None = None,
+    device: str = "auto",
+    kept: KeptSteps | None = None,
+    progress: Progress = silent,
+) -> Tensor:
+    """Exact rows of directions, ``[K, N]`` in the order of ``run.example_ids``, single precision, on the CPU.
+
+    Args:
+        run: A run that can be replayed.
+        task: The one it was trained with.
+        train: The examples it was trained on, in any order.
+        directions: By name of each trained parameter ``[K, *shape]``.
+        keep_in: A folder; an interrupted replay of the same directions goes on from there, to the same bits.
+        at_once: Directions of one backward pass; more take more memory.
+        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+        device: Where to replay.
+        kept: Outputs of frozen layers, shared by several replays and retrainings of the run on one device.
+        progress: Told of every step.
+
+    Raises:
+        RecordError: the run cannot be replayed; the message says why.
+        DigestMismatchError: task, data or base model are not the recorded ones, or a library has changed the steps;
+            the message names the first step that differs.
+        SettingsError: the directions are not of the trained parameters.
+    """
+    if not run.replayable:
+        raise RecordError(f"the run in {run.folder} cannot be replayed: {run.why_not_replayable}")
+    _check(run, directions)
+    player = _Player(run, task, in_recorded_order(run, task, train), into, choose_device(device), kept)
+    saved = None if keep_in is None else _Saved(Path(keep_in), run, directions)
+    return player.rows({name: tensor.float() for name, tensor in directions.items()}, at_once, saved, progress)
+
+
+class _Player:
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        examples: Sequence[Example],
+        into: nn.Module | None,
+        device: torch.device,
+        kept: KeptSteps | None,
+    ) -> None:
+        self.run, self.task, self.examples, self.device = run, task, examples, device
+        model = run.load_base(into).to(device)
+        set_dropout(model, run.dropout)
+        frozen = None if run.dropout else FrozenSteps(model, run.trainable, kept or KeptSteps())
+        self.objective = Objective(model, task, frozen)
+        found = weights_by_row(run.example_ids, run.weights)
+        self.weights = torch.ones(len(examples)) if found is None else found
+
+    def rows(self, directions: Parameters, at_once: int, saved: _Saved | None, progress: Progress) -> Tensor:
+        total = len(self.run.schedule)
+        stops = self.run.checkpoints
+        end = self._checkpoint(stops[-1])
+        begun = Adjoint.of({name: directions[name].to(self.device) for name in end[0]}, end[1])
+        rows = torch.zeros(begun.width, len(self.examples))
+        adjoint, done = begun, total
+        if saved is not None:
+            rows, adjoint, done = saved.read(rows, begun, total, self.device)
+        written = time.monotonic()
+        progress(STAGE, total - done, total)
+        for first, last in list(itertools.pairwise(stops))[::-1]:
+            if last > done:
+                continue
+            states = self._forward(first, last)
+            for number in range(last, first, -1):
+                step = self.run.schedule.step(number)
+                uses = torch.cat(step.rows)
+                parameters, state = states.pop()
+                adjoint, found = reverse_step(
+                    self.objective,
+                    self.run.optimizer,
+                    step,
+                    collate_step(self.task, self.examples, step, self.device),
+                    parameters,
+                    state,
+                    adjoint,
+                    weights=self.weights[uses],
+                    max_grad_norm=self.run.max_grad_norm,
+                    at_once=at_once,
+                )
+                rows.index_add_(1, uses, found.cpu())
+                progress(STAGE, total - number + 1, total)
+            if saved is not None and first and time.monotonic() - written > SECONDS_BETWEEN_SAVES:
+                saved.write(rows, adjoint, first)
+                written = time.monotonic()
+        if saved is not None:
+            saved.write(rows, adjoint, 0)
+        return rows
+
+    def _forward(self, first: int, last: int) -> list[tuple[Parameters, OptimizerState]]:
+        """What each of the steps ``first + 1 .. last`` starts from; checks that they are the recorded ones."""
+        parameters, state = start = self._checkpoint(first)
+        states = []
+        for number in range(first + 1, last + 1):
+            states.append((parameters, state))
+            step = self.run.schedule.step(number)
+            result = training_step(
+                self.objective,
+                self.run.optimizer,
+                step,
+                collate_step(self.task, self.examples, step, self.device),
+                parameters,
+                state,
+                weights=self.weights,
+                max_grad_norm=self.run.max_grad_norm,
+            )
+            recorded, found = float(self.run.losses[number - 1]), float(result.loss)
+            if recorded == recorded and abs(found - recorded) > LOSS_TOLERANCE * max(1.0, abs(recorded)):
+                raise DigestMismatchError(
+                    f"step {number} of the run in {self.run.folder} does not come out as recorded: its loss is "
+                    f"{found:.6g}, recorded is {recorded:.6g}. The base model, the data or a library (torch, "
+                    "transformers) is not the one it was recorded with",
+                    field=f"step {number}",
+                )
+            parameters, state = result.parameters, result.state
+        self._check_end(start[0], parameters, first, last)
+        return states
+
+    def _check_end(self, start: Parameters, found: Parameters, first: int, last: int) -> None:
+        recorded = self._checkpoint(last)[0]
+        gap = _distance(found, recorded)
+        way = _distance(start, recorded)
+        if gap > STATE_TOLERANCE * way:
+            raise DigestMismatchError(
+                f"the steps {first + 1} to {last} of the run in {self.run.folder} do not lead to the recorded weights: "
+                f"they end {gap / max(way, 1e-30):.1%} of their way apart. A library (torch, transformers) has "
+                "changed, or the machine computes differently",
+                field=f"step {first + 1}",
+            )
+
+    def _checkpoint(self, step: int) -> tuple[Parameters, OptimizerState]:
+        parameters, state = self.run.checkpoint(step)
+        on_device = {name: parameters[name].to(self.device) for name in self.run.trainable}
+        if not step:
+            return on_device, self.run.optimizer.initial_state(on_device)
+        return on_device, {
+            kind: {name: tensors[name].to(self.device) for name in self.run.trainable}
+            for kind, tensors in state.items()
+        }
+
+
+class _Saved:
+    """An unfinished replay, or a finished one, on disk."""
+
+    def __init__(self, folder: Path, run: Run, directions: Mapping[str, Tensor]) -> None:
+        key = json_digest({"files": run.manifest["files"], "directions": weights_digest(directions)})
+        self._path = folder / f"replay-{key[:32]}.safetensors"
+
+    def read(self, rows: Tensor, adjoint: Adjoint, total: int, device: torch.device) -> tuple[Tensor, Adjoint, int]:
+        """Rows so far, adjoint, and the step before which to go on."""
+        if not self._path.is_file():
+            return rows, adjoint, total
+        found = load_file(self._path)
+        done = int(found["done"])
+        if not done:
+            return found["rows"], adjoint, 0
+        tensors = [found[f"adjoint/{number}"].to(device) for number in range(len(adjoint.tensors()))]
+        return found["rows"], adjoint.like(tensors), done
+
+    def write(self, rows: Tensor, adjoint: Adjoint, done: int) -> None:
+        """Keeps it; of a finished one only the rows."""
+        tensors = {"rows": rows, "done": torch.tensor(done)}
+        if done:
+            parts = adjoint.tensors()
+            tensors |= {f"adjoint/{number}": part.cpu().contiguous() for number, part in enumerate(parts)}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with writing_aside(self._path) as aside:
+            save_file(tensors, aside)
+
+
+def _check(run: Run, directions: Mapping[str, Tensor]) -> None:
+    missing = sorted(set(run.trainable) ^ set(directions))
+    if missing:
+        raise SettingsError(
+            f"directions must have every trained parameter of the run and no other; {missing[0]!r} is only in one of "
+            "them",
+            field="directions",
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in run.checkpoint(0)[0].items()}
+    widths = {tensor.shape[0] for tensor in directions.values()}
+    wrong = [name for name, tensor in directions.items() if tuple(tensor.shape[1:]) != shapes[name]]
+    if wrong or len(widths) != 1 or not min(widths):
+        name = wrong[0] if wrong else min(directions, key=lambda one: directions[one].shape[0])
+        raise SettingsError(
+            f"the direction of {name!r} has shape {tuple(directions[name].shape)}; it must be [K, "
+            f"{', '.join(map(str, shapes[name]))}] with the same K of at least 1 for all parameters",
+            field="directions",
+        )
+
+
+def _distance(one: Parameters, other: Parameters) -> float:
+    return float(sum(float((one[name] - other[name]).double().pow(2).sum()) for name in one)) ** 0.5
