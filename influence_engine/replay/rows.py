@@ -34,7 +34,6 @@ from influence_engine.training.optimizers import OptimizerState, Parameters
 from influence_engine.training.step import Objective, set_dropout, training_step
 
 STAGE = "replaying the recorded steps"
-SECONDS_BETWEEN_SAVES = 60.0
 
 LOSS_TOLERANCE = 1e-4
 """Relative difference of a step's loss from the recorded one above which it is another step."""
@@ -50,6 +49,7 @@ def replay(
     directions: Mapping[str, Tensor],
     *,
     keep_in: str | os.PathLike[str] | None = None,
+    save_every_s: float = 60.0,
     at_once: int = 1,
     into: nn.Module | None = None,
     device: str = "auto",
@@ -64,6 +64,7 @@ def replay(
         train: The examples it was trained on, in any order.
         directions: By name of each trained parameter ``[K, *shape]``.
         keep_in: A folder; an interrupted replay of the same directions goes on from there, to the same bits.
+        save_every_s: Seconds of work that an interruption may cost.
         at_once: Directions of one backward pass; more take more memory.
         into: For a module that is not from ``transformers``: a freshly built one, which is filled.
         device: Where to replay.
@@ -80,7 +81,7 @@ def replay(
         raise RecordError(f"the run in {run.folder} cannot be replayed: {run.why_not_replayable}")
     _check(run, directions)
     player = _Player(run, task, in_recorded_order(run, task, train), into, choose_device(device), kept)
-    saved = None if keep_in is None else _Saved(Path(keep_in), run, directions)
+    saved = None if keep_in is None else _Saved(Path(keep_in), run, directions, save_every_s)
     return player.rows({name: tensor.float() for name, tensor in directions.items()}, at_once, saved, progress)
 
 
@@ -111,7 +112,6 @@ class _Player:
         adjoint, done = begun, total
         if saved is not None:
             rows, adjoint, done = saved.read(rows, begun, total, self.device)
-        written = time.monotonic()
         progress(STAGE, total - done, total)
         for first, last in list(itertools.pairwise(stops))[::-1]:
             if last > done:
@@ -135,9 +135,8 @@ class _Player:
                 )
                 rows.index_add_(1, uses, found.cpu())
                 progress(STAGE, total - number + 1, total)
-            if saved is not None and first and time.monotonic() - written > SECONDS_BETWEEN_SAVES:
+            if saved is not None and first and saved.due():
                 saved.write(rows, adjoint, first)
-                written = time.monotonic()
         if saved is not None:
             saved.write(rows, adjoint, 0)
         return rows
@@ -197,7 +196,9 @@ class _Player:
 class _Saved:
     """An unfinished replay, or a finished one, on disk."""
 
-    def __init__(self, folder: Path, run: Run, directions: Mapping[str, Tensor]) -> None:
+    def __init__(self, folder: Path, run: Run, directions: Mapping[str, Tensor], every_s: float) -> None:
+        self._every_s = every_s
+        self._written = time.monotonic()
         key = json_digest({"files": run.manifest["files"], "directions": weights_digest(directions)})
         self._path = folder / f"replay-{key[:32]}.safetensors"
 
@@ -212,6 +213,10 @@ class _Saved:
         tensors = [found[f"adjoint/{number}"].to(device) for number in range(len(adjoint.tensors()))]
         return found["rows"], adjoint.like(tensors), done
 
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return time.monotonic() - self._written >= self._every_s
+
     def write(self, rows: Tensor, adjoint: Adjoint, done: int) -> None:
         """Keeps it; of a finished one only the rows."""
         tensors = {"rows": rows, "done": torch.tensor(done)}
@@ -221,6 +226,7 @@ class _Saved:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with writing_aside(self._path) as aside:
             save_file(tensors, aside)
+        self._written = time.monotonic()
 
 
 def _check(run: Run, directions: Mapping[str, Tensor]) -> None:

@@ -123,9 +123,7 @@ def test_an_interrupted_replay_goes_on_to_the_same_bits(
     vector_train: Any,
     fresh_network: nn.Module,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("influence_engine.replay.rows.SECONDS_BETWEEN_SAVES", 0.0)
     directions = directions_for(vector_run, 2)
     expected = replay(vector_run, vector_task, vector_train, directions, into=fresh_network)
     steps: list[int] = []
@@ -137,7 +135,14 @@ def test_an_interrupted_replay_goes_on_to_the_same_bits(
 
     with pytest.raises(StoppedError):
         replay(
-            vector_run, vector_task, vector_train, directions, into=fresh_network, keep_in=tmp_path, progress=stopping
+            vector_run,
+            vector_task,
+            vector_train,
+            directions,
+            into=fresh_network,
+            keep_in=tmp_path,
+            save_every_s=0,
+            progress=stopping,
         )
     again: list[int] = []
     found = replay(
