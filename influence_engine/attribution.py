@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from influence_engine.differences import BaseDifference
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
-from influence_engine.gradients import LayerGradient, Trace, tracing, track
+from influence_engine.gradients import LayerGradient, tracing, track
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
 from influence_engine.prefix import Kept
 from influence_engine.resources import choose_device, to_device
@@ -67,6 +67,7 @@ class Attribution:
         modules_residual: What the first-order split leaves of that difference.
         tier: Of the influences.
         quality: ``share_returned``: share of the sum of all absolute influences that the returned examples carry;
+            ``share_in_basis``: share of the squared estimates that replayed directions span (``None`` if estimated);
             ``retained``: share of the query's gradient that the index keeps; ``outside_index``: whether that is less
             than for all but one in a hundred of held-out examples (``None`` where none were given).
         timings_ms: Of the batch that the query was answered in.
@@ -155,7 +156,7 @@ class Attributor:
         clock = _Clock()
         keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
         with keeping as kept, self._trace(queries) as trace:
-            batch = _with_targets(self.task, trace)
+            batch = _with_targets(trace.batch, trace.outputs)
             measured = self.task.measurement(trace.outputs, batch)
             gradients = trace.layer_gradients(measured)
         outputs, measured = trace.outputs.detach(), measured.detach()
@@ -163,8 +164,19 @@ class Attributor:
         encoded, shares = self.index.encoder.encode_and_weigh(gradients)
         retained = shares.tolist()
         clock.lap("encode")
-        scores = self.index.scores(encoded)
-        found = [self._top(scores[number], encoded[number], top_k, polarity) for number in range(len(queries))]
+        basis = self.index.basis if answered == "replayed" else None
+        scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)
+        coefficients, in_basis = None, [None] * len(queries)
+        if basis is not None:
+            coefficients = basis.coefficients(scores)
+            in_basis = basis.share(scores, coefficients).tolist()
+            scores = basis.correct(scores, coefficients)
+        found = [
+            self._top(
+                scores[number], encoded[number], top_k, polarity, None if coefficients is None else coefficients[number]
+            )
+            for number in range(len(queries))
+        ]
         clock.lap("search")
         examples = self._fetch(found, answered)
         clock.lap("fetch")
@@ -183,7 +195,7 @@ class Attributor:
                 modules=changes.modules(number),
                 modules_residual=changes.residual(number, float(measured[number])),
                 tier=answered,
-                quality=self._quality(scores[number], examples[number], retained[number]),
+                quality=self._quality(scores[number], examples[number], retained[number], in_basis[number]),
                 timings_ms=clock.laps,
             )
             for number in range(len(queries))
@@ -208,15 +220,26 @@ class Attributor:
         Raises:
             InputError, TierUnavailableError: as ``attribute``.
         """
-        self._tier(tier)
+        basis = self.index.basis if self._tier(tier) == "replayed" else None
+        if basis is not None and damping is None:
+            damping = basis.damping
         parts = []
         for start in range(0, len(queries), batch_size):
             with self._trace(queries[start : start + batch_size]) as trace:
-                batch = _with_targets(self.task, trace)
+                batch = _with_targets(trace.batch, trace.outputs)
                 gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
             encoded = self.index.encoder.encode(gradients)
-            parts.append(self.index.scores(encoded, exact=True, damping=damping).cpu())
+            found = self.index.scores(encoded, exact=True, damping=damping)
+            if basis is not None:
+                found = basis.correct(found, basis.coefficients(found))
+            parts.append(found.cpu())
         return torch.cat(parts) if parts else torch.empty(0, len(self.index))
+
+    def measure(self, queries: Sequence[Example]) -> Tensor:
+        """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
+        batch = self._batch(queries)
+        outputs = self.task.outputs(self.model, batch)
+        return self.task.measurement(outputs, _with_targets(batch, outputs))
 
     def _check_layers(self) -> None:
         expected = {layer.name: layer.shape for layer in self.index.manifest.layers}
@@ -231,22 +254,31 @@ class Attributor:
     def _tier(self, tier: Tier) -> str:
         if tier not in get_args(Tier):
             raise SettingsError(f"tier is {tier!r}; allowed are {', '.join(get_args(Tier))}", field="tier")
+        if self.index.basis is not None and tier in ("best", "replayed"):
+            return "replayed"
         if tier in ("best", "estimated"):
             return "estimated"
-        state = self.index.manifest.tiers.get(tier, "not known to this index")
+        state = self.index.tiers.get(tier, "not known to this index")
         raise TierUnavailableError(f"tier {tier!r} cannot be had from this index: {state}", field="tier")
 
     def _trace(self, queries: Sequence[Example]) -> Any:
+        return tracing(self.model, self.task, self.tracked.layers, self._batch(queries))
+
+    def _batch(self, queries: Sequence[Example]) -> Batch:
         if isinstance(self.task, CheckingTask):
             for query in queries:
                 self.task.check(query, labelled=False)
-        batch = to_device(self.task.collate(queries), self.device)
-        return tracing(self.model, self.task, self.tracked.layers, batch)
+        return to_device(self.task.collate(queries), self.device)
 
-    def _top(self, scores: Tensor, encoded: Tensor, top_k: int, polarity: Polarity) -> tuple[list[int], list[float]]:
+    def _top(
+        self, scores: Tensor, encoded: Tensor, top_k: int, polarity: Polarity, coefficients: Tensor | None
+    ) -> tuple[list[int], list[float]]:
         # Half-precision scores choose a few more candidates than asked; single precision ranks them.
         candidates = top_rows(scores, min(len(scores), top_k + 16), polarity)
-        exact = self.index.scores_of(encoded, candidates)
+        basis = None if coefficients is None else self.index.basis
+        exact = self.index.scores_of(encoded, candidates, damping=None if basis is None else basis.damping)
+        if basis is not None and coefficients is not None:
+            exact = basis.correct(exact, coefficients, candidates)
         order = top_rows(exact, min(top_k, len(exact)), polarity) if len(exact) else candidates
         return candidates[order].tolist(), exact[order].tolist()
 
@@ -302,12 +334,15 @@ class Attributor:
             for group, share, influence in zip(self._groups, shares, signed.tolist(), strict=True)
         ]
 
-    def _quality(self, scores: Tensor, examples: Sequence[Influential], retained: float) -> dict[str, Any]:
+    def _quality(
+        self, scores: Tensor, examples: Sequence[Influential], retained: float, in_basis: float | None
+    ) -> dict[str, Any]:
         total = float(scores.abs().sum())
         returned = sum(abs(example.influence) for example in examples)
         usual = self.index.manifest.retained.get("p01")
         return {
             "share_returned": returned / total if total > 0 else 0.0,
+            "share_in_basis": in_basis,
             "retained": retained,
             "outside_index": None if usual is None else retained < usual,
         }
@@ -343,16 +378,15 @@ class _Clock:
         self._last = now
 
 
-def _with_targets(task: Task, trace: Trace) -> Batch:
+def _with_targets(batch: Batch, outputs: Tensor) -> Batch:
     """The batch with the model's own prediction as target where a query names none.
 
     So that the base model is measured on the same target; a task without labels measures what its batch says.
     """
-    labels = trace.batch.get("labels")
-    if labels is None or labels.dim() != 1 or trace.outputs.dim() != 2:
-        return trace.batch
-    predicted = trace.outputs.detach().argmax(-1)
-    return {**trace.batch, "labels": torch.where(labels < 0, predicted, labels)}
+    labels = batch.get("labels")
+    if labels is None or labels.dim() != 1 or outputs.dim() != 2:
+        return batch
+    return {**batch, "labels": torch.where(labels < 0, outputs.detach().argmax(-1), labels)}
 
 
 def _grouped(labels: Sequence[str | None], device: torch.device) -> tuple[list[str], Tensor]:

@@ -124,7 +124,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             table.add_column(name, justify="right" if name == "ms a query" else "left")
         for row in rows:
             if row["truth"] == truth:
-                ours = "bold" if row["method"].startswith("estimated") else None
+                ours = "bold" if row["method"].startswith(("estimated", "replayed")) else None
                 table.add_row(escape(row["method"]), row["lds"], row["interval"], row["ms"], style=ours)
         console.print(table)
 

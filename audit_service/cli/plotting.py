@@ -24,7 +24,7 @@ def draw_evaluation(found: Evaluation, path: Path) -> None:
         axes = figure.subplots(1, count, squeeze=False)[0]
         for axis, ((kind, fraction), rows) in zip(axes, panels.items(), strict=False):
             shown = rows[::-1]
-            colours = [OURS if row.method.startswith("estimated") else OTHERS for row in shown]
+            colours = [OURS if row.method.startswith(("estimated", "replayed")) else OTHERS for row in shown]
             errors = [[max(0.0, r.lds - r.low) for r in shown], [max(0.0, r.high - r.lds) for r in shown]]
             axis.barh([row.method for row in shown], [row.lds for row in shown], xerr=errors, color=colours, height=0.6)
             axis.axvline(0, color="black", linewidth=0.6)

@@ -20,6 +20,7 @@ from influence_engine.evaluation.baselines import (
 from influence_engine.tasks import Example
 
 ESTIMATED = "estimated"
+REPLAYED = "replayed"
 TUNED = "estimated, damping tuned"
 DAMPING_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the index's own damping; the grid of which held-out queries choose one."""
@@ -59,7 +60,11 @@ def attribute_all(
     rows = [by_id[example_id] for example_id in attributor.index.example_ids]
     task, model = attributor.task, attributor.model
     label, text = getattr(task, "label", None), getattr(task, "text", None)
-    found = [_timed(ESTIMATED, lambda: attributor.scores(queries))]
+    found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"))]
+    basis = attributor.index.basis
+    if basis is not None:
+        name = f"{REPLAYED}, {basis.width} directions"
+        found.append(_timed(name, lambda: attributor.scores(queries, "replayed")))
 
     def signed(similarity: Tensor) -> Tensor:
         return signed_by_label(similarity, rows, queries, str(label))
@@ -96,7 +101,7 @@ def dampings(attributor: Attributor) -> list[float]:
 
 def with_damping(attributor: Attributor, queries: Sequence[Example], damping: float) -> Attributed:
     """Ours with another damping."""
-    return _timed(TUNED, lambda: attributor.scores(queries, damping=damping))
+    return _timed(TUNED, lambda: attributor.scores(queries, "estimated", damping=damping))
 
 
 def _timed(method: str, compute: Callable[[], Tensor]) -> Attributed:

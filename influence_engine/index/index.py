@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, verify_folder
 from influence_engine.errors import DigestMismatchError, IndexFormatError
+from influence_engine.index.basis import ReplayBasis
 from influence_engine.index.build import (
     CURRENT,
     ENCODER,
@@ -35,6 +36,9 @@ from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.identity import check_examples, data_digest, task_digests
 
 _EXACT_BLOCK = 4096
+
+BASIS = "replay.safetensors"
+"""The replay basis beside a version's vectors: made later, or never."""
 
 DESCRIPTION = ("example_handle", "source", "fields")
 """What an explanation says about a training example, beside its id and label."""
@@ -67,6 +71,8 @@ class InfluenceIndex:
         self.labels: list[str | None] = self.table.column("label")
         self.example_ids: list[str] = self.table.column("example_id")
         self._described_bytes = self.table.keep(DESCRIPTION)
+        self.basis: ReplayBasis | None = None
+        self.reload_basis()
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -223,12 +229,37 @@ class InfluenceIndex:
     def inspect(self) -> dict[str, Any]:
         """The manifest, with the disk and memory that the index takes."""
         disk = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        return {**self.manifest.model_dump(mode="json"), "disk_bytes": disk, "resident_bytes": self.resident_bytes}
+        return {
+            **self.manifest.model_dump(mode="json"),
+            "tiers": self.tiers,
+            "disk_bytes": disk,
+            "resident_bytes": self.resident_bytes,
+        }
 
     @property
     def resident_bytes(self) -> int:
         """Bytes in memory that grow with the index: vectors, eigenbasis, and descriptions where they are kept."""
         return sum(t.numel() * t.element_size() for t in (self._vectors, self.encoder.basis)) + self._described_bytes
+
+    def reload_basis(self) -> None:
+        """Takes up the replay basis that lies beside the vectors, if one of this build does.
+
+        Raises:
+            IndexFormatError, DigestMismatchError: it is damaged.
+        """
+        found = ReplayBasis.load(self.folder / BASIS, self.about_basis())
+        self.basis = None if found is None else found.to(self.device)
+
+    def about_basis(self) -> dict[str, str]:
+        """What a replay basis of this index belongs to."""
+        return {"build_digest": self.manifest.build_digest, "content_digest": self.manifest.content_digest}
+
+    @property
+    def tiers(self) -> dict[str, str]:
+        """The tiers that this index answers now, with what is missing for the others."""
+        if self.basis is None:
+            return dict(self.manifest.tiers)
+        return {**self.manifest.tiers, "replayed": f"available ({self.basis.width} directions)"}
 
     def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """``example_id``, ``example_handle``, ``label``, ``source`` and ``fields`` of some rows, in the order asked."""
@@ -260,11 +291,7 @@ class InfluenceIndex:
             exact: Multiply in single precision, block by block, instead of in the precision of the stored vectors.
             damping: ``lambda`` in place of the index's own, for choosing it by measurement.
         """
-        whitened = self._whitened(encoded)
-        if damping is not None:
-            # The stored vectors are whitened with the index's damping; the query makes up for the difference.
-            whitened = whitened * (self.encoder.eigenvalues + self.manifest.damping)
-            whitened = whitened / (self.encoder.eigenvalues + damping)
+        whitened = self._whitened(encoded, damping)
         size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
         query = whitened / size
         if exact or self._vectors.dtype == torch.float32:
@@ -274,13 +301,17 @@ class InfluenceIndex:
             products = (query.to(self._vectors.dtype) @ self._vectors.T).float()
         return products * (-size / self.manifest.scale) * self._weights
 
-    def scores_of(self, encoded: Tensor, rows: Tensor) -> Tensor:
+    def scores_of(self, encoded: Tensor, rows: Tensor, *, damping: float | None = None) -> Tensor:
         """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""
-        whitened = self._whitened(encoded)
+        whitened = self._whitened(encoded, damping)
         return -(self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
 
-    def _whitened(self, encoded: Tensor) -> Tensor:
-        return encoded / (self.encoder.eigenvalues + self.manifest.damping).sqrt()
+    def _whitened(self, encoded: Tensor, damping: float | None) -> Tensor:
+        own = self.encoder.eigenvalues + self.manifest.damping
+        if damping is None:
+            return encoded / own.sqrt()
+        # The stored vectors are whitened with the index's own damping; the query makes up for the difference.
+        return encoded * (own.sqrt() / (self.encoder.eigenvalues + damping))
 
 
 def current_version(path: str | os.PathLike[str]) -> str:

@@ -1,0 +1,185 @@
+"""The replay basis: a few directions whose influence has been replayed exactly, and which correct every estimate.
+
+Directions are combinations of held-out measurements' gradients, chosen by how much *influence* they carry: with ``B``
+the estimated influences of the held-out inputs, ``B = U S W^T``, direction ``j`` is ``sum_v U_vj / S_j grad f_v`` and
+its estimated row is ``W_j``. Its exact row is replayed once. A query's estimate ``b`` is split into the part that the
+estimated rows span, which is replaced by the same combination of the exact rows, and the rest, which is scaled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from influence_engine.digests import weights_digest
+from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
+from influence_engine.files import writing_aside
+
+SCALE_GRID = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+"""Candidates for ``rho``, in units of the mean square of an example's estimated rows."""
+
+
+@dataclass(frozen=True)
+class ReplayBasis:
+    """``K`` replayed directions.
+
+    Attributes:
+        exact: ``[K, N]``, replayed rows, in the order of the index.
+        estimated: ``[K, N]``, orthonormal: the estimated rows of the same directions.
+        scale: ``[N]``, what the part outside the basis is multiplied with.
+        damping: ``lambda`` with which the estimated rows agree best with the replayed ones.
+        agreement: Mean cosine of replayed and estimated rows before they were made orthonormal.
+    """
+
+    exact: Tensor
+    estimated: Tensor
+    scale: Tensor
+    damping: float
+    agreement: float
+
+    @property
+    def width(self) -> int:
+        """``K``."""
+        return self.exact.shape[0]
+
+    def coefficients(self, estimates: Tensor) -> Tensor:
+        """Of estimates ``[Q, N]`` (with this basis' damping) in the estimated rows, ``[Q, K]``."""
+        return estimates @ self.estimated.T
+
+    def correct(self, estimates: Tensor, coefficients: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Replayed influences from estimates.
+
+        Args:
+            estimates: ``[Q, n]``, of all examples or of ``rows``.
+            coefficients: ``[Q, K]``, of the estimates of all examples.
+            rows: ``[n]``, which examples; all if left out.
+        """
+        exact, estimated, scale = (
+            one if rows is None else one[..., rows] for one in (self.exact, self.estimated, self.scale)
+        )
+        return coefficients @ exact + scale * (estimates - coefficients @ estimated)
+
+    @staticmethod
+    def share(estimates: Tensor, coefficients: Tensor) -> Tensor:
+        """Share of each query's squared estimates that lies inside the basis, ``[Q]``."""
+        return coefficients.pow(2).sum(-1) / estimates.pow(2).sum(-1).clamp_min(1e-30)
+
+    def first(self, width: int) -> ReplayBasis:
+        """The basis of the first ``width`` directions alone.
+
+        Raises:
+            SettingsError: there are fewer.
+        """
+        if not 1 <= width <= self.width:
+            raise SettingsError(f"the basis has {self.width} directions; {width} cannot be taken", field="width")
+        exact, estimated = self.exact[:width], self.estimated[:width]
+        return replace(self, exact=exact, estimated=estimated, scale=outside_scale(exact, estimated))
+
+    def to(self, device: torch.device) -> ReplayBasis:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("exact", "estimated", "scale")}
+        return replace(self, **moved)
+
+    def save(self, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
+        """Writes it as one safetensors file; ``about`` says what it belongs to."""
+        tensors = {"exact": self.exact, "estimated": self.estimated, "scale": self.scale}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        numbers = {"damping": repr(self.damping), "agreement": repr(self.agreement)}
+        facts = {**about, **numbers, "digest": weights_digest(tensors)}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with writing_aside(path) as aside:
+            save_file(tensors, aside, facts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> ReplayBasis | None:
+        """Reads what ``save`` wrote; ``None`` where there is none, or one that belongs to something else.
+
+        Raises:
+            IndexFormatError: the file cannot be read.
+            DigestMismatchError: its numbers have changed.
+        """
+        if not Path(path).is_file():
+            return None
+        try:
+            with safe_open(Path(path), "pt") as file:
+                facts = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in ("exact", "estimated", "scale")}
+        except Exception as error:
+            raise IndexFormatError(f"{path} cannot be read: {error}", field=str(path)) from error
+        if any(facts.get(name) != value for name, value in about.items()):
+            return None
+        if weights_digest(tensors) != facts["digest"]:
+            raise DigestMismatchError(f"{path} has changed since it was written; make it again", field=str(path))
+        return cls(**tensors, damping=float(facts["damping"]), agreement=float(facts["agreement"]))
+
+
+def choose_directions(estimates: Tensor, width: int) -> Tensor:
+    """Coefficients ``[K, V]`` of directions in the held-out measurements' gradients: those with the most influence.
+
+    Args:
+        estimates: ``[V, N]``, estimated influences of ``V`` held-out inputs.
+        width: ``K``.
+
+    Raises:
+        SettingsError: the held-out inputs span fewer directions.
+    """
+    left, singular, _ = torch.linalg.svd(estimates.double(), full_matrices=False)
+    usable = int((singular > 1e-6 * singular[0]).sum())
+    if not 1 <= width <= usable:
+        raise SettingsError(
+            f"{width} directions were asked for; the {len(estimates)} held-out inputs span {usable}. Give more of "
+            "them, or ask for fewer",
+            field="directions",
+        )
+    return (left[:, :width] / singular[:width]).T.float()
+
+
+def fit_basis(exact: Tensor, candidates: Mapping[float, Tensor]) -> ReplayBasis:
+    """A basis from replayed rows, with the damping whose estimated rows agree best with them.
+
+    Args:
+        exact: ``[K, N]``.
+        candidates: By damping: the same directions' estimated rows, ``[K, N]``.
+    """
+    agreement = {
+        damping: float(torch.cosine_similarity(exact.double(), rows.double(), dim=1).mean())
+        for damping, rows in candidates.items()
+    }
+    best = max(agreement, key=lambda damping: agreement[damping])
+    # rows = R^T Q: in the orthonormal rows Q the exact ones become R^-T exact.
+    orthonormal, upper = torch.linalg.qr(candidates[best].double().T)
+    turned = torch.linalg.solve_triangular(upper.T, exact.double(), upper=False)
+    estimated = orthonormal.T.contiguous()
+    scale = outside_scale(turned, estimated)
+    return ReplayBasis(turned.float(), estimated.float(), scale.float(), best, agreement[best])
+
+
+def outside_scale(exact: Tensor, estimated: Tensor) -> Tensor:
+    """What estimates outside the basis are multiplied with, by example, ``[N]``.
+
+    ``kappa_i = (sum_j M_ji m_ji + rho kappa) / (sum_j m_ji^2 + rho)``, a regression of an example's exact numbers on
+    its estimated ones that is drawn to the common ``kappa = <M, m> / <m, m>``; ``rho`` by leaving each direction out.
+    """
+    exact, estimated = exact.double(), estimated.double()
+    products, squares = exact * estimated, estimated.pow(2)
+    common = products.sum() / squares.sum().clamp_min(1e-30)
+    unit = squares.sum(0).mean()
+
+    def fitted(p: Tensor, s: Tensor, rho: float) -> Tensor:
+        weight = max(rho, 1e-12) * unit
+        return (p + weight * common) / (s + weight)
+
+    def error(rho: float) -> float:
+        left_out = fitted(products.sum(0) - products, squares.sum(0) - squares, rho)
+        return float((exact - left_out * estimated).pow(2).sum())
+
+    rho = min(SCALE_GRID, key=error) if len(exact) > 1 else SCALE_GRID[-1]
+    # An example's few numbers may disagree in sign by chance; a negative scale would turn its estimates round.
+    return fitted(products.sum(0), squares.sum(0), rho).clamp_min(0.0)
