@@ -126,6 +126,9 @@ class Quality(BaseModel):
     """How far the answer can be trusted."""
 
     share_returned: float = Field(description="Sum of |influence| returned over the sum over all examples.")
+    share_in_basis: float | None = Field(
+        None, description="Share of the squared estimates that replayed directions span; null for other tiers."
+    )
     retained: float = Field(description="Share of the prediction's gradient that the index keeps.")
     outside_index: bool | None = Field(description="Whether that is less than for all but 1% of held-out examples.")
     parity: bool | None = Field(

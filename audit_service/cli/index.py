@@ -25,17 +25,26 @@ def command() -> None:
 @command.command("build")
 @config_argument
 @profile_option
+@click.option(
+    "--directions",
+    type=click.IntRange(0, 512),
+    default=0,
+    show_default=True,
+    help="Replay so many directions for the replayed tier; each takes about as long as the training did.",
+)
 @dry_run_option
 @json_option
-def build(config: str | None, profile: str | None, dry_run: bool, as_json: bool) -> None:
+def build(config: str | None, profile: str | None, directions: int, dry_run: bool, as_json: bool) -> None:
     """Build the index of CONFIG's model, and export the model for serving.
 
     First says how long it will take and how much disk and memory. A build that was interrupted goes on where it was;
-    one that is there already is kept.
+    one that is there already is kept. With --directions the recorded training is then differentiated step by step for
+    directions taken from the held-out examples (data.validation), and explanations are corrected by what it says.
 
     \b
     Examples:
       bento-audit index build sentiment
+      bento-audit index build sentiment --directions 16
       bento-audit index build sentiment --dry-run --json
     """
     settings = open_config(config, profile=profile)
@@ -54,6 +63,8 @@ def build(config: str | None, profile: str | None, dry_run: bool, as_json: bool)
         remark(str(work.plan_index(settings, progress)))
         index = work.build_index(settings, progress)
         exported = work.export_model(settings, progress)
+        if directions:
+            work.replay_directions(settings, index, directions, progress)
     about = {**index.inspect(), "folder": str(index.folder)}
     if as_json:
         print_json({**about, "export": exported})

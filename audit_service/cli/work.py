@@ -19,8 +19,10 @@ import torch
 from audit_service.bundle import export_for_serving, register
 from audit_service.config import AuditConfig
 from audit_service.served import ServedModel, load_trained_model
+from influence_engine.attribution import Attributor
+from influence_engine.basis import build_basis
 from influence_engine.data import DataSet, load_examples
-from influence_engine.errors import RecordError, SettingsError
+from influence_engine.errors import DataError, RecordError, SettingsError
 from influence_engine.files import remove_tree
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.plan import BuildPlan
@@ -201,6 +203,32 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
         held_out=_held_out(examples),
         progress=progress,
     )
+
+
+def replay_directions(config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress) -> None:
+    """Gives the index a replay basis of ``width`` directions, unless it has one of that width.
+
+    Raises:
+        RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
+        DataError: there are no held-out examples to take directions from.
+    """
+    if config.model is not None:
+        raise RecordError(
+            f"{config.name!r} was trained elsewhere, without a record, so its training cannot be replayed. Fine-tune "
+            "it here (bento-audit finetune), or train it once more with the RecordingCallback",
+            field="model",
+        )
+    if index.basis is not None and index.basis.width == width:
+        return
+    run = recorded_run(config)
+    examples = read_training_set(config, run.folder / "model", progress)
+    if examples.validation is None:
+        raise DataError(
+            f"{config.name!r} has no held-out examples to take directions from; name some in data.validation",
+            field="data.validation",
+        )
+    attributor = Attributor(run.load_model(), examples.task, index)
+    build_basis(run, attributor, examples.train.examples, _held_out(examples), width, progress=progress)
 
 
 def plan_index(config: AuditConfig, progress: Progress) -> BuildPlan:
