@@ -62,9 +62,9 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     with progress_shown() as progress:
         remark(str(work.plan_index(settings, progress)))
         index = work.build_index(settings, progress)
-        exported = work.export_model(settings, progress)
         if directions:
             work.replay_directions(settings, index, directions, progress)
+        exported = work.export_model(settings, progress)
     about = {**index.inspect(), "folder": str(index.folder)}
     if as_json:
         print_json({**about, "export": exported})

@@ -16,7 +16,8 @@ from audit_service.engine.loading import Loaded, load
 from influence_engine.data import load_examples
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import CrossValidation, Measure, Suspect, rank_suspects, seen_in_training
-from influence_engine.evaluation.suspects import in_index_order, training_losses
+from influence_engine.evaluation.baselines import training_losses
+from influence_engine.evaluation.suspects import in_index_order
 from influence_engine.files import writing_aside
 from influence_engine.progress import Progress
 from influence_engine.training.schedule import plan_schedule
@@ -130,7 +131,9 @@ def plan_suspects(config: AuditConfig, progress: Progress, *, folds: int = 0) ->
     in_index_order(attributor.index, train)
     attributor.scores(held_out[:1])  # warms up
     influences = _seconds_each(held_out[:PROBED], attributor.scores) * len(held_out)
-    losses = _seconds_each(train[:PROBED], lambda examples: training_losses(attributor, examples)) * len(train)
+    losses = len(train) * _seconds_each(
+        train[:PROBED], lambda examples: training_losses(attributor.model, attributor.task, examples)
+    )
     trainings, training_seconds = 0, 0.0
     if opened.validation is not None:
         missing = opened.validation.missing

@@ -10,6 +10,8 @@ from audit_service.bundle import CURRENT, find, load_served
 from audit_service.config import AuditConfig
 from influence_engine.attribution import Attributor
 from influence_engine.index import InfluenceIndex
+from influence_engine.index.build import VERSIONS
+from influence_engine.index.index import BASIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,13 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
 
 
 def index_version(config: AuditConfig) -> str | None:
-    """Name of the index version that is current, or ``None`` where there is no index folder of the config's own.
+    """What changes when another index is current or its replay basis is made; ``None`` without a folder of its own.
 
     A Bento model never changes, so there is nothing to watch there.
     """
     try:
-        return Path(config.index_folder / CURRENT).read_text(encoding="utf-8").strip()
+        version = Path(config.index_folder / CURRENT).read_text(encoding="utf-8").strip()
     except OSError:
         return None
+    basis = config.index_folder / VERSIONS / version / BASIS
+    return f"{version} {basis.stat().st_mtime_ns}" if basis.is_file() else version

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from influence_engine.errors import DataError
 from influence_engine.gradients import LayerGradient, TrackedLayers, tracing
+from influence_engine.progress import Progress, silent
 from influence_engine.resources import to_device
 from influence_engine.tasks import Batch, Example, Task
 
@@ -91,14 +93,26 @@ def gradient_products(
     return -products, -products / scale
 
 
-def training_losses(model: nn.Module, task: Task, examples: Sequence[Example]) -> Tensor:
-    """Loss of each example on its own label, ``[N]``."""
-    parts = []
-    for start in range(0, len(examples), _BATCH):
-        batch = _batch(model, task, examples[start : start + _BATCH])
+def training_losses(model: nn.Module, task: Task, examples: Sequence[Example], progress: Progress = silent) -> Tensor:
+    """Loss of each example on its own label, ``[N]``, in double precision.
+
+    Raises:
+        DataError: one is not a number; the message names the example.
+    """
+    losses = torch.empty(len(examples), dtype=torch.float64)
+    # Examples of like size share a batch: less of it is padding.
+    order = sorted(range(len(examples)), key=lambda row: len(str(examples[row])))
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        batch = _batch(model, task, [examples[row] for row in rows])
         with torch.no_grad():
-            parts.append(task.loss(task.outputs(model.eval(), batch), batch).float().cpu())
-    return torch.cat(parts)
+            losses[rows] = task.loss(task.outputs(model.eval(), batch), batch).double().cpu()
+        progress("training losses", start + len(rows), len(order))
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        example_id = examples[bad[0]]["example_id"]
+        raise DataError(f"the loss of training example {example_id!r} is {float(losses[bad[0]])}", field="loss")
+    return losses
 
 
 def _gradients(

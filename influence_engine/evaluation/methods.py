@@ -88,7 +88,7 @@ def attribute_all(
         found.append(
             _timed(
                 "training loss, signed by label",
-                lambda: signed(training_losses(model, task, rows).expand(len(queries), -1)),
+                lambda: signed(training_losses(model, task, rows).float().expand(len(queries), -1)),
             )
         )
     return found

@@ -16,18 +16,17 @@ from torch import Tensor
 
 from influence_engine.attribution import Attributor
 from influence_engine.digests import json_digest
-from influence_engine.errors import DataError, DigestMismatchError, SettingsError
+from influence_engine.errors import DigestMismatchError, SettingsError
+from influence_engine.evaluation.baselines import training_losses
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.store import RESERVED
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import to_device
 from influence_engine.tasks import Example
 from influence_engine.training.identity import check_examples, data_digest
 
 Measure = Literal["harm", "loss", "self_influence", "out_of_sample_confidence"]
 """What suspects are ranked by: the largest first, of the confidence the smallest."""
 
-_LOSSES_AT_ONCE = 64
 _NORMS_AT_ONCE = 4096
 
 
@@ -109,7 +108,7 @@ def rank_suspects(
     index = attributor.index
     examples = in_index_order(index, train)
     harm, harmed = _harm(attributor, held_out, batch_size, progress)
-    losses = training_losses(attributor, examples, progress)
+    losses = training_losses(attributor.model, attributor.task, examples, progress)
     own = self_influences(index)
     ranks = {"harm": _ranks(-harm), "loss": _ranks(-losses), "self_influence": _ranks(-own)}
     confidence: list[float] | None = None
@@ -155,29 +154,6 @@ def in_index_order(index: InfluenceIndex, train: Sequence[Example]) -> list[Exam
         )
     by_id = {example["example_id"]: example for example in train}
     return [by_id[example_id] for example_id in index.example_ids]
-
-
-def training_losses(attributor: Attributor, examples: Sequence[Example], progress: Progress = silent) -> Tensor:
-    """Loss of each example under the fine-tuned model, ``[N]``, in double precision.
-
-    Raises:
-        DataError: one is not a number; the message names the example.
-    """
-    losses = torch.empty(len(examples), dtype=torch.float64)
-    # Examples of like size share a batch: less of it is padding.
-    order = sorted(range(len(examples)), key=lambda row: len(str(examples[row])))
-    with torch.no_grad():
-        for start in range(0, len(order), _LOSSES_AT_ONCE):
-            rows = order[start : start + _LOSSES_AT_ONCE]
-            batch = to_device(attributor.task.collate([examples[row] for row in rows]), attributor.device)
-            outputs = attributor.task.outputs(attributor.model, batch)
-            losses[rows] = attributor.task.loss(outputs, batch).double().cpu()
-            progress("training losses", start + len(rows), len(order))
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        example_id = examples[bad[0]]["example_id"]
-        raise DataError(f"the loss of training example {example_id!r} is {float(losses[bad[0]])}", field="loss")
-    return losses
 
 
 def self_influences(index: InfluenceIndex) -> Tensor:
