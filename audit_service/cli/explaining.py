@@ -204,7 +204,7 @@ def _explain_rest(
         batch = rows[start : start + BATCH]
         answers = _answers(loaded, batch, question.top_k, question.polarity)
         # Every training example's influence on these rows, not only the returned ones': the sums are exact.
-        scores = attributor.scores([query_of(loaded, _item(loaded, row)) for row in batch])
+        scores = attributor.scores([query_of(loaded, _item(loaded, row)) for row in batch], "best")
         shared.add(answers, scores, number_of)
         lines = [{"line": row.line, "id": row.id, **answer} for row, answer in zip(batch, answers, strict=True)]
         written.append(lines, shared)

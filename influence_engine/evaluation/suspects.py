@@ -183,7 +183,7 @@ def _harm(
     harmed = torch.zeros_like(harm)
     for start in range(0, len(held_out), batch_size):
         chunk = held_out[start : start + batch_size]
-        scores = attributor.scores(chunk, batch_size=batch_size)
+        scores = attributor.scores(chunk, "best", batch_size=batch_size)
         harm -= scores.sum(0, dtype=torch.float64)
         harmed += (scores < 0).sum(0)
         progress("influence on held-out examples", start + len(chunk), len(held_out))
