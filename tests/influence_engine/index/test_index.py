@@ -292,7 +292,7 @@ BUILD = textwrap.dedent(
         print(stage, done, flush=True)
         time.sleep(0.02)
     InfluenceIndex.build_from_run(
-        Run.open(sys.argv[2]), conftest.VectorClassification(), conftest.make_examples(60, seed=1, prefix="train-"),
+        Run.open(sys.argv[2]), conftest.VectorClassification(), conftest.make_vectors(60, seed=1, prefix="train-"),
         sys.argv[3], IndexSettings(dtype="float32", damping=0.05, sample=20, batch_tokens=24),
         into=conftest.make_network(), progress=progress)
     """
