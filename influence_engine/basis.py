@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.attribution import Attributor
-from influence_engine.errors import DigestMismatchError
-from influence_engine.index.basis import ReplayBasis, choose_directions, fit_basis
+from influence_engine.errors import DigestMismatchError, SettingsError
+from influence_engine.index.basis import FEWEST_DIRECTIONS, ReplayBasis, choose_directions, fit_basis
 from influence_engine.index.index import BASIS
 from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
@@ -44,7 +44,7 @@ def build_basis(
         attributor: Of the run's model and that index; it answers ``replayed`` afterwards.
         train: The run's training examples.
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
-        width: How many directions.
+        width: How many directions, at least 8.
         keep_in: Where an unfinished replay is kept; beside the index if left out.
         at_once: See ``replay``.
         into: See ``replay``.
@@ -53,9 +53,14 @@ def build_basis(
 
     Raises:
         DigestMismatchError: the index is not of this run.
-        SettingsError: the held-out inputs span fewer directions.
+        SettingsError: too few directions, or more than the held-out inputs span.
         RecordError: the run cannot be replayed.
     """
+    if width < FEWEST_DIRECTIONS:
+        raise SettingsError(
+            f"{width} directions are too few to call an answer replayed; ask for at least {FEWEST_DIRECTIONS}",
+            field="directions",
+        )
     index = attributor.index
     if index.manifest.digests.get("model") != run.digests["model"] or index.example_ids != run.example_ids:
         raise DigestMismatchError(f"the index in {index.folder} is not of the run in {run.folder}", field="run")

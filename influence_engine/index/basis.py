@@ -22,6 +22,9 @@ from influence_engine.digests import weights_digest
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
 from influence_engine.files import writing_aside
 
+FEWEST_DIRECTIONS = 8
+"""With fewer exact rows an answer would hardly be a replayed one."""
+
 SCALE_GRID = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 """Candidates for ``rho``, in units of the mean square of an example's estimated rows."""
 
@@ -70,17 +73,6 @@ class ReplayBasis:
     def share(estimates: Tensor, coefficients: Tensor) -> Tensor:
         """Share of each query's squared estimates that lies inside the basis, ``[Q]``."""
         return coefficients.pow(2).sum(-1) / estimates.pow(2).sum(-1).clamp_min(1e-30)
-
-    def first(self, width: int) -> ReplayBasis:
-        """The basis of the first ``width`` directions alone.
-
-        Raises:
-            SettingsError: there are fewer.
-        """
-        if not 1 <= width <= self.width:
-            raise SettingsError(f"the basis has {self.width} directions; {width} cannot be taken", field="width")
-        exact, estimated = self.exact[:width], self.estimated[:width]
-        return replace(self, exact=exact, estimated=estimated, scale=outside_scale(exact, estimated))
 
     def to(self, device: torch.device) -> ReplayBasis:
         """The same on a device."""

@@ -74,15 +74,18 @@ def test_a_model_without_a_record_cannot_be_evaluated_and_is_told_the_ways_out(f
 
 
 def test_replayed_directions_are_made_once_and_evaluated_beside_the_others(films: Path) -> None:
-    built = answer("index", "build", "films", "--directions", "3")
-    assert built["tiers"]["replayed"] == "available (3 directions)"
+    few = bento_audit("index", "build", "films", "--directions", "3")
+    assert few.exit_code == 2
+    assert "at least 8" in " ".join(few.output.split())
+    built = answer("index", "build", "films", "--directions", "8")
+    assert built["tiers"]["replayed"] == "available (8 directions)"
     file = next((films / "index").rglob("replay.safetensors"))
     made = file.stat().st_mtime_ns
-    answer("index", "build", "films", "--directions", "3")
+    answer("index", "build", "films", "--directions", "8")
     assert file.stat().st_mtime_ns == made
 
     explained = answer("explain", "films", "--text", "a superb script after all", "--top-k", "2")
     assert {example["tier"] for example in explained["examples"]} == {"replayed"}
     assert 0 < explained["quality"]["share_in_basis"] <= 1
     methods = {row["method"] for row in answer("evaluate", "films", *FEW)["rows"]}
-    assert {"estimated", "replayed, 3 directions"} <= methods
+    assert {"estimated", "replayed, 8 directions"} <= methods
