@@ -22,12 +22,12 @@ from audit_service.prediction.export import export_onnx, is_current, read_export
 from audit_service.served import ServedModel, load_model_folder, load_trained_model, model_digests, save_model_folder
 from influence_engine.digests import file_digest
 from influence_engine.errors import RecordError
+from influence_engine.index.build import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example
 
 Kind = Literal["model", "index", "onnx"]
-CURRENT = "CURRENT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def register(config: AuditConfig, *, progress: Progress = silent) -> list[str]:
     version = (index / CURRENT).read_text(encoding="utf-8").strip()
     steps: list[tuple[Kind, dict[str, Any], Callable[[Path], None]]] = [
         ("model", model_digests(config), lambda folder: save_model_folder(load_trained_model(config), folder)),
-        ("index", _index_digests(index / "versions" / version), lambda folder: _copy_index(index, version, folder)),
+        ("index", _index_digests(index / VERSIONS / version), lambda folder: _copy_index(index, version, folder)),
         ("onnx", _manifest_digest(onnx), lambda folder: _copy(onnx, folder)),
     ]
     tags = []
@@ -160,7 +160,7 @@ def _index_digests(folder: Path) -> dict[str, Any]:
 
 
 def _copy_index(index: Path, version: str, folder: Path) -> None:
-    _copy(index / "versions" / version, folder / "versions" / version)
+    _copy(index / VERSIONS / version, folder / VERSIONS / version)
     shutil.copyfile(index / CURRENT, folder / CURRENT)
 
 

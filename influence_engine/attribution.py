@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -161,22 +161,17 @@ class Attributor:
             gradients = trace.layer_gradients(measured)
         outputs, measured = trace.outputs.detach(), measured.detach()
         clock.lap("gradient")
-        encoded, shares = self.index.encoder.encode_and_weigh(gradients)
-        retained = shares.tolist()
+        encoded, retained = self.index.encoder.encode_and_weigh(gradients)
         clock.lap("encode")
         basis = self.index.basis if answered == "replayed" else None
         scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)
-        coefficients, in_basis = None, [None] * len(queries)
+        parts: Sequence[Tensor | None] = [None] * len(queries)
+        in_basis: Sequence[float | None] = [None] * len(queries)
         if basis is not None:
             coefficients = basis.coefficients(scores)
-            in_basis = basis.share(scores, coefficients).tolist()
+            parts, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
             scores = basis.correct(scores, coefficients)
-        found = [
-            self._top(
-                scores[number], encoded[number], top_k, polarity, None if coefficients is None else coefficients[number]
-            )
-            for number in range(len(queries))
-        ]
+        found = [self._top(*each, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
         clock.lap("search")
         examples = self._fetch(found, answered)
         clock.lap("fetch")
@@ -195,7 +190,7 @@ class Attributor:
                 modules=changes.modules(number),
                 modules_residual=changes.residual(number, float(measured[number])),
                 tier=answered,
-                quality=self._quality(scores[number], examples[number], retained[number], in_basis[number]),
+                quality=self._quality(scores[number], examples[number], float(retained[number]), in_basis[number]),
                 timings_ms=clock.laps,
             )
             for number in range(len(queries))
@@ -224,16 +219,22 @@ class Attributor:
         if basis is not None and damping is None:
             damping = basis.damping
         parts = []
-        for start in range(0, len(queries), batch_size):
-            with self._trace(queries[start : start + batch_size]) as trace:
-                batch = _with_targets(trace.batch, trace.outputs)
-                gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
-            encoded = self.index.encoder.encode(gradients)
+        for encoded in self._encoded(queries, batch_size):
             found = self.index.scores(encoded, exact=True, damping=damping)
             if basis is not None:
                 found = basis.correct(found, basis.coefficients(found))
             parts.append(found.cpu())
         return torch.cat(parts) if parts else torch.empty(0, len(self.index))
+
+    def scores_by_damping(
+        self, queries: Sequence[Example], dampings: Sequence[float], *, batch_size: int = 32
+    ) -> dict[float, Tensor]:
+        """The estimated tier's ``scores`` at each damping, from one pass over the queries."""
+        parts: dict[float, list[Tensor]] = {damping: [] for damping in dampings}
+        for encoded in self._encoded(queries, batch_size):
+            for damping, found in parts.items():
+                found.append(self.index.scores(encoded, exact=True, damping=damping).cpu())
+        return {damping: torch.cat(found) for damping, found in parts.items()}
 
     def measure(self, queries: Sequence[Example]) -> Tensor:
         """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
@@ -261,6 +262,13 @@ class Attributor:
         state = self.index.tiers.get(tier, "not known to this index")
         raise TierUnavailableError(f"tier {tier!r} cannot be had from this index: {state}", field="tier")
 
+    def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[Tensor]:
+        for start in range(0, len(queries), batch_size):
+            with self._trace(queries[start : start + batch_size]) as trace:
+                batch = _with_targets(trace.batch, trace.outputs)
+                gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
+            yield self.index.encoder.encode(gradients)
+
     def _trace(self, queries: Sequence[Example]) -> Any:
         return tracing(self.model, self.task, self.tracked.layers, self._batch(queries))
 
@@ -271,7 +279,7 @@ class Attributor:
         return to_device(self.task.collate(queries), self.device)
 
     def _top(
-        self, scores: Tensor, encoded: Tensor, top_k: int, polarity: Polarity, coefficients: Tensor | None
+        self, scores: Tensor, encoded: Tensor, coefficients: Tensor | None, top_k: int, polarity: Polarity
     ) -> tuple[list[int], list[float]]:
         # Half-precision scores choose a few more candidates than asked; single precision ranks them.
         candidates = top_rows(scores, min(len(scores), top_k + 16), polarity)
@@ -290,14 +298,10 @@ class Attributor:
                 Influential(
                     rank=rank,
                     row=row,
-                    example_id=known[row]["example_id"],
-                    example_handle=known[row]["example_handle"],
                     influence=influence,
                     polarity="proponent" if influence >= 0 else "opponent",
                     tier=tier,
-                    label=known[row]["label"],
-                    source=known[row]["source"],
-                    fields=known[row]["fields"],
+                    **known[row],
                 )
                 for rank, (row, influence) in enumerate(zip(rows, influences, strict=True), 1)
             ]

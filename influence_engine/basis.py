@@ -80,10 +80,8 @@ def build_basis(
         kept=kept,
         progress=progress,
     )
-    candidates = {
-        damping: coefficients @ attributor.scores(held_out, "estimated", damping=damping) for damping in dampings
-    }
-    basis = fit_basis(exact, candidates)
+    estimated = attributor.scores_by_damping(held_out, dampings)
+    basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
     basis.save(index.folder / BASIS, index.about_basis())
     index.reload_basis()
     return basis

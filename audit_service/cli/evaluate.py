@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
@@ -101,7 +101,7 @@ def command(
     if as_json:
         print_json(found.to_dict())
         return
-    _print_table(evaluating.rows(found))
+    _print_table(found)
     output_console().print(facts(_summary(found, folder, drawn)))
 
 
@@ -115,17 +115,21 @@ def _draw(found: Evaluation, path: Path) -> bool:
     return True
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def _print_table(found: Evaluation) -> None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli.evaluating import TRUTHS
+    from influence_engine.evaluation.comparison import by_truth
+
     console = output_console()
-    for truth in dict.fromkeys(row["truth"] for row in rows):
-        console.print(f"[italic]{escape(truth)}[/]")
+    for (kind, fraction), rows in by_truth(found.rows).items():
+        console.print(f"[italic]{rows[0].retrainings} retrainings, {TRUTHS[kind]}, {fraction:.0%} left out[/]")
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in ("method", "LDS", "90% interval", "ms a query"):
             table.add_column(name, justify="right" if name == "ms a query" else "left")
         for row in rows:
-            if row["truth"] == truth:
-                ours = "bold" if row["method"].startswith(("estimated", "replayed")) else None
-                table.add_row(escape(row["method"]), row["lds"], row["interval"], row["ms"], style=ours)
+            ours = "bold" if row.method.startswith(("estimated", "replayed")) else None
+            interval = f"{row.low:.3f} to {row.high:.3f}"
+            table.add_row(escape(row.method), f"{row.lds:.3f}", interval, f"{row.ms_a_query:.1f}", style=ours)
         console.print(table)
 
 

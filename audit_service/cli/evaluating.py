@@ -6,12 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from audit_service.cli.work import plan_finetuning, read_training_set, recorded_run
 from audit_service.config import AuditConfig
 from audit_service.engine.loading import load
-from influence_engine.errors import DataError, RecordError
+from influence_engine.errors import DataError
 from influence_engine.evaluation import Evaluation, EvaluationPlan, Retraining, evaluate, random_removals
 from influence_engine.files import write_json
 from influence_engine.progress import Progress
@@ -93,13 +92,6 @@ def run_evaluation(
 
 
 def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retraining:
-    if config.model is not None:
-        raise RecordError(
-            f"{config.name!r} was trained elsewhere, without a record: there is nothing to execute again, so "
-            "explanations cannot be compared with retraining. Fine-tune it here (bento-audit finetune), or train it "
-            "once more with the RecordingCallback",
-            field="model",
-        )
     run = recorded_run(config)
     examples = read_training_set(config, run.folder / "model", progress)
     held_out = [] if examples.validation is None else examples.validation.examples
@@ -117,17 +109,3 @@ def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retrai
 def _chosen(held_out: Sequence[Example], label: str, count: int) -> list[Example]:
     labelled = [example for example in held_out if example.get(label) is not None]
     return random.Random(0).sample(labelled, min(count, len(labelled)))
-
-
-def rows(found: Evaluation) -> list[dict[str, Any]]:
-    """Rows for showing: one for each method and kind of truth."""
-    return [
-        {
-            "truth": f"{row.retrainings} retrainings, {TRUTHS[row.kind]}, {row.fraction:.0%} left out",
-            "method": row.method,
-            "lds": f"{row.lds:.3f}",
-            "interval": f"{row.low:.3f} to {row.high:.3f}",
-            "ms": f"{row.ms_a_query:.1f}",
-        }
-        for row in found.rows
-    ]

@@ -212,12 +212,6 @@ def replay_directions(config: AuditConfig, index: InfluenceIndex, width: int, pr
         RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
         DataError: there are no held-out examples to take directions from.
     """
-    if config.model is not None:
-        raise RecordError(
-            f"{config.name!r} was trained elsewhere, without a record, so its training cannot be replayed. Fine-tune "
-            "it here (bento-audit finetune), or train it once more with the RecordingCallback",
-            field="model",
-        )
     if index.basis is not None and index.basis.width == width:
         return
     run = recorded_run(config)
@@ -264,9 +258,15 @@ def recorded_run(config: AuditConfig) -> Run:
     """The config's run, verified.
 
     Raises:
-        RecordError: there is none, or an interrupted one; the message says which command helps.
+        RecordError: there is none, an interrupted one, or a model trained elsewhere; the message says what helps.
         DigestMismatchError: a file of it has changed.
     """
+    if config.model is not None:
+        raise RecordError(
+            f"{config.name!r} was trained elsewhere, without a record: there are no steps to execute again or to "
+            "replay. Fine-tune it here (bento-audit finetune), or train it once more with the RecordingCallback",
+            field="model",
+        )
     if not config.run_folder.exists():
         raise RecordError(
             f"{config.name!r} has not been fine-tuned yet ({config.run_folder} does not exist). "

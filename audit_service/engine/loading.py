@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audit_service.bundle import CURRENT, find, load_served
+from audit_service.bundle import find, load_served
 from audit_service.config import AuditConfig
 from influence_engine.attribution import Attributor
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.build import VERSIONS
+from influence_engine.index.build import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from influence_engine.attribution import Attributor
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
-from influence_engine.evaluation.methods import Attributed, attribute_all, dampings, with_damping
+from influence_engine.evaluation.methods import Attributed, attribute_all, with_dampings
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Kind, Retraining
 from influence_engine.progress import Progress, silent
@@ -145,7 +145,7 @@ def evaluate(
     progress("attributing", 0, 2)
     methods = attribute_all(attributor, retraining.train, queries, base=base)
     progress("attributing", 1, 2)
-    grid = {damping: with_damping(attributor, queries, damping) for damping in dampings(attributor)}
+    grid = with_dampings(attributor, queries, methods[0].seconds)
     progress("attributing", 2, 2)
     rows: list[LdsRow] = []
     tuned: dict[str, float] = {}

@@ -17,6 +17,7 @@ from influence_engine.evaluation.baselines import (
     signed_by_label,
     training_losses,
 )
+from influence_engine.evaluation.suspects import in_index_order
 from influence_engine.tasks import Example
 
 ESTIMATED = "estimated"
@@ -56,8 +57,7 @@ def attribute_all(
         queries: Each names its label.
         base: The model before fine-tuning, for the similarity of embeddings; left out, so is that.
     """
-    by_id = {example["example_id"]: example for example in train}
-    rows = [by_id[example_id] for example_id in attributor.index.example_ids]
+    rows = in_index_order(attributor.index, train)
     task, model = attributor.task, attributor.model
     label, text = getattr(task, "label", None), getattr(task, "text", None)
     found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"))]
@@ -94,14 +94,11 @@ def attribute_all(
     return found
 
 
-def dampings(attributor: Attributor) -> list[float]:
-    """The grid, smallest first."""
-    return [factor * attributor.index.manifest.damping for factor in DAMPING_FACTORS]
-
-
-def with_damping(attributor: Attributor, queries: Sequence[Example], damping: float) -> Attributed:
-    """Ours with another damping."""
-    return _timed(TUNED, lambda: attributor.scores(queries, "estimated", damping=damping))
+def with_dampings(attributor: Attributor, queries: Sequence[Example], seconds: float) -> dict[float, Attributed]:
+    """Ours at every damping of the grid; a query costs what it costs at the index's own, ``seconds`` for all."""
+    grid = [factor * attributor.index.manifest.damping for factor in DAMPING_FACTORS]
+    found = attributor.scores_by_damping(queries, grid)
+    return {damping: Attributed(TUNED, influences, seconds) for damping, influences in found.items()}
 
 
 def _timed(method: str, compute: Callable[[], Tensor]) -> Attributed:

@@ -27,8 +27,6 @@ from influence_engine.training.identity import check_examples, data_digest
 Measure = Literal["harm", "loss", "self_influence", "out_of_sample_confidence"]
 """What suspects are ranked by: the largest first, of the confidence the smallest."""
 
-_NORMS_AT_ONCE = 4096
-
 
 @dataclass(frozen=True)
 class Suspect:
@@ -109,7 +107,7 @@ def rank_suspects(
     examples = in_index_order(index, train)
     harm, harmed = _harm(attributor, held_out, batch_size, progress)
     losses = training_losses(attributor.model, attributor.task, examples, progress)
-    own = self_influences(index)
+    own = index.self_influences()
     ranks = {"harm": _ranks(-harm), "loss": _ranks(-losses), "self_influence": _ranks(-own)}
     confidence: list[float] | None = None
     if out_of_sample_confidence is not None:
@@ -154,16 +152,6 @@ def in_index_order(index: InfluenceIndex, train: Sequence[Example]) -> list[Exam
         )
     by_id = {example["example_id"]: example for example in train}
     return [by_id[example_id] for example_id in index.example_ids]
-
-
-def self_influences(index: InfluenceIndex) -> Tensor:
-    """By how much training with each example lowered its own loss, ``[N]``, at first order; never negative.
-
-    ``g_i^T (G + lambda D)^-1 g_i a_i / Z``: the squared norm of the example's whitened gradient times its weight.
-    """
-    vectors = torch.split(index.table.vectors(), _NORMS_AT_ONCE)
-    squares = torch.cat([(block.double() / index.manifest.scale).square().sum(1) for block in vectors])
-    return squares * torch.tensor(index.table.column("weight"), dtype=torch.float64)
 
 
 def seen_in_training(held_out: Sequence[Example], train: Sequence[Example]) -> list[str]:

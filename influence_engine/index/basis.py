@@ -72,7 +72,8 @@ class ReplayBasis:
     @staticmethod
     def share(estimates: Tensor, coefficients: Tensor) -> Tensor:
         """Share of each query's squared estimates that lies inside the basis, ``[Q]``."""
-        return coefficients.pow(2).sum(-1) / estimates.pow(2).sum(-1).clamp_min(1e-30)
+        share = coefficients.pow(2).sum(-1) / estimates.pow(2).sum(-1).clamp_min(1e-30)
+        return share.clamp_max(1.0)  # which rounding can pass
 
     def to(self, device: torch.device) -> ReplayBasis:
         """The same on a device."""

@@ -306,6 +306,16 @@ class InfluenceIndex:
         whitened = self._whitened(encoded, damping)
         return -(self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
 
+    def self_influences(self) -> Tensor:
+        """By how much training with each example lowered its own loss, ``[N]``, at first order; never negative.
+
+        ``g_i^T (G + lambda D)^-1 g_i a_i / Z``: the squared norm of the example's whitened gradient times its weight.
+        In double precision, on the CPU.
+        """
+        blocks = torch.split(self._vectors, _EXACT_BLOCK)
+        squares = torch.cat([(block.double() / self.manifest.scale).square().sum(1) for block in blocks])
+        return (squares * self._weights.double()).cpu()
+
     def _whitened(self, encoded: Tensor, damping: float | None) -> Tensor:
         own = self.encoder.eigenvalues + self.manifest.damping
         if damping is None:

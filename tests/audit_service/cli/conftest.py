@@ -112,6 +112,14 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FILMS = "csv: train.csv, columns: {id: key, text: sentence, label: sentiment}, labels: {0: bad, 1: good}"
+FILMS_CONFIG = f"""
+task: {{type: text_classification, labels: [bad, good]}}
+base_model: {{path: base}}
+data:
+  train: {{{FILMS}, part: train}}
+  validation: {{{FILMS}, part: validation}}
+finetune: {{epochs: 3, batch_size: 16, learning_rate: 3e-3, warmup_ratio: 0}}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -121,12 +129,7 @@ def finished_films(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     shutil.copytree(adopted / "base", folder / "base")
     shutil.copy(adopted / "train.csv", folder)
     (folder / "configs").mkdir()
-    (folder / "configs" / "films.yaml").write_text(
-        "task: {type: text_classification, labels: [bad, good]}\n"
-        "base_model: {path: base}\n"
-        f"data: {{train: {{{FILMS}, part: train}}, validation: {{{FILMS}, part: validation}}}}\n"
-        "finetune: {epochs: 3, batch_size: 16, learning_rate: 3e-3, warmup_ratio: 0}\n"
-    )
+    (folder / "configs" / "films.yaml").write_text(FILMS_CONFIG)
     config = load_config(folder / "configs" / "films.yaml")
     run_finetuning(config, silent)
     build_index(config, silent)

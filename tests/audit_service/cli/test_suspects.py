@@ -14,23 +14,13 @@ from click.testing import CliRunner, Result
 
 from audit_service.cli.group import main
 from audit_service.cli.suspecting import find_suspects, write_suspects
-from audit_service.cli.work import build_index, run_finetuning
+from audit_service.cli.work import build_index
 from audit_service.config import load_config
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.evaluation import Suspect
 from influence_engine.progress import silent
 from influence_engine.training import Run
-
-CSV = "csv: train.csv, columns: {id: key, text: sentence, label: sentiment}, labels: {0: bad, 1: good}"
-CONFIG = f"""
-task: {{type: text_classification, labels: [bad, good]}}
-base_model: {{path: base}}
-data:
-  train: {{{CSV}, part: train}}
-  validation: {{{CSV}, part: validation}}
-finetune: {{epochs: 3, batch_size: 16, learning_rate: 3e-3, warmup_ratio: 0}}
-"""
-ADOPTED = CONFIG.replace("base_model: {path: base}", "model: {path: support}\nindex: {damping: 1.0}")
+from tests.audit_service.cli.conftest import FILMS_CONFIG
 
 
 def bento_audit(*arguments: str) -> Result:
@@ -44,32 +34,10 @@ def answer(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def finished(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a fine-tuned model and its index."""
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(adopted / "base", folder / "base")
-    shutil.copy(adopted / "train.csv", folder)
-    (folder / "configs").mkdir()
-    (folder / "configs" / "films.yaml").write_text(CONFIG)
-    config = load_config(folder / "configs" / "films.yaml")
-    run_finetuning(config, silent)
-    build_index(config, silent)
-    return folder
-
-
-@pytest.fixture
-def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished project, as the current folder."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_json_names_the_most_harmful_examples_and_what_they_were_ranked_with(project: Path) -> None:
+def test_json_names_the_most_harmful_examples_and_what_they_were_ranked_with(films: Path) -> None:
     found = answer("films", "--top-k", "7")
 
-    run = Run.open(project / "runs" / "films")
+    run = Run.open(films / "runs" / "films")
     suspects = found["suspects"]
     assert [one["rank"] for one in suspects] == [one["rank_by_harm"] for one in suspects] == list(range(1, 8))
     harms = [one["harm"] for one in suspects]
@@ -82,7 +50,7 @@ def test_json_names_the_most_harmful_examples_and_what_they_were_ranked_with(pro
     assert suspects[0]["fields"]["text"]
 
 
-def test_the_table_shows_harm_share_loss_label_and_text_and_says_what_harm_means(project: Path) -> None:
+def test_the_table_shows_harm_share_loss_label_and_text_and_says_what_harm_means(films: Path) -> None:
     result = bento_audit("suspects", "films", "--top-k", "3")
 
     assert result.exit_code == 0, result.output
@@ -94,27 +62,27 @@ def test_the_table_shows_harm_share_loss_label_and_text_and_says_what_harm_means
     assert "lowered the log-odds of the true label" in " ".join(result.stdout.split())
 
 
-def test_another_measure_ranks_otherwise(project: Path) -> None:
+def test_another_measure_ranks_otherwise(films: Path) -> None:
     losses = [one["loss"] for one in answer("films", "--by", "loss")["suspects"]]
 
     assert losses == sorted(losses, reverse=True)
 
 
-def test_the_file_holds_every_training_example_and_can_be_trained_on(project: Path) -> None:
+def test_the_file_holds_every_training_example_and_can_be_trained_on(films: Path) -> None:
     result = bento_audit("suspects", "films", "--out", "suspects.csv", "--top-k", "2")
 
     assert result.exit_code == 0, result.output
-    with (project / "suspects.csv").open(newline="", encoding="utf-8") as file:
+    with (films / "suspects.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    config = load_config(project / "configs" / "films.yaml")
+    config = load_config(films / "configs" / "films.yaml")
     run = Run.open(config.run_folder)
     assert sorted(row["example_id"] for row in rows) == sorted(run.example_ids)
     assert [row["rank"] for row in rows] == [row["rank_by_harm"] for row in rows]
     assert f"{len(rows)} training examples in suspects.csv" in result.stderr
     task = config.task_object(run.load_tokenizer())
     settings = DataSettings.model_validate({"csv": "suspects.csv", "columns": {"id": "example_id"}})
-    again = {one["example_id"]: one for one in load_examples(settings, task, project).examples}
-    for example in load_examples(config.data.train, task, project).examples:
+    again = {one["example_id"]: one for one in load_examples(settings, task, films).examples}
+    for example in load_examples(config.data.train, task, films).examples:
         same = again[example["example_id"]]
         assert (same["text"], same["label"]) == (example["text"], example["label"])
 
@@ -148,7 +116,7 @@ def test_texts_survive_the_file_whatever_is_in_them(tmp_path: Path) -> None:
     assert row["source"] == row["out_of_sample_confidence"] == ""
 
 
-def test_folds_add_a_confidence_to_rank_by_and_are_trained_once(project: Path) -> None:
+def test_folds_add_a_confidence_to_rank_by_and_are_trained_once(films: Path) -> None:
     before = answer("films", "--folds", "2", "--dry-run")
     first = bento_audit("suspects", "films", "--folds", "2", "--by", "out_of_sample_confidence")
     second = answer("films", "--folds", "2", "--by", "out_of_sample_confidence")
@@ -160,24 +128,24 @@ def test_folds_add_a_confidence_to_rank_by_and_are_trained_once(project: Path) -
     confidences = [one["out_of_sample_confidence"] for one in second["suspects"]]
     assert confidences == sorted(confidences)
     assert all(0 <= confidence <= 1 for confidence in confidences)
-    assert len(list((project / "state" / "films" / "folds").iterdir())) == 2
+    assert len(list((films / "state" / "films" / "folds").iterdir())) == 2
     assert answer("films", "--folds", "2", "--dry-run")["trainings"] == 0
 
 
-def test_a_dry_run_says_how_much_there_is_to_do_and_writes_nothing(project: Path) -> None:
+def test_a_dry_run_says_how_much_there_is_to_do_and_writes_nothing(films: Path) -> None:
     plan = answer("films", "--dry-run", "--folds", "3", "--out", "suspects.csv")
     shown = bento_audit("suspects", "films", "--dry-run")
 
     assert plan["pairs"] == plan["held_out"] * plan["training"] > 0
     assert plan["seconds"] > 0
     assert f"{plan['held_out']} held-out x {plan['training']} training" in shown.stdout
-    assert not (project / "suspects.csv").exists()
-    assert not (project / "state").exists()
+    assert not (films / "suspects.csv").exists()
+    assert not (films / "state").exists()
 
 
-def test_held_out_examples_that_were_trained_on_are_warned_of(project: Path) -> None:
-    config = project / "configs" / "films.yaml"
-    config.write_text(CONFIG.replace("part: validation", "part: train, limit: 3"))
+def test_held_out_examples_that_were_trained_on_are_warned_of(films: Path) -> None:
+    config = films / "configs" / "films.yaml"
+    config.write_text(FILMS_CONFIG.replace("part: validation", "part: train, limit: 3"))
 
     result = bento_audit("suspects", "films")
 
@@ -199,16 +167,16 @@ def test_held_out_examples_that_were_trained_on_are_warned_of(project: Path) -> 
         (("--top-k", "0"), "0 is not in the range"),
     ],
 )
-def test_what_cannot_be_asked_is_a_usage_error(project: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_asked_is_a_usage_error(films: Path, arguments: tuple[str, ...], message: str) -> None:
     result = bento_audit("suspects", "films", *arguments)
 
     assert result.exit_code == 2, result.output
     assert message in result.stderr.replace("\n", " ")
 
 
-def test_without_held_out_examples_it_says_what_to_add_to_the_config(project: Path) -> None:
-    config = project / "configs" / "films.yaml"
-    config.write_text("\n".join(line for line in CONFIG.splitlines() if "validation" not in line))
+def test_without_held_out_examples_it_says_what_to_add_to_the_config(films: Path) -> None:
+    config = films / "configs" / "films.yaml"
+    config.write_text("\n".join(line for line in FILMS_CONFIG.splitlines() if "validation" not in line))
 
     result = bento_audit("suspects", "films")
 
@@ -217,8 +185,8 @@ def test_without_held_out_examples_it_says_what_to_add_to_the_config(project: Pa
     assert "films.yaml" in result.stderr
 
 
-def test_training_data_that_have_changed_since_are_refused(project: Path) -> None:
-    table = project / "train.csv"
+def test_training_data_that_have_changed_since_are_refused(films: Path) -> None:
+    table = films / "train.csv"
     table.write_text(table.read_text().replace("superb", "splendid"))
 
     result = bento_audit("suspects", "films")
@@ -228,8 +196,8 @@ def test_training_data_that_have_changed_since_are_refused(project: Path) -> Non
 
 
 @pytest.mark.parametrize("options", [(), ("--folds", "2"), ("--dry-run",)])
-def test_before_anything_is_built_it_says_which_command_comes_first(project: Path, options: tuple[str, ...]) -> None:
-    (project / "configs" / "plays.yaml").write_text(CONFIG)
+def test_before_anything_is_built_it_says_which_command_comes_first(films: Path, options: tuple[str, ...]) -> None:
+    (films / "configs" / "plays.yaml").write_text(FILMS_CONFIG)
 
     result = bento_audit("suspects", "plays", *options)
 
@@ -237,10 +205,12 @@ def test_before_anything_is_built_it_says_which_command_comes_first(project: Pat
     assert "bento-audit finetune plays" in result.stderr.replace("\n", "")
 
 
-def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted: Path, project: Path) -> None:
-    shutil.copytree(adopted / "support", project / "support")
-    (project / "configs" / "support.yaml").write_text(ADOPTED)
-    build_index(load_config(project / "configs" / "support.yaml"), silent)
+def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted: Path, films: Path) -> None:
+    shutil.copytree(adopted / "support", films / "support")
+    (films / "configs" / "support.yaml").write_text(
+        FILMS_CONFIG.replace("base_model: {path: base}", "model: {path: support}\nindex: {damping: 1.0}")
+    )
+    build_index(load_config(films / "configs" / "support.yaml"), silent)
 
     ranked = answer("support", "--top-k", "3")
     refused = bento_audit("suspects", "support", "--folds", "2")
@@ -250,7 +220,7 @@ def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted:
     assert "there is no record of how" in refused.stderr
 
 
-def test_every_measure_is_there_from_python_as_well(project: Path) -> None:
-    found = find_suspects(load_config(project / "configs" / "films.yaml"), silent, by="self_influence")
+def test_every_measure_is_there_from_python_as_well(films: Path) -> None:
+    found = find_suspects(load_config(films / "configs" / "films.yaml"), silent, by="self_influence")
 
     assert [one.rank_by_self_influence for one in found.ranked] == list(range(1, len(found.ranked) + 1))

@@ -17,18 +17,22 @@ from influence_engine.evaluation.removals import random_removals
 EXACT = IndexSettings(dtype="float32")
 
 
-@pytest.fixture
-def retraining(
-    vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, tmp_path: Path, fresh_network: Any
-) -> Retraining:
-    return Retraining(
-        vector_run, vector_task, vector_train, vector_queries, tmp_path / "cache", into=fresh_network, device="cpu"
-    )
-
-
 def build(run: Run, task: Any, train: Any, folder: Path, network: Any, **settings: Any) -> InfluenceIndex:
     chosen = EXACT.model_copy(update=settings)
     return InfluenceIndex.build_from_run(run, task, train, folder, chosen, into=network)
+
+
+@pytest.fixture
+def attributor(
+    vector_run: Run,
+    vector_task: Any,
+    vector_train: Any,
+    vector_model: Any,
+    index_folder: Path,
+    fresh_network: Any,
+) -> Attributor:
+    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
+    return Attributor(vector_model, vector_task, index)
 
 
 def test_scores_with_another_damping_are_those_of_an_index_built_with_it(
@@ -43,20 +47,13 @@ def test_scores_with_another_damping_are_those_of_an_index_built_with_it(
     built = Attributor(vector_model, vector_task, second).scores(vector_queries)
     assert first.example_ids == second.example_ids
     torch.testing.assert_close(changed, built, rtol=2e-3, atol=2e-4)
+    at_once = Attributor(vector_model, vector_task, first).scores_by_damping(vector_queries, [damping], batch_size=3)
+    torch.testing.assert_close(at_once[damping], changed, rtol=1e-4, atol=1e-5)
 
 
 def test_every_method_is_scored_on_the_reported_queries_only(
-    retraining: Retraining,
-    vector_run: Run,
-    vector_task: Any,
-    vector_train: Any,
-    vector_queries: Any,
-    vector_model: Any,
-    index_folder: Path,
-    fresh_network: Any,
+    retraining: Retraining, attributor: Attributor, vector_queries: Any
 ) -> None:
-    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
-    attributor = Attributor(vector_model, vector_task, index)
     plan = EvaluationPlan(fractions=(0.1, 0.3), subsets=8, tuning=3, single=4)
     found = evaluate(attributor, retraining, plan)
 
@@ -65,8 +62,8 @@ def test_every_method_is_scored_on_the_reported_queries_only(
     methods = {row.method for row in found.rows}
     assert methods == {ESTIMATED, TUNED, "gradient dot", "gradient cosine"}
     assert len(found.rows) == 2 * len(methods)
-    removals = random_removals(index.example_ids, 0.1, 8, seed=0)
-    removed, measured = membership(removals, index.example_ids), retraining.measurements(removals)
+    removals = random_removals(attributor.index.example_ids, 0.1, 8, seed=0)
+    removed, measured = membership(removals, attributor.index.example_ids), retraining.measurements(removals)
     scores = attributor.scores(vector_queries)
     expected = linear_datamodeling_score(scores[3:], removed, measured[:, 3:]).mean
     (ours,) = (row for row in found.rows if row.method == ESTIMATED and row.fraction == 0.1)
@@ -82,17 +79,9 @@ def test_every_method_is_scored_on_the_reported_queries_only(
 
 
 def test_an_evaluation_goes_on_with_the_retrainings_that_are_there(
-    retraining: Retraining,
-    vector_run: Run,
-    vector_task: Any,
-    vector_train: Any,
-    vector_model: Any,
-    index_folder: Path,
-    fresh_network: Any,
+    retraining: Retraining, attributor: Attributor
 ) -> None:
-    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
-    attributor = Attributor(vector_model, vector_task, index)
-    removals = random_removals(index.example_ids, 0.1, 5, seed=0)
+    removals = random_removals(attributor.index.example_ids, 0.1, 5, seed=0)
     retraining.measurements(removals[:2])
     assert retraining.kept(removals) == 2
     plan = EvaluationPlan(fractions=(0.1,), subsets=5, tuning=2)
@@ -103,16 +92,7 @@ def test_an_evaluation_goes_on_with_the_retrainings_that_are_there(
 
 @pytest.mark.parametrize("tuning", [0, 8])
 def test_a_plan_without_queries_to_tune_on_or_to_report_is_refused(
-    retraining: Retraining,
-    vector_run: Run,
-    vector_task: Any,
-    vector_train: Any,
-    vector_model: Any,
-    index_folder: Path,
-    fresh_network: Any,
-    tuning: int,
+    retraining: Retraining, attributor: Attributor, tuning: int
 ) -> None:
-    index = build(vector_run, vector_task, vector_train, index_folder, fresh_network)
-    attributor = Attributor(vector_model, vector_task, index)
     with pytest.raises(SettingsError, match="choosing the damping"):
         evaluate(attributor, retraining, EvaluationPlan(tuning=tuning))

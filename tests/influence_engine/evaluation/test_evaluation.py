@@ -68,15 +68,6 @@ def test_a_removal_of_nothing_or_all_is_refused(fraction: float) -> None:
         random_removals(IDS, fraction, 1, seed=0)
 
 
-@pytest.fixture
-def retraining(
-    vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, tmp_path: Path, fresh_network: Any
-) -> Retraining:
-    return Retraining(
-        vector_run, vector_task, vector_train, vector_queries, tmp_path / "cache", into=fresh_network, device="cpu"
-    )
-
-
 def test_removing_nothing_measures_the_recorded_model(retraining: Retraining) -> None:
     again = retraining.measurements([Removal.of([])])
     torch.testing.assert_close(again[0], retraining.recorded(), rtol=1e-5, atol=1e-6)
