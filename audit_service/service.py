@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ClassVar, ParamSpec
 
 import bentoml
 from _bentoml_sdk.method import APIMethod
@@ -61,6 +61,19 @@ def answering_errors(
     return wrapper
 
 
+async def _explain_directly(engine: InfluenceEngine, body: Any) -> Any:
+    try:
+        request = EngineRequest.model_validate(body)
+    except ValidationError:
+        return None  # BentoML finds the same, and shapes the error
+    return await _explain(engine, request)
+
+
+@answering_errors
+async def _explain(engine: InfluenceEngine, request: EngineRequest) -> Any:
+    return _response({"items": await engine.host.explain(request.config, request.items, request.deadline_s)}, 200)
+
+
 @bentoml.service(name="influence_engine", workers=1, traffic={"timeout": 600})
 class InfluenceEngine(Edged):
     """Explains predictions. Loads in the background, and never fails to start: it reports what is wrong.
@@ -68,6 +81,8 @@ class InfluenceEngine(Edged):
     Alone, it is started by ``BENTO_AUDIT_CONFIG=sentiment bentoml serve audit_service.service:InfluenceEngine``, with
     several configs separated by commas.
     """
+
+    direct: ClassVar = {"/explain": _explain_directly}
 
     def __init__(self) -> None:
         self.host = EngineHost(wanted_configs())
@@ -83,10 +98,10 @@ class InfluenceEngine(Edged):
         self.host.close()
 
     @bentoml.api(route="/explain")
-    @answering_errors
     async def explain(self, request: EngineRequest, /) -> dict[str, Any]:
         """Explains items of one config; each has its answer or its own error."""
-        return _response({"items": await self.host.explain(request.config, request.items, request.deadline_s)}, 200)
+        answer: dict[str, Any] = await _explain(self, request)
+        return answer
 
     @bentoml.api(route="/status")
     @answering_errors

@@ -17,7 +17,7 @@ from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.finishing import Rotation, write_vectors
-from influence_engine.index.manifest import LayerSummary, Manifest
+from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
 from influence_engine.index.passes import GradientPasses
 from influence_engine.index.plan import BuildPlan, plan_build
 from influence_engine.index.provenance import Provenance
@@ -32,6 +32,9 @@ VERSIONS = "versions"
 TABLE = "examples.lance"
 ENCODER = "encoder.safetensors"
 MANIFEST = "manifest.json"
+
+_BASIS_DTYPES = {"float16": torch.bfloat16, "float32": torch.float32}
+"""A basis is only multiplied by, which processors do in bfloat16; vectors are ranked too, and keep more digits."""
 
 
 def passes_for(model: nn.Module, task: Task, settings: IndexSettings) -> GradientPasses:
@@ -74,6 +77,7 @@ def build_version(
     passes = passes_for(model, task, settings)
     code = versions()
     identity = {
+        "format": FORMAT,
         "digests": provenance.digests,
         "training": provenance.training_digest(),
         "settings": settings.model_dump(mode="json"),
@@ -95,7 +99,7 @@ def build_version(
         shards = builder.vectors(coordinates, basis["basis"])
         rotation = Rotation.of(basis["ggn"])
         damping, source = _damping(settings, provenance, rotation.eigenvalues)
-        encoder = rotation.encoder(coordinates, basis["basis"], getattr(torch, settings.dtype))
+        encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         encoder.save(working / ENCODER)
         content, scale = write_vectors(
             working / TABLE,

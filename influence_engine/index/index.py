@@ -58,7 +58,7 @@ class InfluenceIndex:
         self.folder = folder
         self.manifest = manifest
         self.device = device
-        self.encoder = Encoder.load(folder / ENCODER).to(device)
+        self.encoder = Encoder.load(folder / ENCODER).to(device).packed()
         self.table = ExampleTable(folder / TABLE)
         self._vectors = self.table.vectors().to(device)
         self._weights = torch.tensor(self.table.column("weight"), device=device)
@@ -239,7 +239,7 @@ class InfluenceIndex:
     @property
     def resident_bytes(self) -> int:
         """Bytes in memory that grow with the index: vectors, eigenbasis, and descriptions where they are kept."""
-        return sum(t.numel() * t.element_size() for t in (self._vectors, self.encoder.basis)) + self._described_bytes
+        return sum(t.numel() * t.dtype.itemsize for t in (self._vectors, self.encoder.basis)) + self._described_bytes
 
     def reload_basis(self) -> None:
         """Takes up the replay basis that lies beside the vectors, if one of this build does.

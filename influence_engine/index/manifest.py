@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from influence_engine.errors import IndexFormatError
 from influence_engine.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 METHOD = "ggn-eigenbasis"
 
 

@@ -16,7 +16,7 @@ class IndexSettings(BaseModel):
             ``2 coordinates dimensions`` bytes once.
         damping: ``lambda`` in the optimiser's metric; by default ``1 / sum of the recorded learning rates``.
         metric: ``adam`` (the recorded second moments), ``identity``, or ``auto``: Adam's where the record has it.
-        dtype: Storage of vectors and basis.
+        dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
         unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
         batch_tokens: Padded positions a batch; the largest that stays fast on two cores is the default.
         sample: Examples that the bases are fitted on.

@@ -88,7 +88,7 @@ def test_half_precision_agrees_with_single(
         vector_run, vector_task, vector_train, tmp_path / "half", IndexSettings(damping=0.05), into=fresh_network
     )
     single, rough = (Attributor(vector_model, vector_task, each).scores(vector_queries) for each in (index, half))
-    assert float((single - rough).norm() / single.norm()) < 3e-3
+    assert float((single - rough).norm() / single.norm()) < 1e-2
 
 
 def test_queries_in_slices_batches_and_orders_give_the_same_scores(
@@ -234,7 +234,7 @@ def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
 def test_an_index_of_an_unknown_format_is_refused(index: InfluenceIndex) -> None:
     path = index.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(IndexFormatError, match="format 99; this version reads format 1"):
+    with pytest.raises(IndexFormatError, match="format 99; this version reads format 2"):
         InfluenceIndex.open(index.folder.parent.parent)
 
 
