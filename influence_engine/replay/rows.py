@@ -10,7 +10,6 @@ states of one such stretch, about the square root of the number of steps.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,25 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, weights_digest
-from influence_engine.errors import DigestMismatchError, RecordError, SettingsError
+from influence_engine.errors import RecordError, SettingsError
 from influence_engine.files import writing_aside
 from influence_engine.progress import Progress, silent
 from influence_engine.replay.reverse import Adjoint, reverse_step
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run, in_recorded_order
-from influence_engine.training.execution import collate_step, weights_by_row
 from influence_engine.training.frozen import FrozenSteps, KeptSteps
-from influence_engine.training.optimizers import OptimizerState, Parameters
-from influence_engine.training.step import Objective, set_dropout, training_step
+from influence_engine.training.optimizers import Parameters
+from influence_engine.training.step import Objective, set_dropout
+from influence_engine.training.stretches import RecordedStates
 
 STAGE = "replaying the recorded steps"
-
-LOSS_TOLERANCE = 1e-4
-"""Relative difference of a step's loss from the recorded one above which it is another step."""
-
-STATE_TOLERANCE = 1e-3
-"""Distance from the next checkpoint, relative to the way from the last one, above which something has changed."""
 
 
 def replay(
@@ -95,28 +88,26 @@ class _Player:
         device: torch.device,
         kept: KeptSteps | None,
     ) -> None:
-        self.run, self.task, self.examples, self.device = run, task, examples, device
+        self.run, self.examples, self.device = run, examples, device
         model = run.load_base(into).to(device)
         set_dropout(model, run.dropout)
         frozen = None if run.dropout else FrozenSteps(model, run.trainable, kept or KeptSteps())
         self.objective = Objective(model, task, frozen)
-        found = weights_by_row(run.example_ids, run.weights)
-        self.weights = torch.ones(len(examples)) if found is None else found
+        self.recorded = RecordedStates(run, examples, self.objective, device)
 
     def rows(self, directions: Parameters, at_once: int, saved: _Saved | None, progress: Progress) -> Tensor:
         total = len(self.run.schedule)
-        stops = self.run.checkpoints
-        end = self._checkpoint(stops[-1])
+        end = self.recorded.checkpoint(total)
         begun = Adjoint.of({name: directions[name].to(self.device) for name in end[0]}, end[1])
         rows = torch.zeros(begun.width, len(self.examples))
         adjoint, done = begun, total
         if saved is not None:
             rows, adjoint, done = saved.read(rows, begun, total, self.device)
         progress(STAGE, total - done, total)
-        for first, last in list(itertools.pairwise(stops))[::-1]:
+        for first, last in self.recorded.stretches():
             if last > done:
                 continue
-            states = self._forward(first, last)
+            states = self.recorded.between(first, last)
             for number in range(last, first, -1):
                 step = self.run.schedule.step(number)
                 uses = torch.cat(step.rows)
@@ -125,11 +116,11 @@ class _Player:
                     self.objective,
                     self.run.optimizer,
                     step,
-                    collate_step(self.task, self.examples, step, self.device),
+                    self.recorded.batches(step),
                     parameters,
                     state,
                     adjoint,
-                    weights=self.weights[uses],
+                    weights=self.recorded.weights[uses],
                     max_grad_norm=self.run.max_grad_norm,
                     at_once=at_once,
                 )
@@ -140,57 +131,6 @@ class _Player:
         if saved is not None:
             saved.write(rows, adjoint, 0)
         return rows
-
-    def _forward(self, first: int, last: int) -> list[tuple[Parameters, OptimizerState]]:
-        """What each of the steps ``first + 1 .. last`` starts from; checks that they are the recorded ones."""
-        parameters, state = start = self._checkpoint(first)
-        states = []
-        for number in range(first + 1, last + 1):
-            states.append((parameters, state))
-            step = self.run.schedule.step(number)
-            result = training_step(
-                self.objective,
-                self.run.optimizer,
-                step,
-                collate_step(self.task, self.examples, step, self.device),
-                parameters,
-                state,
-                weights=self.weights,
-                max_grad_norm=self.run.max_grad_norm,
-            )
-            recorded, found = float(self.run.losses[number - 1]), float(result.loss)
-            if recorded == recorded and abs(found - recorded) > LOSS_TOLERANCE * max(1.0, abs(recorded)):
-                raise DigestMismatchError(
-                    f"step {number} of the run in {self.run.folder} does not come out as recorded: its loss is "
-                    f"{found:.6g}, recorded is {recorded:.6g}. The base model, the data or a library (torch, "
-                    "transformers) is not the one it was recorded with",
-                    field=f"step {number}",
-                )
-            parameters, state = result.parameters, result.state
-        self._check_end(start[0], parameters, first, last)
-        return states
-
-    def _check_end(self, start: Parameters, found: Parameters, first: int, last: int) -> None:
-        recorded = self._checkpoint(last)[0]
-        gap = _distance(found, recorded)
-        way = _distance(start, recorded)
-        if gap > STATE_TOLERANCE * way:
-            raise DigestMismatchError(
-                f"the steps {first + 1} to {last} of the run in {self.run.folder} do not lead to the recorded weights: "
-                f"they end {gap / max(way, 1e-30):.1%} of their way apart. A library (torch, transformers) has "
-                "changed, or the machine computes differently",
-                field=f"step {first + 1}",
-            )
-
-    def _checkpoint(self, step: int) -> tuple[Parameters, OptimizerState]:
-        parameters, state = self.run.checkpoint(step)
-        on_device = {name: parameters[name].to(self.device) for name in self.run.trainable}
-        if not step:
-            return on_device, self.run.optimizer.initial_state(on_device)
-        return on_device, {
-            kind: {name: tensors[name].to(self.device) for name in self.run.trainable}
-            for kind, tensors in state.items()
-        }
 
 
 class _Saved:
@@ -247,7 +187,3 @@ def _check(run: Run, directions: Mapping[str, Tensor]) -> None:
             f"{', '.join(map(str, shapes[name]))}] with the same K of at least 1 for all parameters",
             field="directions",
         )
-
-
-def _distance(one: Parameters, other: Parameters) -> float:
-    return float(sum(float((one[name] - other[name]).double().pow(2).sum()) for name in one)) ** 0.5
