@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from influence_engine.gradients.factors import IndexedGradient, LayerGradient
+from influence_engine.gradients.factors import DenseGradient, IndexedGradient, LayerGradient
+
+_AT_ONCE = 8
 
 _GROWTH = 1.25
 """A layer's basis grows by a quarter at a time: fine enough, and a handful of steps instead of thousands."""
@@ -48,6 +50,21 @@ class LayerProjection:
         slots[self.left] = torch.arange(kept, device=self.left.device)
         reduced = IndexedGradient(slots[gradient.rows], gradient.right @ self.right, kept + 1)
         return reduced.dense()[:, :kept].flatten(1)
+
+    def project_weighed(self, gradient: LayerGradient, matrix: Tensor) -> Tensor:
+        """Coordinates ``[B, r0 r1]`` of each example's gradient times ``matrix [d0, d1]``, number by number."""
+        if isinstance(gradient, IndexedGradient):
+            return self.project(replace(gradient, right=gradient.right * matrix[gradient.rows]))
+        if isinstance(gradient, DenseGradient):
+            return self.project(DenseGradient(gradient.matrix * matrix))
+        # The products are full matrices: a few at a time stay in the processor's caches.
+        parts = [
+            self.project(DenseGradient((left.transpose(1, 2) @ right).mul_(matrix)))
+            for left, right in zip(
+                torch.split(gradient.left, _AT_ONCE), torch.split(gradient.right, _AT_ONCE), strict=True
+            )
+        ]
+        return torch.cat(parts)
 
 
 class EnergyFit:

@@ -16,7 +16,7 @@ from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
 from influence_engine.index.encoder import Encoder, LayerCoordinates
-from influence_engine.index.finishing import Rotation, write_vectors
+from influence_engine.index.finishing import Rotation, Stages, write_vectors
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
 from influence_engine.index.passes import GradientPasses
 from influence_engine.index.plan import BuildPlan, plan_build
@@ -25,6 +25,7 @@ from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import require_disk
 from influence_engine.tasks import Example, Task, describe_task
+from influence_engine.training import Run
 from influence_engine.training.identity import check_examples, versions
 
 CURRENT = "CURRENT"
@@ -75,11 +76,13 @@ def build_version(
         ResourceError: too little disk.
     """
     passes = passes_for(model, task, settings)
+    record = _followed(settings, provenance)
     code = versions()
     identity = {
         "format": FORMAT,
         "digests": provenance.digests,
         "training": provenance.training_digest(),
+        "record": None if record is None else json_digest(record.manifest["files"]),
         "settings": settings.model_dump(mode="json"),
         "task": describe_task(task),
         "code": code["bento-audit"],
@@ -93,17 +96,18 @@ def build_version(
         working = path / "building" / name
         working.mkdir(parents=True, exist_ok=True)
         metric, metric_name = _metric(passes, settings, provenance)
-        builder = IndexBuilder(passes, examples, metric, settings, working, progress)
+        builder = IndexBuilder(passes, examples, metric, settings, working, progress, record)
         coordinates = builder.layers()
         basis = builder.basis(coordinates)
-        shards = builder.vectors(coordinates, basis["basis"])
+        gradients = builder.vectors(coordinates, basis["basis"])
+        stages = Stages(gradients, builder.responses(coordinates, basis["basis"]))
         rotation = Rotation.of(basis["ggn"])
-        damping, source = _damping(settings, provenance, rotation.eigenvalues)
+        damping, source = (0.0, "none") if record else _damping(settings, provenance, rotation.eigenvalues)
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         encoder.save(working / ENCODER)
         content, scale = write_vectors(
             working / TABLE,
-            shards,
+            stages,
             rotation,
             damping,
             examples,
@@ -119,6 +123,7 @@ def build_version(
             rows=len(examples),
             dimensions=encoder.basis.shape[0],
             coordinates=encoder.basis.shape[1],
+            approximation="final" if record is None else "unrolled",
             scale=scale,
             damping=damping,
             damping_source=source,
@@ -133,16 +138,30 @@ def build_version(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files={ENCODER: file_digest(working / ENCODER)},
         )
-        for shard in shards:
-            shard.unlink()
-        for stage in ("layers", "basis"):
-            (working / f"{stage}.safetensors").unlink()
+        for stage in working.glob("*.safetensors"):
+            if stage.name != ENCODER:
+                stage.unlink()
         manifest.write(working / MANIFEST)
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(final)
         working.rename(final)
     write_text(path / CURRENT, name + "\n")
     return final
+
+
+def _followed(settings: IndexSettings, provenance: Provenance) -> Run | None:
+    """The recorded run whose steps the index follows."""
+    if settings.approximation == "final" or (settings.approximation == "auto" and settings.damping is not None):
+        return None
+    if provenance.record is not None and provenance.why_not_recorded is None:
+        return provenance.record
+    if settings.approximation == "unrolled":
+        raise SettingsError(
+            f"index.approximation is 'unrolled', but there are no steps to follow: {provenance.why_not_recorded}; use "
+            "'auto' or 'final'",
+            field="index.approximation",
+        )
+    return None
 
 
 def _metric(

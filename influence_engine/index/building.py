@@ -1,10 +1,11 @@
-"""Builds an index in three stages, each of which is on disk before the next begins, so that a killed build goes on.
+"""Builds an index in stages, each of which is on disk before the next begins, so that a killed build goes on.
 
 1. *layers*: a pass over a sample fits every layer's bases.
 2. *basis*: a pass over a sample gives GGN rows in the layers' coordinates and their eigenbasis.
-3. *vectors*: a pass over all examples, in shards.
+3. *vectors*: a pass over all examples gives their loss gradients, in shards.
+4. *responses*: where the training was recorded, its steps are linearised and run through.
 
-Then the vectors are rotated into the GGN's eigenvectors, whitened, and written with the examples as one table.
+Then the vectors are rotated into the GGN's eigenvectors and written with the examples as one table.
 """
 
 from __future__ import annotations
@@ -20,16 +21,29 @@ from influence_engine.curvature import Metric, fit_eigenbasis
 from influence_engine.files import writing_aside
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
+from influence_engine.index.linear_steps import StepLineariser, read_steps
 from influence_engine.index.passes import GradientPasses
+from influence_engine.index.response import Response
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
+from influence_engine.training import Run
+from influence_engine.training.sensitivity import sensitivity_of
 
 SHARD = 1024
 """Examples a shard: what a killed build loses at most."""
 
 LAYER_SAMPLE = 1024
 """Examples that the layers' bases are fitted on; more change the bases little and cost a pass each."""
+
+RESPONSE_SHARD = 8 * SHARD
+"""Examples that run through the steps together: their responses and what is pending of them are in memory."""
+
+
+def sample_sizes(settings: IndexSettings, examples: int, *, unrolled: bool) -> tuple[int, int]:
+    """Examples that the basis is fitted on at the final weights, and at those of earlier checkpoints."""
+    each = min(settings.sample // 2 if unrolled else settings.sample, examples)
+    return each, each if unrolled else 0
 
 
 class IndexBuilder:
@@ -42,6 +56,7 @@ class IndexBuilder:
         settings: How to build.
         folder: Where the stages are kept until the index is complete.
         progress: Told of every batch.
+        record: The recorded run whose steps are followed, or none.
     """
 
     def __init__(
@@ -52,6 +67,7 @@ class IndexBuilder:
         settings: IndexSettings,
         folder: Path,
         progress: Progress,
+        record: Run | None = None,
     ) -> None:
         self.passes = passes
         self.examples = examples
@@ -59,6 +75,8 @@ class IndexBuilder:
         self.settings = settings
         self.folder = folder
         self.progress = progress
+        self.record = record
+        self._lineariser = None if record is None else StepLineariser(record, passes, examples, folder, progress)
         self._losses: dict[int, Tensor] = {}
         generator = torch.Generator().manual_seed(settings.seed)
         self._shuffled = torch.randperm(len(examples), generator=generator).tolist()
@@ -80,10 +98,11 @@ class IndexBuilder:
         """Stage 2: ``basis [m, k]``, ``ggn [k, k]`` within it, and ``kept``."""
         path = self.folder / "basis.safetensors"
         if not path.exists():
-            rows, roots = self._sampled_rows(coordinates)
-            fitted = fit_eigenbasis(rows, self.settings.dimensions)
+            sampled, met = sample_sizes(self.settings, len(self.examples), unrolled=self.record is not None)
+            rows, roots = self._sampled_rows(coordinates, sampled)
+            earlier = [] if self._lineariser is None else self._rows_met(self._lineariser, coordinates, met)
+            fitted = fit_eigenbasis(torch.cat([rows, *earlier]), self.settings.dimensions)
             curved = (rows * roots.unsqueeze(1)) @ fitted.vectors
-            sampled = min(self.settings.sample, len(self.examples))
             tensors = {
                 "basis": fitted.vectors.cpu().contiguous(),
                 "ggn": (curved.T @ curved / sampled).cpu(),
@@ -97,7 +116,7 @@ class IndexBuilder:
         """Stage 3: loss gradients of all examples in the basis, ``[n, k]`` a shard, in the examples' order."""
         paths = []
         for start in range(0, len(self.examples), SHARD):
-            path = self.folder / f"vectors-{start:09d}.safetensors"
+            path = self._shard("vectors", start)
             paths.append(path)
             wanted = range(start, min(start + SHARD, len(self.examples)))
             if path.exists():
@@ -122,7 +141,47 @@ class IndexBuilder:
                 save_file({"vectors": result}, aside)
         return paths
 
-    def _sampled_rows(self, coordinates: LayerCoordinates) -> tuple[Tensor, Tensor]:
+    def responses(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
+        """Stage 4: how the final weights answer to each example's weight, ``[n, k]`` a shard; none without a record."""
+        if self._lineariser is None or self.record is None:
+            return []
+        stretches = self._lineariser.stretches(coordinates, basis)
+        sensitivity = sensitivity_of(self.record.optimizer, {})
+        direct, late = sensitivity.releases(self.record.learning_rates)
+        paths = []
+        for start in range(0, len(self.examples), RESPONSE_SHARD):
+            count = min(RESPONSE_SHARD, len(self.examples) - start)
+            wanted = [self._shard("responses", first) for first in range(start, start + count, SHARD)]
+            paths += wanted
+            if not all(path.exists() for path in wanted):
+                response = Response(
+                    start, count, basis.shape[1], direct, late, self._lineariser.decays(), self.passes.device
+                )
+                for number, path in enumerate(stretches):
+                    response.advance(read_steps(path))
+                    done = start + count * (number + 1) // len(stretches)
+                    self.progress("following the recorded steps", done, len(self.examples))
+                for path, vectors in zip(wanted, torch.split(response.weights.cpu(), SHARD), strict=True):
+                    with writing_aside(path) as aside:
+                        save_file({"vectors": vectors.contiguous()}, aside)
+        return paths
+
+    def _shard(self, stage: str, first: int) -> Path:
+        return self.folder / f"{stage}-{first:09d}.safetensors"
+
+    def _rows_met(self, lineariser: StepLineariser, coordinates: LayerCoordinates, most: int) -> list[Tensor]:
+        """Fitting rows as in ``_sampled_rows``, of examples as the model met them in training."""
+        rows: list[Tensor] = []
+        done = 0
+        for positions, examples in lineariser.sampled(most):
+            for row in self.passes.rows(examples):
+                weight = (row.root_curvature.pow(2) + row.loss.pow(2)).sqrt()
+                rows.append(coordinates(row.gradients) * weight.unsqueeze(1))
+            done += len(positions)
+            self.progress("fitting the basis to the recorded steps", done, most)
+        return rows
+
+    def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> tuple[Tensor, Tensor]:
         """Fitting rows ``[S, m]`` of the sample, and what makes GGN rows of them ``[S]``.
 
         A row is ``sqrt(h + c^2) J^T e``: it counts with its curvature and with its share of the loss gradient, so that
@@ -130,7 +189,7 @@ class IndexBuilder:
         """
         rows: list[Tensor] = []
         roots: list[Tensor] = []
-        for positions, examples in self._batches(self._shuffled[: self.settings.sample], "fitting the GGN's basis"):
+        for positions, examples in self._batches(self._shuffled[:sampled], "fitting the GGN's basis"):
             total: Tensor | None = None
             for row in self.passes.rows(examples):
                 pulled = coordinates(row.gradients)

@@ -52,21 +52,28 @@ class LayerCoordinates:
 
     def project(self, scaled: Mapping[str, LayerGradient]) -> Tensor:
         """Coordinates ``[B, m]`` of gradients that have been scaled."""
-        parts: list[Tensor | None] = []
-        batch, some = 0, None
-        for name, projection in self.projections.items():
-            gradient = scaled.get(name)
-            part = None if gradient is None else projection.project(gradient)
-            if part is not None:
-                batch, some = part.shape[0], part
-            parts.append(part)
-        if some is None:
+        return self._joined({name: self.projections[name].project(gradient) for name, gradient in scaled.items()})
+
+    def project_weighed(self, scaled: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]) -> Tensor:
+        """Coordinates ``[B, m]`` of gradients times the layers' ``matrices``, number by number."""
+        return self._joined(
+            {
+                name: self.projections[name].project_weighed(gradient, matrices[name])
+                for name, gradient in scaled.items()
+            }
+        )
+
+    def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
+        if not parts:
             raise IndexFormatError("none of the index's layers took part in the forward pass")
-        sizes = (projection.size for projection in self.projections.values())
-        filled = [
-            some.new_zeros(batch, size) if part is None else part for part, size in zip(parts, sizes, strict=True)
-        ]
-        return torch.cat(filled, 1)
+        some = next(iter(parts.values()))
+        return torch.cat(
+            [
+                parts[name] if name in parts else some.new_zeros(len(some), projection.size)
+                for name, projection in self.projections.items()
+            ],
+            1,
+        )
 
     def to(self, device: torch.device) -> LayerCoordinates:
         """The same on a device."""

@@ -21,6 +21,19 @@ _RANGE = 1024.0
 
 
 @dataclass(frozen=True)
+class Stages:
+    """Files of the last two stages, a shard each, in the examples' order.
+
+    Attributes:
+        gradients: Loss gradients at the final weights, ``vectors [n, k]``.
+        responses: Responses of the final weights to the examples' weights, the same; none where no steps are followed.
+    """
+
+    gradients: Sequence[Path]
+    responses: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
 class Rotation:
     """From the fitted basis to the GGN's eigenvectors within it.
 
@@ -46,7 +59,7 @@ class Rotation:
 
 def write_vectors(
     path: Path,
-    shards: Sequence[Path],
+    stages: Stages,
     rotation: Rotation,
     damping: float,
     examples: Sequence[Example],
@@ -57,25 +70,30 @@ def write_vectors(
 ) -> tuple[str, float]:
     """Writes the example table; returns its content digest and the scale of its vectors.
 
-    A stored vector is ``scale (g in eigenvectors) / sqrt(eigenvalue + damping)``: all its numbers are of one size, and
-    the damped inverse is a product with equally whitened queries.
+    A stored vector is ``scale`` times an example's response in the GGN's eigenvectors, where there are responses. Else
+    it is ``scale (g in eigenvectors) / sqrt(eigenvalue + damping)``: all its numbers are of one size, and the damped
+    inverse is a product with equally whitened queries.
     """
-    whitening = (rotation.matrix / (rotation.eigenvalues + damping).sqrt()).float().cpu()
-    largest = max(float((_read(shard) @ whitening).abs().max()) for shard in shards)
+    unrolled = bool(stages.responses)
+    turn = rotation.matrix if unrolled else rotation.matrix / (rotation.eigenvalues + damping).sqrt()
+    turn = turn.float().cpu()
+    shards = stages.responses or stages.gradients
+    largest = max(float((_read(shard) @ turn).abs().max()) for shard in shards)
     scale = _RANGE / largest if largest > 0 else 1.0
+    weight = 1.0 if unrolled else -1.0 / len(examples)
     remove_tree(path)  # a table left by a build that was killed here
 
-    def blocks() -> Iterator[tuple[Sequence[Example], Tensor]]:
+    def blocks() -> Iterator[tuple[Sequence[Example], Tensor, Tensor]]:
         start = 0
-        for shard in shards:
-            vectors = _read(shard) @ whitening * scale
-            yield examples[start : start + len(vectors)], vectors
+        for shard, losses in zip(shards, stages.gradients, strict=True):
+            vectors, gradients = _read(shard) @ turn, _read(losses) @ turn
+            # By how much an example's own loss is lower for its having been in training.
+            own = -weight * (vectors.double() * gradients.double()).sum(1)
+            yield examples[start : start + len(vectors)], vectors * scale, own
             start += len(vectors)
             progress("writing the index", start, len(examples))
 
-    content = write_table(
-        path, blocks(), label=label, weight=1 / len(examples), dimensions=whitening.shape[1], dtype=dtype
-    )
+    content = write_table(path, blocks(), label=label, weight=weight, dimensions=turn.shape[1], dtype=dtype)
     return content, scale
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, verify_folder
-from influence_engine.errors import DigestMismatchError, IndexFormatError
+from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
 from influence_engine.index.basis import ReplayBasis
 from influence_engine.index.build import (
     CURRENT,
@@ -284,12 +284,16 @@ class InfluenceIndex:
     def scores(self, encoded: Tensor, *, exact: bool = False, damping: float | None = None) -> Tensor:
         """Influence of every example on each query, ``[Q, N]``, in row order; positive supports.
 
-        ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` in the eigenvectors of ``G``.
+        ``phi^T d theta / d w_i`` along the recorded steps, or ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` at the final
+        weights; in the eigenvectors of ``G``.
 
         Args:
             encoded: ``[Q, k]``, from the encoder.
             exact: Multiply in single precision, block by block, instead of in the precision of the stored vectors.
             damping: ``lambda`` in place of the index's own, for choosing it by measurement.
+
+        Raises:
+            SettingsError: another damping of an index that follows the recorded steps and has none.
         """
         whitened = self._whitened(encoded, damping)
         size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
@@ -299,24 +303,22 @@ class InfluenceIndex:
             products = torch.cat(blocks, 1)
         else:
             products = (query.to(self._vectors.dtype) @ self._vectors.T).float()
-        return products * (-size / self.manifest.scale) * self._weights
+        return products * (size / self.manifest.scale) * self._weights
 
     def scores_of(self, encoded: Tensor, rows: Tensor, *, damping: float | None = None) -> Tensor:
         """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""
         whitened = self._whitened(encoded, damping)
-        return -(self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
+        return (self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
 
     def self_influences(self) -> Tensor:
-        """By how much training with each example lowered its own loss, ``[N]``, at first order; never negative.
-
-        ``g_i^T (G + lambda D)^-1 g_i a_i / Z``: the squared norm of the example's whitened gradient times its weight.
-        In double precision, on the CPU.
-        """
-        blocks = torch.split(self._vectors, _EXACT_BLOCK)
-        squares = torch.cat([(block.double() / self.manifest.scale).square().sum(1) for block in blocks])
-        return (squares * self._weights.double()).cpu()
+        """By how much training with each example lowered its own loss, ``[N]``, at first order, double precision."""
+        return torch.tensor(self.table.column("self_influence"), dtype=torch.float64)
 
     def _whitened(self, encoded: Tensor, damping: float | None) -> Tensor:
+        if self.manifest.approximation == "unrolled":
+            if damping not in (None, self.manifest.damping):
+                raise SettingsError("this index follows the recorded steps; it has no damping", field="damping")
+            return encoded
         own = self.encoder.eigenvalues + self.manifest.damping
         if damping is None:
             return encoded / own.sqrt()

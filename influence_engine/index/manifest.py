@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -11,7 +11,6 @@ from influence_engine.errors import IndexFormatError
 from influence_engine.files import read_json, write_json
 
 FORMAT = 2
-METHOD = "ggn-eigenbasis"
 
 
 class LayerSummary(BaseModel):
@@ -34,8 +33,10 @@ class Manifest(BaseModel):
         rows: Examples.
         dimensions: Values stored for each.
         coordinates: Coordinates of all layers before the eigenbasis.
-        scale: Stored vectors are ``scale`` times the whitened gradients.
-        damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``heuristic``.
+        approximation: ``unrolled`` or ``final``; see ``IndexSettings``.
+        scale: Stored vectors are ``scale`` times the whitened gradients (``final``) or responses (``unrolled``).
+        damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``heuristic``; 0 and ``none``
+            where the recorded steps are followed.
         metric: ``adam`` or ``identity``.
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
@@ -47,7 +48,6 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int = FORMAT
-    method: str = METHOD
     build_digest: str
     content_digest: str
     digests: dict[str, str | None]
@@ -55,6 +55,7 @@ class Manifest(BaseModel):
     rows: int
     dimensions: int
     coordinates: int
+    approximation: Literal["unrolled", "final"]
     scale: float
     damping: float
     damping_source: str

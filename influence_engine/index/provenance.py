@@ -26,6 +26,7 @@ class Provenance:
         epsilon: Adam's, in the units of a gradient.
         damping: ``1 / sum of learning rates``, clipping included; ``None`` without a record.
         run: Folder of the record.
+        record: The run itself.
         why_not_recorded: Why replayed answers cannot be had, where they cannot.
     """
 
@@ -34,6 +35,7 @@ class Provenance:
     epsilon: float = 0.0
     damping: float | None = None
     run: str | None = None
+    record: Run | None = None
     why_not_recorded: str | None = field(default=NOT_RECORDED)
 
     @classmethod
@@ -49,6 +51,7 @@ class Provenance:
             epsilon=run.epsilon or 0.0,
             damping=recorded_damping(steps, momentum=momentum),
             run=str(run.folder),
+            record=run,
             why_not_recorded=run.why_not_replayable,
         )
 

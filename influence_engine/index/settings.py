@@ -14,7 +14,9 @@ class IndexSettings(BaseModel):
         dimensions: Largest number of values stored for an example.
         coordinates: Coordinates of all layers together, before the eigenbasis; more keep more of the influence and cost
             ``2 coordinates dimensions`` bytes once.
-        damping: ``lambda`` in the optimiser's metric; by default ``1 / sum of the recorded learning rates``.
+        approximation: ``unrolled`` follows the recorded steps; ``final`` is one damped Gauss-Newton step at the final
+            weights; ``auto`` is ``unrolled`` where the training was recorded and no damping is given.
+        damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``.
         metric: ``adam`` (the recorded second moments), ``identity``, or ``auto``: Adam's where the record has it.
         dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
         unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
@@ -28,6 +30,7 @@ class IndexSettings(BaseModel):
 
     dimensions: int = Field(default=2048, ge=1, le=16384)
     coordinates: int = Field(default=16384, ge=1, le=262144)
+    approximation: Literal["auto", "unrolled", "final"] = "auto"
     damping: float | None = Field(default=None, gt=0)
     metric: Literal["auto", "adam", "identity"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"

@@ -23,7 +23,7 @@ RESERVED = ("example_id", "source", "licence", "consent", "metadata")
 """Keys of an example that are not fields of its task."""
 
 DESCRIBING = ("example_id", "example_handle", "label", "source", "licence", "consent", "fields", "metadata")
-"""All columns but the weight and the vector."""
+"""All columns but the numbers."""
 
 _MAPPINGS = ("fields", "metadata")
 
@@ -110,20 +110,20 @@ def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
 
 def write_table(
     path: str | os.PathLike[str],
-    blocks: Iterable[tuple[Sequence[Example], Tensor]],
+    blocks: Iterable[tuple[Sequence[Example], Tensor, Tensor]],
     *,
     label: str,
     weight: float,
     dimensions: int,
     dtype: str,
 ) -> str:
-    """Writes a new table from blocks of examples and their vectors ``[n, k]``; returns its content digest.
+    """Writes a new table from blocks of examples, vectors ``[n, k]`` and self-influences ``[n]``; returns its digest.
 
     Args:
         path: The Lance dataset to make.
         blocks: In row order.
         label: Name of the field that examples are grouped by.
-        weight: ``a_i / Z`` of every example.
+        weight: What every vector's inner product with a query is multiplied with.
         dimensions: ``k``.
         dtype: ``float16`` or ``float32``.
     """
@@ -138,13 +138,17 @@ def write_table(
             pa.field("fields", pa.string(), nullable=False),
             pa.field("metadata", pa.string(), nullable=False),
             pa.field("weight", pa.float32(), nullable=False),
+            pa.field("self_influence", pa.float32(), nullable=False),
             pa.field("vector", pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dimensions)),
         ]
     )
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for examples, vectors in blocks:
-            columns = [_row(example, label, weight) for example in examples]
+        for examples, vectors, own in blocks:
+            columns = [
+                {**_row(example, label), "weight": weight, "self_influence": influence}
+                for example, influence in zip(examples, own.tolist(), strict=True)
+            ]
             flat = pa.array(vectors.to(getattr(torch, dtype)).contiguous().flatten().numpy())
             arrays = [pa.array([column[field.name] for column in columns], field.type) for field in list(schema)[:-1]]
             yield pa.RecordBatch.from_arrays(
@@ -155,7 +159,7 @@ def write_table(
     return ExampleTable(path).content_digest()
 
 
-def _row(example: Example, label: str, weight: float) -> dict[str, Any]:
+def _row(example: Example, label: str) -> dict[str, Any]:
     fields = {key: value for key, value in example.items() if key not in RESERVED}
     group = example.get(label)
     return {
@@ -167,7 +171,6 @@ def _row(example: Example, label: str, weight: float) -> dict[str, Any]:
         "consent": example.get("consent"),
         "fields": _json(fields, example),
         "metadata": _json(dict(example.get("metadata") or {}), example),
-        "weight": weight,
     }
 
 

@@ -1,0 +1,250 @@
+"""The recorded steps, linearised: what an example's weight, or model weights a little different, do at each of them.
+
+At the weights that step ``s`` started from, its gradient answers to a change ``delta`` of these weights by
+``G_s delta`` with the Gauss-Newton matrix ``G_s = sum_j h_j r_j r_j^T`` of its batch, and to example ``i``'s weight by
+the example's own gradient. Both are sums over the batch's pulled-back rows ``r_j`` (see ``passes``), so a step can move
+the final weights along a few fixed directions only. Everything is kept in the ``k`` coordinates of the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from influence_engine.files import writing_aside
+from influence_engine.gradients import LayerGradient
+from influence_engine.index.encoder import LayerCoordinates
+from influence_engine.index.passes import GradientPasses
+from influence_engine.progress import Progress
+from influence_engine.tasks import Example
+from influence_engine.training import Run
+from influence_engine.training.frozen import FrozenSteps, KeptSteps
+from influence_engine.training.optimizers import Parameters
+from influence_engine.training.schedule import Step
+from influence_engine.training.sensitivity import sensitivity_of
+from influence_engine.training.step import Objective, put_parameters, set_dropout
+from influence_engine.training.stretches import RecordedStates
+
+STAGE = "linearising the recorded steps"
+SUMS = "sums.safetensors"
+
+
+@dataclass(frozen=True)
+class LinearStep:
+    """One step; ``n`` pulled-back rows.
+
+    Attributes:
+        examples: ``[n]``, the example that each row belongs to.
+        pulled: ``[n, k]``, ``r_j`` in the optimiser's metric.
+        direct: ``[n, k]``, where a unit of row ``j`` in the gradient moves the final weights (``E`` of
+            ``training.sensitivity``).
+        late: ``[n, k]``, the same through the second moment (``L``), or ``[0, k]``.
+        curvature: ``[n]``, ``w_i a_i h_j / Z``.
+        source: ``[n]``, coefficients of the rows in the derivative by the example's weight, ``a_i c_j / Z``.
+        gradient: ``[n]``, coefficients of the rows in the step's gradient before clipping, ``w_i a_i c_j / Z``.
+        along: ``[n]``, inner products of the rows with that gradient, over its squared norm.
+        clip: ``[]``, the factor of clipping.
+    """
+
+    examples: Tensor
+    pulled: Tensor
+    direct: Tensor
+    late: Tensor
+    curvature: Tensor
+    source: Tensor
+    gradient: Tensor
+    along: Tensor
+    clip: Tensor
+
+    def to(self, device: torch.device) -> LinearStep:
+        """The same on a device."""
+        return replace(self, **{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+
+
+class StepLineariser:
+    """Walks a record back, a stretch between two checkpoints at a time, and keeps each stretch on disk.
+
+    Args:
+        run: A run that can be replayed.
+        passes: Over the run's model; its trained parameters are changed while this works, and put back.
+        examples: In the recorded order.
+        folder: Where the stretches are kept; what is there already is not done again.
+        progress: Told of every step.
+    """
+
+    def __init__(
+        self, run: Run, passes: GradientPasses, examples: Sequence[Example], folder: Path, progress: Progress
+    ) -> None:
+        self.run, self.passes, self.examples, self.folder, self.progress = run, passes, examples, folder, progress
+        model = passes.model
+        frozen = None if run.dropout else FrozenSteps(model, run.trainable, KeptSteps())
+        self._objective = Objective(model, passes.task, frozen)
+        self._states = RecordedStates(run, examples, self._objective, passes.device)
+
+    def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
+        """Examples as the model met them: batches from the steps after each checkpoint but the last.
+
+        The model has the checkpoint's weights while a batch is yielded. ``most`` examples in all.
+        """
+        stretches = self._states.stretches()[::-1]
+        for number, (first, last) in enumerate(stretches):
+            quota = most * (number + 1) // len(stretches) - most * number // len(stretches)
+            schedule = self.run.schedule
+            uses = torch.cat([rows for step in range(first + 1, last + 1) for rows in schedule.step(step).rows])
+            rows = uses[:quota].tolist()
+            with self._weights_of(self._states.checkpoint(first)[0]):
+                for group in self.passes.batches([self.examples[row] for row in rows]):
+                    chosen = [rows[place] for place in group]
+                    yield chosen, [self.examples[row] for row in chosen]
+
+    def stretches(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
+        """The files of all stretches, first steps first; ``read_steps`` reads them.
+
+        Raises:
+            DigestMismatchError: the steps do not come out as recorded.
+        """
+        total = len(self.run.schedule)
+        sensitivity = sensitivity_of(self.run.optimizer, self._states.checkpoint(total)[0])
+        sums, done = self.folder / SUMS, total
+        if sums.exists():
+            kept = load_file(sums)
+            done = int(kept.pop("done"))
+            sensitivity.restore(kept)
+        paths: list[Path] = []
+        for first, last in self._states.stretches():
+            path = self.folder / f"steps-{first:09d}.safetensors"
+            paths.insert(0, path)
+            if last > done:
+                self.progress(STAGE, total - first, total)
+                continue
+            set_dropout(self.passes.model, self.run.dropout)
+            states = self._states.between(first, last)
+            after = self._states.checkpoint(last)
+            tensors: dict[str, Tensor] = {}
+            while states:
+                number = first + len(states)
+                before = states.pop()
+                step = self.run.schedule.step(number)
+                direct, late, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
+                with self._weights_of(before[0]):
+                    linear = self._linear(step, coordinates, basis, direct, late, gradient)
+                tensors |= {f"{number}/{one.name}": getattr(linear, one.name).cpu() for one in fields(linear)}
+                after = before
+                self.progress(STAGE, total - number + 1, total)
+            _save(path, tensors)
+            _save(sums, sensitivity.tensors() | {"done": torch.tensor(first)})
+        return paths
+
+    def decays(self) -> Tensor:
+        """Share of the trained weights that each step's decay leaves, ``[T]``: their mean, where names differ."""
+        decay: Mapping[str, float] = getattr(self.run.optimizer, "weight_decay", {})
+        sizes = {name: self.passes.model.get_parameter(name).numel() for name in self.run.trainable}
+        mean = sum(decay.get(name, 0.0) * size for name, size in sizes.items()) / sum(sizes.values())
+        return 1.0 - self.run.learning_rates * mean
+
+    def _linear(
+        self,
+        step: Step,
+        coordinates: LayerCoordinates,
+        basis: Tensor,
+        direct: Parameters,
+        late: Parameters | None,
+        gradient: Parameters,
+    ) -> LinearStep:
+        tracked = self.passes.tracked
+        moved, clipped = tracked.matrices(direct), tracked.matrices(gradient)
+        slow = None if late is None else tracked.matrices(late)
+        parts: dict[str, list[Tensor]] = {one.name: [] for one in fields(LinearStep)}
+        for number, (rows, shares) in enumerate(zip(step.rows, step.shares, strict=True)):
+            source = (shares / step.normalizer).to(self.passes.device)
+            weight = source * self._states.weights[rows].to(source)
+            with self._objective.running(step.number, number):
+                for row in self.passes.rows([self.examples[place] for place in rows.tolist()]):
+                    parts["examples"].append(rows)
+                    parts["pulled"].append(coordinates(row.gradients) @ basis)
+                    parts["direct"].append(_moved(coordinates, row.gradients, moved) @ basis)
+                    if slow is not None:
+                        parts["late"].append(_moved_by_number(coordinates, row.gradients, slow) @ basis)
+                    parts["curvature"].append(weight * row.root_curvature.pow(2))
+                    parts["source"].append(source * row.loss)
+                    parts["gradient"].append(weight * row.loss)
+                    inner = [found.inner(clipped[name]) for name, found in row.gradients.items()]
+                    parts["along"].append(torch.stack(inner).sum(0))
+        one = {name: torch.cat(part) for name, part in parts.items() if part and name != "clip"}
+        one.setdefault("late", one["direct"][:0])
+        clip, along = self._clipping(step, one["gradient"], one["along"], gradient)
+        return LinearStep(**{**one, "along": along, "clip": clip})
+
+    def _clipping(self, step: Step, coefficients: Tensor, along: Tensor, gradient: Parameters) -> tuple[Tensor, Tensor]:
+        """The factor, and the rows' inner products with the gradient before clipping over its squared norm."""
+        squared = sum(float(part.double().pow(2).sum()) for part in gradient.values())
+        recorded = float(self.run.clip_factors[step.number - 1])
+        if self.run.max_grad_norm is None or not squared:
+            return torch.ones(()), torch.zeros_like(along)
+        # A Trainer's record does not say; the rows' sum is the gradient that was clipped.
+        factor = recorded if recorded == recorded else squared / float((coefficients * along).sum())
+        factor = min(factor, 1.0)
+        return torch.tensor(factor), along * (factor / squared)
+
+    def _weights_of(self, parameters: Parameters) -> _Weights:
+        return _Weights(self.passes, parameters)
+
+
+class _Weights:
+    """The model in evaluation mode with other weights, while it lasts."""
+
+    def __init__(self, passes: GradientPasses, parameters: Parameters) -> None:
+        self._model, self._parameters = passes.model, parameters
+
+    def __enter__(self) -> None:
+        own = dict(self._model.named_parameters())
+        self._own = {name: own[name].detach().clone() for name in self._parameters}
+        self._was_training = self._model.training
+        self._model.eval()
+        put_parameters(self._model, self._parameters)
+
+    def __exit__(self, *_: object) -> None:
+        put_parameters(self._model, self._own)
+        self._model.train(self._was_training)
+
+
+def read_steps(path: Path) -> list[LinearStep]:
+    """The steps of one stretch, in their order."""
+    found = load_file(path)
+    numbers = sorted({int(key.partition("/")[0]) for key in found})
+    return [LinearStep(**{one.name: found[f"{number}/{one.name}"] for one in fields(LinearStep)}) for number in numbers]
+
+
+def _moved(
+    coordinates: LayerCoordinates, gradients: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]
+) -> Tensor:
+    """Coordinates of ``E g`` from the rank-one form of ``E`` (as ``curvature.metric`` has that of Adam's metric)."""
+    scaled = {}
+    for name, gradient in gradients.items():
+        matrix, metric = matrices[name], coordinates.metric[name]
+        rows, columns = matrix.mean(1), matrix.mean(0)
+        # The weights themselves are measured in the inverse of the gradients' metric.
+        scaled[name] = gradient.scale(rows / metric.row, columns / rows.mean().clamp_min(1e-30) / metric.column)
+    return coordinates.project(scaled)
+
+
+def _moved_by_number(
+    coordinates: LayerCoordinates, gradients: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]
+) -> Tensor:
+    """Coordinates of ``L g``; ``L`` has the signs of a gradient, and no rank-one form."""
+    inverse = {
+        name: matrices[name] / (metric.row.unsqueeze(-1) * metric.column)
+        for name, metric in coordinates.metric.items()
+        if name in gradients
+    }
+    return coordinates.project_weighed(gradients, inverse)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with writing_aside(path) as aside:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
