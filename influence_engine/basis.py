@@ -64,7 +64,7 @@ def build_basis(
     index = attributor.index
     if index.manifest.digests.get("model") != run.digests["model"] or index.example_ids != run.example_ids:
         raise DigestMismatchError(f"the index in {index.folder} is not of the run in {run.folder}", field="run")
-    dampings = [factor * index.manifest.damping for factor in DAMPING_FACTORS]
+    dampings = sorted({factor * index.manifest.damping for factor in DAMPING_FACTORS})
     estimates = attributor.scores(held_out, "estimated")
     coefficients = choose_directions(estimates, width)
     directions = measurement_directions(attributor, held_out, coefficients, run.trainable)

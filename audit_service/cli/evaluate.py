@@ -137,8 +137,11 @@ def _summary(found: Evaluation, folder: Path, drawn: bool) -> dict[str, object]:
     one_by_one = found.single
     return {
         "queries": f"{found.queries} held-out, {found.examples:,} training examples",
+        "approximation": found.approximation,
         "damping": f"{found.damping:.3g}; tuned: "
-        + ", ".join(f"{damping:.3g} ({truth})" for truth, damping in found.damping_tuned.items()),
+        + ", ".join(f"{damping:.3g} ({truth})" for truth, damping in found.damping_tuned.items())
+        if found.damping_tuned
+        else None,
         "one at a time": None
         if one_by_one is None
         else f"{one_by_one.examples} examples: rank correlation {one_by_one.rank_correlation:.3f}, "

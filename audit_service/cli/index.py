@@ -149,11 +149,11 @@ def _facts(about: dict[str, Any]) -> Any:
     left_out = about["left_out"]
     rows: dict[str, object] = {
         "index": about["folder"],
-        "method": about["method"],
+        "approximation": about["approximation"],
         "training examples": f"{about['rows']:,}",
         "numbers an example": f"{about['dimensions']:,} (from {about['coordinates']:,} coordinates)",
         "metric": about["metric"],
-        "damping": f"{about['damping']:.3g} ({about['damping_source']})",
+        "damping": f"{about['damping']:.3g} ({about['damping_source']})" if about["damping"] else None,
         "energy kept": f"{about['energy_kept']:.1%} of the sampled gradients'",
         "left out": f"{sum(left_out.values()):,} parameters of {len(left_out)} tensors" if left_out else None,
         "disk": size(about["disk_bytes"]),

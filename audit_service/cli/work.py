@@ -230,7 +230,7 @@ def plan_index(config: AuditConfig, progress: Progress) -> BuildPlan:
     if config.model is None:
         run = recorded_run(config)
         examples = read_training_set(config, run.folder / "model", progress)
-        return InfluenceIndex.plan(run.load_model(), examples.task, examples.train.examples, config.index)
+        return InfluenceIndex.plan(run.load_model(), examples.task, examples.train.examples, config.index, run=run)
     served, examples = _adopted(config, progress)
     return InfluenceIndex.plan(served.model, examples.task, examples.train.examples, config.index)
 

@@ -101,14 +101,16 @@ class Evaluation:
         queries: Reported ones.
         examples: Training examples.
         rows: By truth, best method first.
-        damping: The index's own.
-        damping_tuned: What the tuning queries chose, by kind and fraction.
+        approximation: The index's: ``unrolled`` or ``final``.
+        damping: The index's own; 0 for ``unrolled``, which has none.
+        damping_tuned: What the tuning queries chose, by kind and fraction; nothing for ``unrolled``.
         single: Where examples were left out one at a time.
     """
 
     queries: int
     examples: int
     rows: list[LdsRow]
+    approximation: str
     damping: float
     damping_tuned: dict[str, float]
     single: SingleRemovals | None
@@ -153,14 +155,18 @@ def evaluate(
         for fraction, chosen in removals.items():
             removed = membership(chosen, ids)
             measured = retraining.measurements(chosen, kind)
-            best = max(grid, key=lambda d, r=removed, m=measured: _tuning_score(grid[d], r, m, tuning))  # type: ignore[misc]
-            tuned[f"{kind}/{fraction:g}"] = best
-            found = [_row(one, kind, fraction, removed, measured, tuning) for one in [*methods, grid[best]]]
+            compared = list(methods)
+            if grid:
+                best = max(grid, key=lambda d, r=removed, m=measured: _tuning_score(grid[d], r, m, tuning))  # type: ignore[misc]
+                tuned[f"{kind}/{fraction:g}"] = best
+                compared.append(grid[best])
+            found = [_row(one, kind, fraction, removed, measured, tuning) for one in compared]
             rows += sorted(found, key=lambda row: -row.lds)
     return Evaluation(
         queries=len(queries) - tuning,
         examples=len(ids),
         rows=rows,
+        approximation=attributor.index.manifest.approximation,
         damping=attributor.index.manifest.damping,
         damping_tuned=tuned,
         single=_single(methods[0], retraining, ids, plan, tuning) if plan.single else None,

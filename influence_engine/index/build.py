@@ -51,10 +51,13 @@ def passes_for(model: nn.Module, task: Task, settings: IndexSettings) -> Gradien
     )
 
 
-def predict_build(model: nn.Module, task: Task, examples: Sequence[Example], settings: IndexSettings) -> BuildPlan:
+def predict_build(
+    model: nn.Module, task: Task, examples: Sequence[Example], settings: IndexSettings, provenance: Provenance | None
+) -> BuildPlan:
     """Time, disk and memory that building will take, from two probed batches."""
     check_examples(task, examples, "training")
-    return plan_build(passes_for(model, task, settings), examples, settings)
+    record = None if provenance is None else _followed(settings, provenance)
+    return plan_build(passes_for(model, task, settings), examples, settings, record)
 
 
 def build_version(
@@ -91,7 +94,7 @@ def build_version(
     name = build_digest[:16]
     final = path / VERSIONS / name
     if not (final / MANIFEST).exists():
-        plan = plan_build(passes, examples, settings, probe=False)
+        plan = plan_build(passes, examples, settings, record, probe=False)
         require_disk(path, plan.disk_bytes)
         working = path / "building" / name
         working.mkdir(parents=True, exist_ok=True)

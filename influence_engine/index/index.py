@@ -206,10 +206,16 @@ class InfluenceIndex:
 
     @staticmethod
     def plan(
-        model: nn.Module, task: Task, train: Sequence[Example], settings: IndexSettings | None = None
+        model: nn.Module,
+        task: Task,
+        train: Sequence[Example],
+        settings: IndexSettings | None = None,
+        *,
+        run: Run | None = None,
     ) -> BuildPlan:
-        """Predicts time, disk and memory of a build."""
-        return predict_build(model, task, train, settings or IndexSettings())
+        """Predicts time, disk and memory of a build; ``run`` is the recorded one, where there is one."""
+        provenance = None if run is None else Provenance.of(run)
+        return predict_build(model, task, train, settings or IndexSettings(), provenance)
 
     def verify(self) -> None:
         """Reads every row again and compares digests.

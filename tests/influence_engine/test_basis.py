@@ -19,16 +19,17 @@ from influence_engine.replay import replay
 from tests.influence_engine.conftest import make_vectors
 
 
-@pytest.fixture
+@pytest.fixture(params=["final", "unrolled"])
 def attributor(
+    request: pytest.FixtureRequest,
     vector_run: Run,
     vector_task: Any,
     vector_train: Any,
-    vector_model: nn.Module,
+    vector_model: Any,
     index_folder: Path,
     fresh_network: Any,
 ) -> Attributor:
-    settings = IndexSettings(dtype="float32")
+    settings = IndexSettings(dtype="float32", approximation=request.param)
     index = InfluenceIndex.build_from_run(
         vector_run, vector_task, vector_train, index_folder, settings, into=fresh_network
     )
@@ -85,7 +86,7 @@ def test_replayed_influences_predict_retraining_better_than_estimated_ones(
         tier: linear_datamodeling_score(attributor.scores(vector_queries, tier), removed, measured).mean
         for tier in ("estimated", "replayed")
     }
-    assert lds["replayed"] > lds["estimated"] + 0.02
+    assert lds["replayed"] > lds["estimated"] + (0.02 if attributor.index.manifest.damping else 0.0)
 
 
 def test_a_basis_is_found_again_and_only_by_its_own_index(

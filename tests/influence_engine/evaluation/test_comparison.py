@@ -14,7 +14,7 @@ from influence_engine.evaluation import EvaluationPlan, Retraining, evaluate, li
 from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, TUNED
 from influence_engine.evaluation.removals import random_removals
 
-EXACT = IndexSettings(dtype="float32")
+EXACT = IndexSettings(dtype="float32", approximation="final")
 
 
 def build(run: Run, task: Any, train: Any, folder: Path, network: Any, **settings: Any) -> InfluenceIndex:

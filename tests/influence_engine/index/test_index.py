@@ -135,7 +135,9 @@ def test_the_index_covers_every_example_in_order(index: InfluenceIndex, vector_t
 def test_default_damping_is_read_from_the_record(
     vector_run: Run, vector_task: Any, vector_train: Any, index_folder: Path, fresh_network: nn.Module
 ) -> None:
-    built = InfluenceIndex.build_from_run(vector_run, vector_task, vector_train, index_folder, into=fresh_network)
+    built = InfluenceIndex.build_from_run(
+        vector_run, vector_task, vector_train, index_folder, IndexSettings(approximation="final"), into=fresh_network
+    )
     steps = vector_run.learning_rates * vector_run.clip_factors
     assert built.manifest.damping == pytest.approx(1 / float(steps.sum()))
     assert (built.manifest.damping_source, built.manifest.metric) == ("record", "adam")
