@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
 from influence_engine.basis import build_basis, measurement_directions
