@@ -79,7 +79,7 @@ class IndexIdentity(BaseModel):
 
     tag: str
     digest: str
-    method: str = Field(description="The curvature behind the influences.")
+    method: str = Field(description="``unrolled`` along the recorded steps, or ``final``: one step at the final weights.")
     rows: int = Field(description="Training examples in the index.")
 
 

@@ -52,7 +52,7 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
         index={
             "tag": found.tag,
             "digest": index.manifest.build_digest,
-            "method": index.manifest.method,
+            "method": index.manifest.approximation,
             "rows": index.manifest.rows,
         },
     )

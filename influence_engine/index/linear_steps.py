@@ -169,7 +169,7 @@ class StepLineariser:
                     parts["pulled"].append(coordinates(row.gradients) @ basis)
                     parts["direct"].append(_moved(coordinates, row.gradients, moved) @ basis)
                     if slow is not None:
-                        parts["late"].append(_moved_by_number(coordinates, row.gradients, slow) @ basis)
+                        parts["late"].append(_moved(coordinates, row.gradients, slow) @ basis)
                     parts["curvature"].append(weight * row.root_curvature.pow(2))
                     parts["source"].append(source * row.loss)
                     parts["gradient"].append(weight * row.loss)
@@ -223,20 +223,11 @@ def read_steps(path: Path) -> list[LinearStep]:
 def _moved(
     coordinates: LayerCoordinates, gradients: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]
 ) -> Tensor:
-    """Coordinates of ``E g`` from the rank-one form of ``E`` (as ``curvature.metric`` has that of Adam's metric)."""
-    scaled = {}
-    for name, gradient in gradients.items():
-        matrix, metric = matrices[name], coordinates.metric[name]
-        rows, columns = matrix.mean(1), matrix.mean(0)
-        # The weights themselves are measured in the inverse of the gradients' metric.
-        scaled[name] = gradient.scale(rows / metric.row, columns / rows.mean().clamp_min(1e-30) / metric.column)
-    return coordinates.project(scaled)
+    """Coordinates of gradients times ``matrices``, number by number, as directions of the weights.
 
-
-def _moved_by_number(
-    coordinates: LayerCoordinates, gradients: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]
-) -> Tensor:
-    """Coordinates of ``L g``; ``L`` has the signs of a gradient, and no rank-one form."""
+    Weights are measured in the inverse of the gradients' metric. There is no rank-one form here, as of the metric:
+    ``L`` has the signs of a gradient, and ``E`` is huge where a weight (of a word not seen yet) had no gradient.
+    """
     inverse = {
         name: matrices[name] / (metric.row.unsqueeze(-1) * metric.column)
         for name, metric in coordinates.metric.items()
