@@ -18,15 +18,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from support import PROJECT, machine
 
 from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, TextClassification, finetune
-from influence_engine.basis import build_basis
+from influence_engine.basis import build_basis, measurement_directions
 from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.digests import json_digest
-from influence_engine.evaluation import EvaluationPlan, Retraining, evaluate
+from influence_engine.evaluation import (
+    EvaluationPlan,
+    Retraining,
+    evaluate,
+    linear_datamodeling_score,
+    membership,
+    random_removals,
+)
 from influence_engine.index import IndexSettings
 from influence_engine.models import load_tokenizer
+from influence_engine.replay import replay
 from influence_engine.training.frozen import KeptSteps
 
 LABELS = ["negative", "positive"]
@@ -59,6 +68,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, action="append")
     parser.add_argument("--afresh", action="store_true", help="also train again in new orders")
     parser.add_argument("--directions", type=int, default=0, help="of a replay basis, from other held-out snippets")
+    parser.add_argument("--exact", type=int, default=0, help="reported queries that are replayed exactly, one by one")
     parser.add_argument("--held-out", type=int, default=256, help="snippets that the directions are taken from")
     parser.add_argument("--single", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="of the random removals")
@@ -115,6 +125,20 @@ def main() -> None:
             f"{row.kind} {row.fraction:4.0%} {row.lds:6.3f} [{row.low:.3f}, {row.high:.3f}] "
             f"{row.ms_a_query:7.1f} ms  {row.method}"
         )
+    if options.exact:
+        chosen = slice(plan.tuning_of(len(queries)), plan.tuning_of(len(queries)) + options.exact)
+        start = time.perf_counter()
+        directions = measurement_directions(attributor, queries[chosen], torch.eye(options.exact), run.trainable)
+        exact = replay(run, task, train, directions, keep_in=folder / "replays", kept=kept, progress=shown)
+        print(f"{options.exact} queries replayed in {time.perf_counter() - start:.0f} s")
+        ids = index.example_ids
+        for fraction in plan.fractions:
+            removals = random_removals(ids, fraction, plan.subsets, seed=plan.seed)
+            removed, measured = membership(removals, ids), retraining.measurements(removals)[:, chosen]
+            for name, rows in (("exact replay", exact), ("estimated", attributor.scores(queries[chosen]))):
+                score = linear_datamodeling_score(rows, removed, measured)
+                agreement = float(torch.cosine_similarity(rows, exact, dim=1).mean())
+                print(f"{fraction:4.0%} {score} on these queries, cosine with exact replay {agreement:.3f}: {name}")
     if found.single is not None:
         one = found.single
         print(f"one at a time: rank {one.rank_correlation:.3f}, signs {one.signs_right:.3f}, slope {one.slope:.3f}")

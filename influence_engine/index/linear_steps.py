@@ -82,7 +82,8 @@ class StepLineariser:
     ) -> None:
         self.run, self.passes, self.examples, self.folder, self.progress = run, passes, examples, folder, progress
         model = passes.model
-        frozen = None if run.dropout else FrozenSteps(model, run.trainable, KeptSteps())
+        self._kept = KeptSteps()
+        frozen = None if run.dropout else FrozenSteps(model, run.trainable, self._kept)
         self._objective = Objective(model, passes.task, frozen)
         self._states = RecordedStates(run, examples, self._objective, passes.device)
 
@@ -136,6 +137,7 @@ class StepLineariser:
                 tensors |= {f"{number}/{one.name}": getattr(linear, one.name).cpu() for one in fields(linear)}
                 after = before
                 self.progress(STAGE, total - number + 1, total)
+            self._kept.clear()
             _save(path, tensors)
             _save(sums, sensitivity.tensors() | {"done": torch.tensor(first)})
         return paths

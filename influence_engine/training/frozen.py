@@ -28,6 +28,11 @@ class KeptSteps:
         """What was kept of that step and micro-batch."""
         return self._kept.get(key)
 
+    def clear(self) -> None:
+        """Forgets everything: the steps that follow are others."""
+        self._kept.clear()
+        self.bytes = 0
+
     def put(self, key: tuple[int, int], kept: Kept) -> None:
         """Keeps it, if there is room."""
         size = kept_bytes(kept)
