@@ -34,6 +34,7 @@ def test_an_evaluation_is_announced_done_kept_and_drawn(films: Path) -> None:
     found = answer("evaluate", "films", *FEW, "--single", "2")
     methods = {row["method"] for row in found["rows"]}
     assert {"estimated", "BM25, signed by label", "base embedding, signed by label", "gradient dot"} <= methods
+    assert (found["approximation"], found["damping_tuned"]) == ("unrolled", {})
     assert found["single"]["examples"] == 2
     folder = films / "state" / "films" / "evaluation"
     written = json.loads((folder / "evaluation.json").read_text())

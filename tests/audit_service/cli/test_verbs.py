@@ -131,7 +131,7 @@ def test_inspect_says_what_the_index_was_built_from(project: Path) -> None:
 
     assert about["rows"] == 144
     assert about["metric"] == "adam"
-    assert about["damping_source"] == "record"
+    assert about["approximation"] == "unrolled"
     assert about["disk_bytes"] > 0
 
 
