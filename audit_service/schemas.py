@@ -79,7 +79,9 @@ class IndexIdentity(BaseModel):
 
     tag: str
     digest: str
-    method: str = Field(description="``unrolled`` along the recorded steps, or ``final``: one step at the final weights.")
+    method: str = Field(
+        description="``unrolled`` along the recorded steps, or ``final``: one step at the final weights."
+    )
     rows: int = Field(description="Training examples in the index.")
 
 
