@@ -313,7 +313,9 @@ task: {labels: [bad, good]}
 base_model: {path: base}
 data: {train: {csv: wrong.csv, columns: {id: key, text: sentence, label: sentiment}, labels: {0: bad, 1: good}}}
 finetune: {epochs: 6, batch_size: 16, learning_rate: 3e-3, warmup_ratio: 0}
+index: {approximation: final}
 """
+"""A model that starts from random weights: along its steps, and for exact replay, all that is bad supports bad."""
 
 
 def test_the_mislabelled_training_examples_behind_wrong_predictions_come_out_on_top(
