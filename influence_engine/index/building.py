@@ -88,8 +88,7 @@ class IndexBuilder:
             fit = EnergyFit()
             for _, examples in self._batches(self._shuffled[:LAYER_SAMPLE], "fitting the layers' bases"):
                 for row in self.passes.rows(examples):
-                    weight = (row.root_curvature.pow(2) + row.loss.pow(2)).sqrt()
-                    fit.add({n: self.metric[n].scale(g).times(weight) for n, g in row.gradients.items()})
+                    fit.add({n: self.metric[n].scale(g).times(row.importance) for n, g in row.gradients.items()})
             LayerCoordinates(self.metric, fit.projections(self.settings.coordinates)).save(path)
         coordinates, _ = LayerCoordinates.load(path)
         return coordinates.to(self.passes.device)
@@ -174,9 +173,7 @@ class IndexBuilder:
         rows: list[Tensor] = []
         done = 0
         for positions, examples in lineariser.sampled(most):
-            for row in self.passes.rows(examples):
-                weight = (row.root_curvature.pow(2) + row.loss.pow(2)).sqrt()
-                rows.append(coordinates(row.gradients) * weight.unsqueeze(1))
+            rows += [coordinates(row.gradients) * row.importance.unsqueeze(1) for row in self.passes.rows(examples)]
             done += len(positions)
             self.progress("fitting the basis to the recorded steps", done, most)
         return rows
@@ -193,7 +190,7 @@ class IndexBuilder:
             total: Tensor | None = None
             for row in self.passes.rows(examples):
                 pulled = coordinates(row.gradients)
-                weight = (row.root_curvature.pow(2) + row.loss.pow(2)).sqrt().clamp_min(1e-30)
+                weight = row.importance.clamp_min(1e-30)
                 rows.append(pulled * weight.unsqueeze(1))
                 roots.append(row.root_curvature / weight)
                 part = pulled * row.loss.unsqueeze(1)

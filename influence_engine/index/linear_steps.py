@@ -8,13 +8,14 @@ the final weights along a few fixed directions only. Everything is kept in the `
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from influence_engine.files import writing_aside
 from influence_engine.gradients import LayerGradient
@@ -27,7 +28,7 @@ from influence_engine.training.frozen import FrozenSteps, KeptSteps
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
 from influence_engine.training.sensitivity import sensitivity_of
-from influence_engine.training.step import Objective, put_parameters, set_dropout
+from influence_engine.training.step import Objective, put_parameters, set_dropout, trained_parameters
 from influence_engine.training.stretches import RecordedStates
 
 STAGE = "linearising the recorded steps"
@@ -98,7 +99,7 @@ class StepLineariser:
             schedule = self.run.schedule
             uses = torch.cat([rows for step in range(first + 1, last + 1) for rows in schedule.step(step).rows])
             rows = uses[:quota].tolist()
-            with self._weights_of(self._states.checkpoint(first)[0]):
+            with _weights(self.passes.model, self._states.checkpoint(first)[0]):
                 for group in self.passes.batches([self.examples[row] for row in rows]):
                     chosen = [rows[place] for place in group]
                     yield chosen, [self.examples[row] for row in chosen]
@@ -132,7 +133,7 @@ class StepLineariser:
                 before = states.pop()
                 step = self.run.schedule.step(number)
                 direct, late, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
-                with self._weights_of(before[0]):
+                with _weights(self.passes.model, before[0]):
                     linear = self._linear(step, coordinates, basis, direct, late, gradient)
                 tensors |= {f"{number}/{one.name}": getattr(linear, one.name).cpu() for one in fields(linear)}
                 after = before
@@ -193,26 +194,19 @@ class StepLineariser:
         factor = min(factor, 1.0)
         return torch.tensor(factor), along * (factor / squared)
 
-    def _weights_of(self, parameters: Parameters) -> _Weights:
-        return _Weights(self.passes, parameters)
 
-
-class _Weights:
+@contextlib.contextmanager
+def _weights(model: nn.Module, parameters: Parameters) -> Iterator[None]:
     """The model in evaluation mode with other weights, while it lasts."""
-
-    def __init__(self, passes: GradientPasses, parameters: Parameters) -> None:
-        self._model, self._parameters = passes.model, parameters
-
-    def __enter__(self) -> None:
-        own = dict(self._model.named_parameters())
-        self._own = {name: own[name].detach().clone() for name in self._parameters}
-        self._was_training = self._model.training
-        self._model.eval()
-        put_parameters(self._model, self._parameters)
-
-    def __exit__(self, *_: object) -> None:
-        put_parameters(self._model, self._own)
-        self._model.train(self._was_training)
+    own = trained_parameters(model, list(parameters))
+    was_training = model.training
+    model.eval()
+    put_parameters(model, parameters)
+    try:
+        yield
+    finally:
+        put_parameters(model, own)
+        model.train(was_training)
 
 
 def read_steps(path: Path) -> list[LinearStep]:

@@ -34,6 +34,11 @@ class PulledRow:
     root_curvature: Tensor
     loss: Tensor
 
+    @property
+    def importance(self) -> Tensor:
+        """``sqrt(h + c^2)``, ``[B]``: what a row counts with its curvature and its share of the loss gradient."""
+        return (self.root_curvature.pow(2) + self.loss.pow(2)).sqrt()
+
 
 class GradientPasses:
     """Runs a model over examples batch by batch.

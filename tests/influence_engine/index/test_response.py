@@ -18,6 +18,7 @@ from influence_engine.evaluation import Retraining, linear_datamodeling_score, m
 from influence_engine.index import IndexSettings
 from influence_engine.replay import replay
 from influence_engine.training import LoraSettings
+from tests.influence_engine.conftest import make_network
 
 SINGLE = IndexSettings(dtype="float32")
 LINEAR: dict[str, dict[str, Any]] = {
@@ -43,13 +44,6 @@ class StoppedError(Exception):
 def linear_network() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(6, 3, bias=False))
-
-
-def make_network_of(run: Run) -> nn.Module:
-    """The run's final model, made anew."""
-    from tests.influence_engine.conftest import make_network
-
-    return run.load_model(make_network())
 
 
 def attributed(run: Run, task: Any, train: Any, folder: Path, network: Any, **changes: Any) -> Attributor:
@@ -92,8 +86,6 @@ def test_for_a_linear_model_the_scores_are_those_of_exact_replay(
 def test_a_nonlinear_model_under_adam_is_closer_to_replay_and_retraining_than_one_step_at_the_end(
     vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, tmp_path: Path
 ) -> None:
-    from tests.influence_engine.conftest import make_network
-
     unrolled, final = (
         attributed(vector_run, vector_task, vector_train, tmp_path / name, make_network, approximation=name)
         for name in ("unrolled", "final")
@@ -151,7 +143,7 @@ def test_a_build_stopped_between_the_steps_goes_on_to_the_same_index_and_leaves_
             vector_run, vector_task, vector_train, tmp_path / "cut", SINGLE, into=fresh_network, progress=progress
         )
     assert stopped
-    for name, tensor in make_network_of(vector_run).state_dict().items():
+    for name, tensor in vector_run.load_model(make_network()).state_dict().items():
         assert torch.equal(tensor, fresh_network.state_dict()[name])
     assert list((tmp_path / "cut" / "building").glob("*/steps-*.safetensors"))
     seen: list[int] = []
