@@ -111,7 +111,7 @@ class Audit:
 
 
 def _item(request: ExplainRequest, record: PredictionRecord | None) -> EngineItem:
-    options = request.model_dump(include={"target", "top_k", "polarity", "tier", "include"})
+    options = request.model_dump(include={"target", "top_k", "polarity", "tier", "include", "group_by"})
     if record is None:
         return EngineItem(input=request.input or {}, **options)
     recorded = {"label": record.label, "confidence": record.confidence, "scores": record.scores}

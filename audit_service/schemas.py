@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 MAX_TOP_K = 100
 MAX_BATCH = 100
+MAX_GROUPINGS = 8
 
 Polarity = Literal["both", "proponents", "opponents"]
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
@@ -59,6 +60,11 @@ class ExplainRequest(Request):
     polarity: Polarity = "both"
     tier: Tier = "best"
     include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")
+    group_by: list[str] = Field(
+        ["label", "source"],
+        max_length=MAX_GROUPINGS,
+        description="Columns that influence is summed by: label, source, licence, consent, or one of the metadata.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -91,6 +97,10 @@ class InfluentialExample(BaseModel):
     example_handle: str
     rank: int
     influence: float = Field(description="Change of the measurement (log-odds of the target) due to this example.")
+    error_90: float | None = Field(
+        None, description="Half of the 90% interval around it; null where the index was not checked against retraining."
+    )
+    probability_change: float | None = Field(None, description="The same change, of the target's probability.")
     tier: str
     polarity: Literal["proponent", "opponent"]
     label: str | None
@@ -101,9 +111,14 @@ class InfluentialExample(BaseModel):
 class GroupShare(BaseModel):
     """A group's share of the influence, such as all examples of one source or label."""
 
-    group: str
+    by: str = Field(description="Column that examples are grouped by.")
+    group: str = Field(description="Its value; empty for examples without one, ``__other__`` for the rarest.")
+    examples: int = Field(description="Training examples in the group.")
     share: float = Field(description="Of the sum of all absolute influences.")
+    supporting: float = Field(description="What of that share supports the target.")
+    opposing: float = Field(description="What of it speaks against the target.")
     influence: float = Field(description="Signed sum of the group's influences.")
+    error_90: float | None = Field(None, description="Half of the 90% interval around that sum.")
 
 
 class ModuleChange(BaseModel):
@@ -133,6 +148,13 @@ class Quality(BaseModel):
     )
     retained: float = Field(description="Share of the prediction's gradient that the index keeps.")
     outside_index: bool | None = Field(description="Whether that is less than for all but 1% of held-out examples.")
+    error_90: float | None = Field(
+        None, description="Half of the 90% interval around the summed influence of the returned examples."
+    )
+    agreement: float | None = Field(
+        None, description="Cosine of predicted and retrained changes when the index was checked; null if it was not."
+    )
+    warnings: list[str] = Field([], description="What makes the answer doubtful, in words.")
     parity: bool | None = Field(
         description="Whether torch agrees with the prediction on record; null where there is none."
     )
@@ -178,6 +200,7 @@ class EngineItem(BaseModel):
     polarity: Polarity = "both"
     tier: Tier = "best"
     include: list[Part] = ["examples", "groups", "modules"]
+    group_by: list[str] = Field(["label", "source"], max_length=MAX_GROUPINGS)
     recorded: dict[str, Any] | None = Field(None, description="The prediction on record, for the parity check.")
 
 

@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from influence_engine.attribution import Attribution, Attributor
+    from influence_engine.attribution import Attributor
+    from influence_engine.explanation import Attribution
     from influence_engine.index import IndexSettings, InfluenceIndex
     from influence_engine.tasks import Task, TextClassification
     from influence_engine.training import FinetuneSettings, Run, finetune
 
 _HOMES = {
-    "Attribution": "influence_engine.attribution",
+    "Attribution": "influence_engine.explanation",
     "Attributor": "influence_engine.attribution",
     "FinetuneSettings": "influence_engine.training",
     "IndexSettings": "influence_engine.index",

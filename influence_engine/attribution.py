@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,82 +13,21 @@ from torch import Tensor, nn
 
 from influence_engine.differences import BaseDifference
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
+from influence_engine.explanation import Attribution, Influential
 from influence_engine.gradients import LayerGradient, tracing, track
+from influence_engine.groups import DEFAULT_COLUMNS, Groups
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
+from influence_engine.index.calibration import unit_of
 from influence_engine.prefix import Kept
+from influence_engine.quality import Errors, quality_of
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, CheckingTask, Example, PredictingTask, Task, describe_task
+from influence_engine.tasks import Batch, CheckingTask, Example, PredictingTask, ProbabilityTask, Task, describe_task
 
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 """How influences are obtained; ``best`` is the highest that the index holds ready."""
 
 MOST_EXAMPLES = 100
 """Largest ``top_k``."""
-
-
-@dataclass(frozen=True)
-class Influential:
-    """One training example of an explanation.
-
-    Attributes:
-        rank: 1 is the strongest.
-        row: In the index.
-        influence: Change of the measurement that having had this example in training made; positive supports.
-        polarity: ``proponent`` or ``opponent``.
-        tier: How the influence was obtained.
-        fields: The task's fields of the example, such as its text.
-    """
-
-    rank: int
-    row: int
-    example_id: str
-    example_handle: str
-    influence: float
-    polarity: Literal["proponent", "opponent"]
-    tier: str
-    label: str | None
-    source: str | None
-    fields: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Why one prediction came out as it did.
-
-    Attributes:
-        prediction: ``label``, ``confidence``, ``scores`` of the fine-tuned model, where the task can say.
-        base_prediction: The same of the base model, where it is known.
-        target: Label whose measurement is explained, where the task has labels.
-        measurement: Of the fine-tuned model, in its own units (log-odds for a classification).
-        base_measurement: Of the base model.
-        examples: The most influential training examples, strongest first.
-        groups: By label: ``share`` of the sum of all absolute influences, and the signed sum ``influence``.
-        modules: First-order split of ``measurement - base_measurement`` over layers, largest first.
-        modules_residual: What the first-order split leaves of that difference.
-        tier: Of the influences.
-        quality: ``share_returned``: share of the sum of all absolute influences that the returned examples carry;
-            ``share_in_basis``: share of the squared estimates that replayed directions span (``None`` if estimated);
-            ``retained``: share of the query's gradient that the index keeps; ``outside_index``: whether that is less
-            than for all but one in a hundred of held-out examples (``None`` where none were given).
-        timings_ms: Of the batch that the query was answered in.
-    """
-
-    prediction: dict[str, Any] | None
-    base_prediction: dict[str, Any] | None
-    target: str | None
-    measurement: float
-    base_measurement: float | None
-    examples: list[Influential]
-    groups: list[dict[str, Any]]
-    modules: list[dict[str, Any]]
-    modules_residual: float | None
-    tier: str
-    quality: dict[str, Any]
-    timings_ms: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return asdict(self)
 
 
 class Attributor:
@@ -125,7 +64,7 @@ class Attributor:
         self.difference = (
             None if base_model is None else BaseDifference(model, base_model.to(self.device), self.tracked)
         )
-        self._groups, self._group_of = _grouped(index.labels, self.device)
+        self._groups = Groups(index, self.device)
 
     def attribute(
         self,
@@ -134,6 +73,7 @@ class Attributor:
         top_k: int = 10,
         tier: Tier = "best",
         polarity: Polarity = "both",
+        group_by: Sequence[str] = DEFAULT_COLUMNS,
     ) -> list[Attribution]:
         """Explains queries with one forward and one backward pass for all of them.
 
@@ -142,15 +82,18 @@ class Attributor:
             top_k: Training examples to return for each, 1 to 100.
             tier: How to obtain the influences.
             polarity: Which to return.
+            group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
+                ``consent``, or one of their metadata.
 
         Raises:
-            InputError: a query cannot be used; ``field`` names what is wrong.
+            InputError: a query cannot be used, or a column is not there; ``field`` names what is wrong.
             TierUnavailableError: this index cannot answer that tier; the message says why.
             SettingsError: ``top_k`` or ``polarity`` is out of range.
         """
         answered = self._tier(tier)
         if isinstance(top_k, bool) or not 1 <= top_k <= MOST_EXAMPLES:
             raise SettingsError(f"top_k is {top_k}; it must be from 1 to {MOST_EXAMPLES}", field="top_k")
+        groupings = [self._groups.by(column) for column in dict.fromkeys(group_by)]
         if not queries:
             return []
         clock = _Clock()
@@ -173,7 +116,8 @@ class Attributor:
             scores = basis.correct(scores, coefficients)
         found = [self._top(*each, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
         clock.lap("search")
-        examples = self._fetch(found, answered)
+        errors = [Errors(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
+        examples = self._fetch(found, answered, measured, errors)
         clock.lap("fetch")
         changes = self._changes(batch, gradients, measured, kept)
         predictions = self._predictions(outputs, batch)
@@ -186,11 +130,22 @@ class Attributor:
                 measurement=float(measured[number]),
                 base_measurement=changes.measurement(number),
                 examples=examples[number],
-                groups=self._group_shares(scores[number]),
+                groups=[
+                    group
+                    for grouping in groupings
+                    for group in grouping.influences(scores[number], errors[number].error_90)
+                ],
                 modules=changes.modules(number),
                 modules_residual=changes.residual(number, float(measured[number])),
                 tier=answered,
-                quality=self._quality(scores[number], examples[number], float(retained[number]), in_basis[number]),
+                quality=quality_of(
+                    self.index,
+                    float(scores[number].abs().sum()),
+                    [example.influence for example in examples[number]],
+                    float(retained[number]),
+                    in_basis[number],
+                    errors[number],
+                ),
                 timings_ms=clock.laps,
             )
             for number in range(len(queries))
@@ -290,7 +245,13 @@ class Attributor:
         order = top_rows(exact, min(top_k, len(exact)), polarity) if len(exact) else candidates
         return candidates[order].tolist(), exact[order].tolist()
 
-    def _fetch(self, found: Sequence[tuple[list[int], list[float]]], tier: str) -> list[list[Influential]]:
+    def _fetch(
+        self,
+        found: Sequence[tuple[list[int], list[float]]],
+        tier: str,
+        measured: Tensor,
+        errors: Sequence[Errors],
+    ) -> list[list[Influential]]:
         wanted = sorted({row for rows, _ in found for row in rows})
         known = dict(zip(wanted, self.index.describe(wanted), strict=True))
         return [
@@ -299,14 +260,25 @@ class Attributor:
                     rank=rank,
                     row=row,
                     influence=influence,
+                    error_90=error.error_90(1, influence),
+                    probability_change=change,
                     polarity="proponent" if influence >= 0 else "opponent",
                     tier=tier,
                     **known[row],
                 )
-                for rank, (row, influence) in enumerate(zip(rows, influences, strict=True), 1)
+                for rank, (row, influence, change) in enumerate(
+                    zip(rows, influences, self._probability_changes(measure, influences), strict=True), 1
+                )
             ]
-            for rows, influences in found
+            for (rows, influences), measure, error in zip(found, measured, errors, strict=True)
         ]
+
+    def _probability_changes(self, measured: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
+        if not isinstance(self.task, ProbabilityTask):
+            return [None] * len(influences)
+        without = measured - torch.tensor(influences, dtype=measured.dtype, device=measured.device)
+        changes: list[float] = (self.task.probability(measured) - self.task.probability(without)).tolist()
+        return changes
 
     def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> _Changes:
         if self.difference is None:
@@ -327,29 +299,6 @@ class Attributor:
         if labels is None or chosen is None or chosen.dim() != 1:
             return None
         return str(labels[int(chosen[number])])
-
-    def _group_shares(self, scores: Tensor) -> list[dict[str, Any]]:
-        count = len(self._groups)
-        absolute = torch.zeros(count, device=scores.device).scatter_add_(0, self._group_of, scores.abs())
-        signed = torch.zeros(count, device=scores.device).scatter_add_(0, self._group_of, scores)
-        shares = (absolute / absolute.sum().clamp_min(1e-30)).tolist()
-        return [
-            {"group": group, "share": share, "influence": influence}
-            for group, share, influence in zip(self._groups, shares, signed.tolist(), strict=True)
-        ]
-
-    def _quality(
-        self, scores: Tensor, examples: Sequence[Influential], retained: float, in_basis: float | None
-    ) -> dict[str, Any]:
-        total = float(scores.abs().sum())
-        returned = sum(abs(example.influence) for example in examples)
-        usual = self.index.manifest.retained.get("p01")
-        return {
-            "share_returned": returned / total if total > 0 else 0.0,
-            "share_in_basis": in_basis,
-            "retained": retained,
-            "outside_index": None if usual is None else retained < usual,
-        }
 
 
 @dataclass(frozen=True)
@@ -391,10 +340,3 @@ def _with_targets(batch: Batch, outputs: Tensor) -> Batch:
     if labels is None or labels.dim() != 1 or outputs.dim() != 2:
         return batch
     return {**batch, "labels": torch.where(labels < 0, outputs.detach().argmax(-1), labels)}
-
-
-def _grouped(labels: Sequence[str | None], device: torch.device) -> tuple[list[str], Tensor]:
-    names = ["" if label is None else label for label in labels]
-    groups = sorted(set(names))
-    numbers = {group: number for number, group in enumerate(groups)}
-    return groups, torch.tensor([numbers[name] for name in names], dtype=torch.long, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,6 +35,14 @@ INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Examples that support the answer, that speak against it, or both.",
 )
+@click.option(
+    "--group-by",
+    metavar="COLUMN",
+    multiple=True,
+    default=("label", "source"),
+    show_default=True,
+    help="Sum influence by a column of the training examples: label, source, licence, consent, or any other they have.",
+)
 @json_option
 def command(
     config: str | None,
@@ -46,6 +54,7 @@ def command(
     target: str | None,
     top_k: int,
     polarity: Polarity,
+    group_by: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say which training examples, and which changes to the base model, made CONFIG's model answer as it does.
@@ -70,8 +79,9 @@ def command(
     """
     _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
     settings = open_config(config, profile=profile)
+    options: dict[str, Any] = {"target": target, "top_k": top_k, "polarity": polarity, "group_by": list(group_by)}
     if inputs is not None and out is not None:
-        summary = _of_a_file(settings, inputs, out, target, top_k, polarity, only_wrong)
+        summary = _of_a_file(settings, inputs, out, {**options, "only_wrong": only_wrong})
         if as_json:
             print_json(summary)
         else:
@@ -82,9 +92,7 @@ def command(
     from audit_service.cli import explaining
 
     with progress_shown() as progress:
-        answer = explaining.explain_text(
-            settings, text, target=target, top_k=top_k, polarity=polarity, progress=progress
-        )
+        answer = explaining.explain_text(settings, text, explaining.Question(**options), progress=progress)
     if as_json:
         print_json(answer)
     else:
@@ -106,19 +114,11 @@ def _check_usage(
         raise click.UsageError("--only-wrong explains what was predicted; leave --target out")
 
 
-def _of_a_file(
-    settings: AuditConfig,
-    inputs: Path,
-    out: Path,
-    target: str | None,
-    top_k: int,
-    polarity: Polarity,
-    only_wrong: bool,
-) -> dict[str, object]:
+def _of_a_file(settings: AuditConfig, inputs: Path, out: Path, options: dict[str, Any]) -> dict[str, object]:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli import explaining
 
-    question = explaining.Question(target=target, top_k=top_k, polarity=polarity, only_wrong=only_wrong)
+    question = explaining.Question(**options)
     try:
         with progress_shown() as progress:
             summary = explaining.explain_file(settings, inputs, out, question, progress=progress)

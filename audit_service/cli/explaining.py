@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from influence_engine.data.sources import Row, Table, open_table
 from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import DataError, InfluenceError, InputError, ModelError, RecordError, SettingsError
 from influence_engine.files import remove_tree, sync_file, sync_folder, writing_aside
+from influence_engine.groups import DEFAULT_COLUMNS
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import to_device
 from influence_engine.tasks import PredictingTask
@@ -45,19 +46,21 @@ TARGET = "target"
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every row of a file.
+    """What is asked about a text, or about every row of a file.
 
     Attributes:
         target: Explain this label, whatever the rows say.
         top_k: Training examples of each polarity.
         polarity: Which of them.
+        group_by: Columns of the training examples that influence is summed by.
         only_wrong: Leave out rows whose label is what the model predicts; of the others, explain what it predicts.
     """
 
-    target: str | None
-    top_k: int
-    polarity: Polarity
-    only_wrong: bool
+    target: str | None = None
+    top_k: int = 5
+    polarity: Polarity = "both"
+    group_by: list[str] = field(default_factory=lambda: list(DEFAULT_COLUMNS))
+    only_wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,7 @@ class Asked:
     target: str | None
 
 
-def explain_text(
-    config: AuditConfig,
-    text: str,
-    *,
-    target: str | None,
-    top_k: int,
-    polarity: Polarity,
-    progress: Progress,
-) -> dict[str, Any]:
+def explain_text(config: AuditConfig, text: str, question: Question, *, progress: Progress) -> dict[str, Any]:
     """What ``/audit/explain`` would answer for ``text``, without ids; ``top_k`` examples of each polarity asked for.
 
     Raises:
@@ -86,8 +81,8 @@ def explain_text(
         InfluenceError: model or index are missing, have changed or do not belong together.
     """
     loaded = _load(config, progress)
-    asked = Asked(line=1, id=None, text=text, target=target)
-    (answer,) = _answers(loaded, [asked], top_k, polarity)
+    asked = Asked(line=1, id=None, text=text, target=question.target)
+    (answer,) = _answers(loaded, [asked], question)
     return answer
 
 
@@ -162,12 +157,13 @@ def _load(config: AuditConfig, progress: Progress) -> Loaded:
     return loaded
 
 
-def _answers(loaded: Loaded, rows: Sequence[Asked], top_k: int, polarity: Polarity) -> list[dict[str, Any]]:
+def _answers(loaded: Loaded, rows: Sequence[Asked], question: Question) -> list[dict[str, Any]]:
     """One explanation a row."""
-    sides: list[Polarity] = ["proponents", "opponents"] if polarity == "both" else [polarity]
+    sides: list[Polarity] = ["proponents", "opponents"] if question.polarity == "both" else [question.polarity]
     answers = []
     for side in sides:
-        items = [_item(loaded, row).model_copy(update={"top_k": top_k, "polarity": side}) for row in rows]
+        asked = {"top_k": question.top_k, "polarity": side, "group_by": question.group_by}
+        items = [_item(loaded, row).model_copy(update=asked) for row in rows]
         answers.append([_explanation(answer) for answer in explain(loaded, items)])
     return [both_sides(of_one_row) for of_one_row in zip(*answers, strict=True)]
 
@@ -202,7 +198,7 @@ def _explain_rest(
     progress("explaining", 0, len(rows) - kept, note)
     for start in range(kept, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        answers = _answers(loaded, batch, question.top_k, question.polarity)
+        answers = _answers(loaded, batch, question)
         # Every training example's influence on these rows, not only the returned ones': the sums are exact.
         scores = attributor.scores([query_of(loaded, _item(loaded, row)) for row in batch], "best")
         shared.add(answers, scores, number_of)
@@ -248,8 +244,8 @@ def _columns(config: AuditConfig, table: Table, question: Question) -> dict[str,
     """The columns of text, label, target and id, as far as there are such."""
     text, label = config.task.text, config.task.label
     columns = {}
-    for role, field in {"text": text, "label": label, "target": TARGET, "id": "id"}.items():
-        for name in (config.data.train.columns.get(field), field):
+    for role, key in {"text": text, "label": label, "target": TARGET, "id": "id"}.items():
+        for name in (config.data.train.columns.get(key), key):
             if name in table.columns:
                 columns[role] = name
     there = f"The columns are {listing(table.columns)}."

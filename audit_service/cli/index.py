@@ -1,4 +1,4 @@
-"""``bento-audit index build | inspect | verify``."""
+"""``bento-audit index build | check | inspect | verify``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from audit_service.cli.console import duration, facts, output_console, print_jso
 from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
 
 
-@click.group("index", short_help="The training-gradient index: build, inspect, verify.")
+@click.group("index", short_help="The training-gradient index: build, check, inspect, verify.")
 def command() -> None:
     """The training-gradient index of a fine-tuned model.
 
@@ -73,6 +73,36 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     if exported is None:
         remark("Not exported to ONNX: the task has no model_inputs. Explaining works, /predict is your service's own.")
     remark(f'Next: bento-audit explain {settings.spelled} --text "..."')
+
+
+@command.command("check")
+@config_argument
+@profile_option
+@json_option
+def check(config: str | None, profile: str | None, as_json: bool) -> None:
+    """Train CONFIG's model again without some examples, and say how far the influences were from what happened.
+
+    Five short trainings along the recorded steps: without random examples, without those that matter most, and with one
+    set at half its weight. From then on every influence is shown with a 90% interval, and answers warn where training
+    responds too unevenly to be explained. An interrupted check goes on where it was.
+
+    \b
+    Examples:
+      bento-audit index check sentiment
+      bento-audit index check sentiment --json
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import work
+    from influence_engine.index import InfluenceIndex
+
+    with progress_shown() as progress:
+        index = InfluenceIndex.open(settings.index_folder)
+        found = work.check_against_retraining(settings, index, progress)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    output_console().print(facts(_calibration_facts(found.model_dump())))
 
 
 @command.command("inspect")
@@ -145,6 +175,18 @@ def _plan_facts(plan: dict[str, Any]) -> Any:
     )
 
 
+def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
+    tiers = {
+        f"{tier}, checked": f"agreement {error['agreement']:.2f}, slope {error['slope']:.2f} of retrained on predicted"
+        for tier, error in found["tiers"].items()
+    }
+    return {
+        **tiers,
+        "nonlinearity": f"{found['nonlinearity']:.2f} (0: half the weight does half as much)",
+        "check": f"{found['retrainings']} retrainings, {found['queries']} held-out inputs",
+    }
+
+
 def _facts(about: dict[str, Any]) -> Any:
     left_out = about["left_out"]
     rows: dict[str, object] = {
@@ -162,4 +204,6 @@ def _facts(about: dict[str, Any]) -> Any:
         "content digest": about["content_digest"],
         "created": about["created"],
     }
-    return facts({**rows, **{f"tier {tier}": state for tier, state in about["tiers"].items()}})
+    checked = about["calibration"]
+    rows |= {f"tier {tier}": state for tier, state in about["tiers"].items()}
+    return facts(rows if checked is None else {**rows, **_calibration_facts(checked)})

@@ -25,6 +25,8 @@ def both_sides(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = dict(answers[0])
     quality = dict(first["quality"])
     quality["share_returned"] = sum(answer["quality"]["share_returned"] for answer in answers)
+    if quality["error_90"] is not None:
+        quality["error_90"] = sum(answer["quality"]["error_90"] for answer in answers)
     first["quality"] = quality
     first["examples"] = [example for answer in answers for example in answer["examples"]]
     return first
@@ -120,6 +122,10 @@ def _blocks(answer: Mapping[str, Any], text: str) -> Iterator[RenderableType]:
         if rows:
             yield Text(f"\n{title}", style="bold")
             yield _examples(rows, colour)
+    groups = _telling(answer.get("groups") or [])
+    if groups:
+        yield Text("\nWhere the influence comes from", style="bold")
+        yield _groups(groups)
     modules = answer["differences"].get("modules")
     if modules:
         yield Text("\nWhere fine-tuning changed this answer (first order, log-odds)", style="bold")
@@ -154,6 +160,35 @@ def _change(differences: Mapping[str, Any]) -> str:
     return f"{now:+.2f}" if before is None else f"{before:+.2f} in the base model, {now:+.2f} after fine-tuning"
 
 
+def _telling(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The groups of columns that have more than one, largest share first within each column."""
+    several = {group["by"] for group in groups if group["share"] < 1 - 1e-6}
+    columns = list(dict.fromkeys(group["by"] for group in groups if group["by"] in several))
+    return sorted(
+        (group for group in groups if group["by"] in several),
+        key=lambda group: (columns.index(group["by"]), -group["share"]),
+    )
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("influence", "share", "examples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("group", overflow="fold")
+    for group in groups:
+        table.add_row(
+            _signed(group["influence"], "+.2f") + _interval(group["error_90"], ".2f"),
+            f"{group['share']:.1%}",
+            f"{group['examples']:,}",
+            escape(f"{group['by']} {group['group'] or '(none)'}"),
+        )
+    return table
+
+
+def _interval(error_90: float | None, form: str) -> str:
+    return "" if error_90 is None else f" [dim]± {error_90:{form}}[/]"
+
+
 def _examples(rows: Sequence[Mapping[str, Any]], colour: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("influence", justify="right", style=colour, no_wrap=True)
@@ -162,7 +197,7 @@ def _examples(rows: Sequence[Mapping[str, Any]], colour: str) -> Table:
     for example in rows:
         shown = example.get("text")
         table.add_row(
-            f"{example['influence']:+.4f}",
+            f"{example['influence']:+.4f}" + _interval(example["error_90"], ".4f"),
             escape(str(example.get("label") or "")),
             escape(str(shown)) if shown is not None else f"[dim]{example['example_handle']}[/]",
         )
@@ -188,13 +223,15 @@ def _footer(answer: Mapping[str, Any]) -> Table:
     quality, timings = answer["quality"], answer["timings_ms"]
     tiers = sorted({example["tier"] for example in answer.get("examples") or []})
     share = quality.get("share_returned")
-    outside = "yes: this text is unlike the training examples; take them with care"
     agreement = {True: "torch and the served model agree", False: "NO: torch disagrees with the served model"}
     return facts(
         {
             "influence": f"{', '.join(tiers)}: by how much training with it raised the log-odds" if tiers else None,
             "shown": f"{share:.1%} of all influence" if share is not None else None,
-            "outside index": outside if quality.get("outside_index") else None,
+            "agreement": f"{quality['agreement']:.2f} with retraining, in the index's check; ± is a 90% interval"
+            if quality["agreement"] is not None
+            else None,
+            "take care": "; ".join(quality["warnings"]) or None,
             "parity": agreement.get(quality.get("parity")),
             "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
         }

@@ -37,7 +37,7 @@ def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]
 
 def same_call(item: EngineItem) -> tuple[Any, ...]:
     """Items for which this is equal can share one call of the attributor."""
-    return (item.top_k, item.tier, item.polarity)
+    return (item.top_k, item.tier, item.polarity, tuple(item.group_by))
 
 
 def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
@@ -96,7 +96,9 @@ def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Ex
         return []
     first = items[0]
     try:
-        attributions = loaded.attributor.attribute(queries, top_k=first.top_k, tier=first.tier, polarity=first.polarity)
+        attributions = loaded.attributor.attribute(
+            queries, top_k=first.top_k, tier=first.tier, polarity=first.polarity, group_by=first.group_by
+        )
     except InfluenceError as error:
         if len(items) == 1:
             return [failure(error)]
@@ -136,6 +138,8 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
                 "example_handle": one.example_handle,
                 "rank": one.rank,
                 "influence": one.influence,
+                "error_90": one.error_90,
+                "probability_change": one.probability_change,
                 "tier": one.tier,
                 "polarity": one.polarity,
                 "label": one.label,

@@ -11,7 +11,7 @@ from audit_service.config import AuditConfig
 from influence_engine.attribution import Attributor
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.build import CURRENT, VERSIONS
-from influence_engine.index.index import BASIS
+from influence_engine.index.index import BASIS, CALIBRATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
 
 
 def index_version(config: AuditConfig) -> str | None:
-    """What changes when another index is current or its replay basis is made; ``None`` without a folder of its own.
+    """What changes when another index is current, or is given a replay basis or checked; ``None`` without a folder.
 
     A Bento model never changes, so there is nothing to watch there.
     """
@@ -67,5 +67,5 @@ def index_version(config: AuditConfig) -> str | None:
         version = Path(config.index_folder / CURRENT).read_text(encoding="utf-8").strip()
     except OSError:
         return None
-    basis = config.index_folder / VERSIONS / version / BASIS
-    return f"{version} {basis.stat().st_mtime_ns}" if basis.is_file() else version
+    beside = (config.index_folder / VERSIONS / version / name for name in (BASIS, CALIBRATION))
+    return " ".join([version, *(str(file.stat().st_mtime_ns) for file in beside if file.is_file())])

@@ -1,5 +1,6 @@
 """Do the explanations say what retraining does? LDS, and what it is compared with."""
 
+from influence_engine.evaluation.checking import check_index
 from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate
 from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
@@ -16,6 +17,7 @@ __all__ = [
     "Retraining",
     "Score",
     "Suspect",
+    "check_index",
     "evaluate",
     "linear_datamodeling_score",
     "membership",

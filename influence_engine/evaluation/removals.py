@@ -14,18 +14,20 @@ from influence_engine.errors import SettingsError
 
 @dataclass(frozen=True)
 class Removal:
-    """A set of training examples to train without.
+    """A set of training examples to train without, or with less of them.
 
     Attributes:
         example_ids: Which; sorted, so that equal sets are equal.
+        weight: What remains of each in the objective.
     """
 
     example_ids: tuple[str, ...]
+    weight: float = 0.0
 
     @classmethod
-    def of(cls, example_ids: Sequence[str]) -> Removal:
+    def of(cls, example_ids: Sequence[str], *, weight: float = 0.0) -> Removal:
         """The set of these ids."""
-        return cls(tuple(sorted(set(example_ids))))
+        return cls(tuple(sorted(set(example_ids))), weight)
 
 
 def random_removals(example_ids: Sequence[str], fraction: float, count: int, *, seed: int) -> list[Removal]:

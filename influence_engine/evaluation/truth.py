@@ -98,12 +98,14 @@ class Retraining:
 
     def _path(self, removal: Removal, kind: Kind, seed: int) -> Path:
         parts = {**self._identity, "removed": list(removal.example_ids), "kind": kind}
+        if removal.weight:
+            parts["weight"] = removal.weight
         digest = json_digest(parts if kind == "removal" else {**parts, "seed": seed})
         return self.cache / f"{digest}.safetensors"
 
     def _retrained(self, removal: Removal, kind: Kind, seed: int) -> nn.Module:
         if kind == "removal":
-            weights = dict.fromkeys(removal.example_ids, 0.0)
+            weights = dict.fromkeys(removal.example_ids, removal.weight)
             parameters = reexecute(
                 self.run,
                 self.task,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -52,6 +53,14 @@ class ReplayBasis:
         """``K``."""
         return self.exact.shape[0]
 
+    @cached_property
+    def digest(self) -> str:
+        """Of its numbers."""
+        return weights_digest(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).cpu().contiguous() for name in ("exact", "estimated", "scale")}
+
     def coefficients(self, estimates: Tensor) -> Tensor:
         """Of estimates ``[Q, N]`` (with this basis' damping) in the estimated rows, ``[Q, K]``."""
         return estimates @ self.estimated.T
@@ -82,13 +91,11 @@ class ReplayBasis:
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
         """Writes it as one safetensors file; ``about`` says what it belongs to."""
-        tensors = {"exact": self.exact, "estimated": self.estimated, "scale": self.scale}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         numbers = {"damping": repr(self.damping), "agreement": repr(self.agreement)}
-        facts = {**about, **numbers, "digest": weights_digest(tensors)}
+        facts = {**about, **numbers, "digest": self.digest}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with writing_aside(path) as aside:
-            save_file(tensors, aside, facts)
+            save_file(self._tensors(), aside, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> ReplayBasis | None:

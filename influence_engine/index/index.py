@@ -22,6 +22,7 @@ from influence_engine.index.build import (
     build_version,
     predict_build,
 )
+from influence_engine.index.calibration import Calibration
 from influence_engine.index.encoder import Encoder
 from influence_engine.index.manifest import Manifest
 from influence_engine.index.plan import BuildPlan
@@ -39,6 +40,12 @@ _EXACT_BLOCK = 4096
 
 BASIS = "replay.safetensors"
 """The replay basis beside a version's vectors: made later, or never."""
+
+CALIBRATION = "calibration.json"
+"""What retraining said about a version's answers, beside its vectors: made later, or never."""
+
+GROUPING = ("label", "source", "licence", "consent")
+"""Columns of every example that it can be grouped by."""
 
 DESCRIPTION = ("example_handle", "source", "fields")
 """What an explanation says about a training example, beside its id and label."""
@@ -72,6 +79,7 @@ class InfluenceIndex:
         self.example_ids: list[str] = self.table.column("example_id")
         self._described_bytes = self.table.keep(DESCRIPTION)
         self.basis: ReplayBasis | None = None
+        self.calibration: Calibration | None = None
         self.reload_basis()
 
     def __len__(self) -> int:
@@ -238,6 +246,7 @@ class InfluenceIndex:
         return {
             **self.manifest.model_dump(mode="json"),
             "tiers": self.tiers,
+            "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
             "disk_bytes": disk,
             "resident_bytes": self.resident_bytes,
         }
@@ -255,6 +264,16 @@ class InfluenceIndex:
         """
         found = ReplayBasis.load(self.folder / BASIS, self.about_basis())
         self.basis = None if found is None else found.to(self.device)
+        self.calibration = Calibration.load(self.folder / CALIBRATION, self.about_calibration())
+
+    def keep_calibration(self, found: Calibration) -> None:
+        """Keeps what a check found beside the vectors, and takes it up."""
+        found.save(self.folder / CALIBRATION)
+        self.calibration = found
+
+    def about_calibration(self) -> dict[str, str]:
+        """What a calibration of this index, with its replay basis of now, belongs to."""
+        return {**self.about_basis(), "basis": "" if self.basis is None else self.basis.digest}
 
     def about_basis(self) -> dict[str, str]:
         """What a replay basis of this index belongs to."""
@@ -274,6 +293,22 @@ class InfluenceIndex:
             {**one, "example_id": self.example_ids[row], "label": self.labels[row]}
             for row, one in zip(rows, found, strict=True)
         ]
+
+    def columns(self) -> list[str]:
+        """What examples can be grouped by: the columns that every example has, and all of their metadata."""
+        metadata = {name for one in self.table.metadata() for name in one}
+        return [*GROUPING, *sorted(metadata - set(GROUPING))]
+
+    def values_of(self, column: str) -> list[Any] | None:
+        """Every example's value of one of ``columns``, in row order; ``None`` where there is no such column."""
+        if column == "label":
+            return self.labels
+        if column in GROUPING:
+            return self.table.column(column)
+        metadata = self.table.metadata()
+        if not any(column in one for one in metadata):
+            return None
+        return [one.get(column) for one in metadata]
 
     def check_task(self, task_description: Mapping[str, Any]) -> None:
         """Refuses a task other than the one that the index was built with.

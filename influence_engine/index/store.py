@@ -67,6 +67,10 @@ class ExampleTable:
         """One column as a list, in row order."""
         return self._dataset.to_table(columns=[name]).column(name).to_pylist()
 
+    def metadata(self) -> list[dict[str, Any]]:
+        """Every example's metadata, in row order."""
+        return [json.loads(one) for one in self.column("metadata")]
+
     def vectors(self) -> Tensor:
         """``[N, k]``, in row order, with the dtype they are stored in."""
         blocks = list(self._dataset.to_batches(columns=["vector"], batch_size=max(1, len(self))))

@@ -51,6 +51,14 @@ class PredictingTask(Protocol):
 
 
 @runtime_checkable
+class ProbabilityTask(Protocol):
+    """Optional: a measurement that stands for a probability, such as log-odds."""
+
+    def probability(self, measurement: Tensor) -> Tensor:
+        """The target's probability, of the same shape."""
+
+
+@runtime_checkable
 class ExportableTask(Protocol):
     """Optional: allows the model to be exported to ONNX."""
 

@@ -95,6 +95,10 @@ class TextClassification:
         others = outputs.scatter(-1, target, float("-inf"))
         return outputs.gather(-1, target).squeeze(-1) - others.logsumexp(-1)
 
+    def probability(self, measurement: Tensor) -> Tensor:
+        """Of the target label: a measurement is its log-odds."""
+        return measurement.sigmoid()
+
     def predictions(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """Label, confidence and the probability of every label, for each example."""
         probabilities = outputs.detach().float().softmax(-1).cpu().tolist()

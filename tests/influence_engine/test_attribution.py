@@ -61,10 +61,17 @@ def test_one_polarity_returns_only_its_sign_strongest_first(
 def test_group_influences_add_up_to_all_of_them(attributor: Attributor, vector_queries: Any) -> None:
     scores = attributor.scores(vector_queries)
     for explanation, row in zip(attributor.attribute(vector_queries), scores, strict=True):
-        assert sum(group["share"] for group in explanation.groups) == pytest.approx(1, abs=1e-5)
-        total = sum(group["influence"] for group in explanation.groups)
-        assert total == pytest.approx(float(row.sum()), abs=2e-3 * float(row.abs().sum()))
-        assert [group["group"] for group in explanation.groups] == ["0", "1", "2"]
+        assert [(group["by"], group["group"]) for group in explanation.groups] == [
+            ("label", "0"),
+            ("label", "1"),
+            ("label", "2"),
+            ("source", "clouds"),
+        ]
+        for column in ("label", "source"):
+            groups = [group for group in explanation.groups if group["by"] == column]
+            assert sum(group["share"] for group in groups) == pytest.approx(1, abs=1e-5)
+            total = sum(group["influence"] for group in groups)
+            assert total == pytest.approx(float(row.sum()), abs=2e-3 * float(row.abs().sum()))
 
 
 def test_share_returned_is_all_when_everything_is_returned(attributor: Attributor, vector_queries: Any) -> None:

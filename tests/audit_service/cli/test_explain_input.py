@@ -27,7 +27,7 @@ from influence_engine.errors import RecordError
 from influence_engine.progress import silent
 
 ROWS = 2 * BATCH + 5
-EVERYTHING = Question(target=None, top_k=3, polarity="both", only_wrong=False)
+EVERYTHING = Question(top_k=3)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def test_what_another_run_left_is_refused_and_kept(
         write_rows(inputs, [{"text": text}])
     left = (aside(out) / "explanations.jsonl").read_bytes()
 
-    other = Question(target=None, top_k=top_k, polarity="both", only_wrong=False)
+    other = Question(top_k=top_k)
     with pytest.raises(RecordError, match=f"differs in {differs}") as refused:
         explain_file(small_project.config, inputs, out, other, progress=silent)
     assert "delete the folder" in str(refused.value)

@@ -1,0 +1,80 @@
+"""Checks an index against its own run: a few retrainings say how far its influences can be trusted.
+
+Some sets of examples are random, as in an LDS; others are aimed, the strongest proponents and opponents of what
+held-out inputs have in common, as in questions about an explanation. One set is also given half its weight: where
+training responds linearly to its examples, that does half as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from influence_engine.attribution import Attributor, Tier
+from influence_engine.errors import SettingsError
+from influence_engine.evaluation.removals import Removal, membership, random_removals
+from influence_engine.evaluation.truth import Retraining
+from influence_engine.index.calibration import Calibration, fit_error, unit_of
+
+FRACTION = 0.05
+"""Of the examples that each set takes."""
+
+RANDOM = 2
+AIMED = 2
+FEWEST_QUERIES = 8
+
+RETRAININGS = RANDOM + AIMED + 1
+
+
+def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0) -> Calibration:
+    """Trains again without some examples, compares, and keeps beside the index what that says about its answers.
+
+    Args:
+        attributor: Of the run's model and index; its answers have intervals afterwards.
+        retraining: Of the same run, with held-out queries that no replayed direction was taken from.
+        seed: Of the random sets.
+
+    Raises:
+        SettingsError: there are too few queries, or too few examples to take a set from.
+        RecordError: the run cannot be executed again.
+    """
+    queries = retraining.queries
+    if len(queries) < FEWEST_QUERIES:
+        raise SettingsError(
+            f"a check needs at least {FEWEST_QUERIES} held-out queries, there are {len(queries)}", field="queries"
+        )
+    index = attributor.index
+    tiers: tuple[Tier, ...] = ("estimated",) if index.basis is None else ("estimated", "replayed")
+    scores = {tier: attributor.scores(queries, tier) for tier in tiers}
+    drawn = random_removals(index.example_ids, FRACTION, RANDOM, seed=seed)
+    half = Removal.of(drawn[0].example_ids, weight=0.5)
+    removals = [*drawn, *_aimed(scores["estimated"], index.example_ids, len(drawn[0].example_ids))]
+    recorded = retraining.recorded()
+    *without, halved = retraining.measurements([*removals, half])
+    changes = torch.stack([recorded - measured for measured in without])
+    removed = membership(removals, index.example_ids)
+    examples = removed.sum(1)
+    found = Calibration(
+        about=index.about_calibration(),
+        retrainings=RETRAININGS,
+        queries=len(queries),
+        nonlinearity=_nonlinearity(changes[0], recorded - halved),
+        tiers={
+            tier: fit_error(removed @ one.double().T, changes, examples, unit_of(one)) for tier, one in scores.items()
+        },
+    )
+    index.keep_calibration(found)
+    return found
+
+
+def _aimed(scores: Tensor, example_ids: Sequence[str], size: int) -> list[Removal]:
+    """The examples that support, and those that oppose, most of what the queries have in common."""
+    _, _, common = torch.linalg.svd(scores.double(), full_matrices=False)
+    order = common[0].argsort().tolist()
+    return [Removal.of([example_ids[row] for row in rows]) for rows in (order[:size], order[-size:])]
+
+
+def _nonlinearity(whole: Tensor, half: Tensor) -> float:
+    return float((whole - 2 * half).norm() / whole.norm().clamp_min(1e-30))

@@ -1,0 +1,72 @@
+"""What an explanation says: the training examples, groups and modules behind one prediction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Influential:
+    """One training example of an explanation.
+
+    Attributes:
+        rank: 1 is the strongest.
+        row: In the index.
+        influence: Change of the measurement that having had this example in training made; positive supports.
+        error_90: Half of the 90% interval around ``influence``, where the index was checked against retraining.
+        probability_change: The same change as one of the target's probability, where the task can say.
+        polarity: ``proponent`` or ``opponent``.
+        tier: How the influence was obtained.
+        fields: The task's fields of the example, such as its text.
+    """
+
+    rank: int
+    row: int
+    example_id: str
+    example_handle: str
+    influence: float
+    error_90: float | None
+    probability_change: float | None
+    polarity: Literal["proponent", "opponent"]
+    tier: str
+    label: str | None
+    source: str | None
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Why one prediction came out as it did.
+
+    Attributes:
+        prediction: ``label``, ``confidence``, ``scores`` of the fine-tuned model, where the task can say.
+        base_prediction: The same of the base model, where it is known.
+        target: Label whose measurement is explained, where the task has labels.
+        measurement: Of the fine-tuned model, in its own units (log-odds for a classification).
+        base_measurement: Of the base model.
+        examples: The most influential training examples, strongest first.
+        groups: Influence summed by columns of the training examples; see ``Grouping.influences``.
+        modules: First-order split of ``measurement - base_measurement`` over layers, largest first.
+        modules_residual: What the first-order split leaves of that difference.
+        tier: Of the influences.
+        quality: See ``quality_of``.
+        timings_ms: Of the batch that the query was answered in.
+    """
+
+    prediction: dict[str, Any] | None
+    base_prediction: dict[str, Any] | None
+    target: str | None
+    measurement: float
+    base_measurement: float | None
+    examples: list[Influential]
+    groups: list[dict[str, Any]]
+    modules: list[dict[str, Any]]
+    modules_residual: float | None
+    tier: str
+    quality: dict[str, Any]
+    timings_ms: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return asdict(self)

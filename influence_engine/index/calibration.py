@@ -1,0 +1,134 @@
+"""How far an index's influences were from real retraining, and the intervals that follow from it.
+
+The error of a predicted change after ``n`` examples are taken out is modelled as ``a sqrt(n) u + b |predicted|``, with
+``u`` the root mean square of the query's influences: errors of single examples add up like independent ones, and what
+is far from the recorded weights is off by a share. ``a`` and ``b`` are chosen so that nine in ten of the measured
+changes lie within it, and the intervals are as narrow as that allows (split conformal, with one more free number).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from influence_engine.errors import IndexFormatError, RecordError
+from influence_engine.files import read_json, write_json
+
+LEVEL = 0.9
+
+TRUSTED_AGREEMENT = 0.5
+"""With less, predicted and measured changes have little in common."""
+
+LINEAR_ENOUGH = 0.5
+"""With more nonlinearity, a derivative says little about what leaving examples out does."""
+
+_SHARES = tuple(step / 20 for step in range(21))
+
+
+class TierError(BaseModel):
+    """How far one tier was from retraining.
+
+    Attributes:
+        spread: ``a``.
+        share: ``b``.
+        agreement: Cosine of predicted and measured changes, over all of them.
+        slope: Of measured on predicted changes, through zero; 1 means right units.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spread: float
+    share: float
+    agreement: float
+    slope: float
+
+    def error_90(self, examples: int, unit: float, influence: float) -> float:
+        """Half of the 90% interval around the summed ``influence`` of so many examples; ``unit`` is ``u``."""
+        return self.spread * examples**0.5 * unit + self.share * abs(influence)
+
+
+class Calibration(BaseModel):
+    """What training again without some examples said about an index.
+
+    Attributes:
+        about: What it belongs to.
+        retrainings: How often the recorded steps were executed without some examples.
+        queries: Held-out inputs that were measured each time.
+        nonlinearity: ``|d(1) - 2 d(1/2)| / |d(1)|`` for the changes ``d`` after taking a set of examples out, and after
+            halving its weight: 0 where training responds linearly to its examples, as every influence assumes.
+        tiers: By tier.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: dict[str, str]
+    retrainings: int
+    queries: int
+    nonlinearity: float
+    tiers: dict[str, TierError]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it, whole or not at all."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> Calibration | None:
+        """Reads what ``save`` wrote; ``None`` where there is none, or one that belongs to something else.
+
+        Raises:
+            IndexFormatError: it cannot be read.
+        """
+        if not Path(path).is_file():
+            return None
+        try:
+            found = cls.model_validate(read_json(path))
+        except (ValidationError, RecordError) as error:
+            raise IndexFormatError(f"{path} cannot be read: {error}", field=str(path)) from error
+        return found if found.about == dict(about) else None
+
+
+def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> TierError:
+    """The narrowest intervals that hold nine in ten of the measured changes.
+
+    Args:
+        predicted: ``[S, Q]``, summed influences of what each of ``S`` retrainings left out, on ``Q`` queries.
+        measured: ``[S, Q]``, measurement with them less the one without them.
+        examples: ``[S]``, how many were left out.
+        units: ``[Q]``, root mean square of each query's influences.
+    """
+    predicted, measured = predicted.double(), measured.double()
+    scale = (examples.double().sqrt().unsqueeze(1) * units.double()).clamp_min(1e-30)
+    missed = (measured - predicted).abs()
+    size = predicted.abs()
+
+    def spread(share: float) -> float:
+        return float(((missed - share * size).clamp_min(0) / scale).flatten().quantile(LEVEL))
+
+    def width(share: float) -> float:
+        return float((spread(share) * scale + share * size).mean())
+
+    best = min(_SHARES, key=width)
+    product, square = (predicted * measured).sum(), predicted.pow(2).sum().clamp_min(1e-30)
+    return TierError(
+        spread=spread(best),
+        share=best,
+        agreement=float(product / (square.sqrt() * measured.norm()).clamp_min(1e-30)),
+        slope=float(product / square),
+    )
+
+
+def covered(error: TierError, predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> float:
+    """Share of the measured changes that lie within the intervals; arguments as for ``fit_error``."""
+    half = (
+        error.spread * examples.double().sqrt().unsqueeze(1) * units.double() + error.share * predicted.double().abs()
+    )
+    return float(((measured.double() - predicted.double()).abs() <= half).double().mean())
+
+
+def unit_of(scores: Tensor) -> Tensor:
+    """``u`` of each query, ``[Q]``: the root mean square of its influences ``[Q, N]``."""
+    return scores.pow(2).mean(-1).sqrt()

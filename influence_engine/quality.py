@@ -1,0 +1,85 @@
+"""How far an explanation can be trusted, from what the index knows about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from influence_engine.index import InfluenceIndex
+from influence_engine.index.calibration import LINEAR_ENOUGH, TRUSTED_AGREEMENT, Calibration
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Intervals around one query's influences.
+
+    Attributes:
+        calibration: Of the index, where it was checked against retraining.
+        tier: That answers.
+        unit: Root mean square of the query's influences.
+    """
+
+    calibration: Calibration | None
+    tier: str
+    unit: float
+
+    def error_90(self, examples: int, influence: float) -> float | None:
+        """Half of the 90% interval around the summed ``influence`` of so many examples."""
+        found = None if self.calibration is None else self.calibration.tiers.get(self.tier)
+        return None if found is None else found.error_90(examples, self.unit, influence)
+
+
+def quality_of(
+    index: InfluenceIndex,
+    total: float,
+    returned: Sequence[float],
+    retained: float,
+    in_basis: float | None,
+    errors: Errors,
+) -> dict[str, Any]:
+    """What an explanation says about itself.
+
+    Args:
+        index: That answered.
+        total: Sum of all absolute influences.
+        returned: Influences of the returned examples.
+        retained: Share of the query's gradient that the index keeps.
+        in_basis: Share of the squared estimates that replayed directions span.
+        errors: Of this query.
+
+    Returns:
+        ``share_returned``: share of ``total`` that the returned examples carry; ``share_in_basis`` (``None`` if
+        estimated); ``retained``; ``outside_index``: whether that is less than for all but one in a hundred of held-out
+        examples (``None`` where none were given); ``error_90``: half of the 90% interval around the summed influence
+        of the returned examples, and ``agreement``: cosine of predicted and measured changes in the index's check
+        (both ``None`` where it was not checked); ``warnings``: what makes the answer doubtful, in words.
+    """
+    usual = index.manifest.retained.get("p01")
+    outside = None if usual is None else retained < usual
+    checked = None if errors.calibration is None else errors.calibration.tiers.get(errors.tier)
+    return {
+        "share_returned": sum(map(abs, returned)) / total if total > 0 else 0.0,
+        "share_in_basis": in_basis,
+        "retained": retained,
+        "outside_index": outside,
+        "error_90": errors.error_90(len(returned), sum(returned)),
+        "agreement": None if checked is None else checked.agreement,
+        "warnings": _warnings(errors, outside=bool(outside)),
+    }
+
+
+def _warnings(errors: Errors, *, outside: bool) -> list[str]:
+    found = []
+    if outside:
+        found.append("the input is unlike the training examples: the index keeps little of its gradient")
+    if errors.calibration is not None:
+        if errors.calibration.nonlinearity > LINEAR_ENOUGH:
+            found.append(
+                f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
+                "influences are rough; fine-tune with a lower learning rate or fewer epochs"
+            )
+        tier = errors.calibration.tiers.get(errors.tier)
+        if tier is not None and tier.agreement < TRUSTED_AGREEMENT:
+            found.append(f"in the index's check, predicted and retrained changes agreed by {tier.agreement:.2f} only")
+    return found
