@@ -15,12 +15,20 @@ def example(influence: float, text: str | None = "a fine [bold]film[/]") -> dict
         "example_handle": "ex_1",
         "rank": 1,
         "influence": influence,
+        "error_90": 0.125,
         "tier": "estimated",
         "polarity": "proponent" if influence > 0 else "opponent",
         "label": "good",
         "source": None,
         "text": text,
     }
+
+
+def group(by: str, name: str, share: float, influence: float) -> dict[str, Any]:
+    return {"by": by, "group": name, "share": share, "influence": influence, "examples": 10, "error_90": 0.25}
+
+
+QUALITY = {"share_returned": 0.12, "parity": True, "error_90": 0.5, "agreement": 0.93, "warnings": []}
 
 
 def answer(**changes: Any) -> dict[str, Any]:
@@ -35,7 +43,12 @@ def answer(**changes: Any) -> dict[str, Any]:
             "modules_residual": 0.07,
         },
         "examples": [example(0.5), example(-0.25)],
-        "quality": {"share_returned": 0.12, "parity": True},
+        "groups": [
+            group("label", "good", 0.75, 0.5),
+            group("label", "bad", 0.25, -0.5),
+            group("source", "the only one", 1.0, 0.0),
+        ],
+        "quality": QUALITY,
         "timings_ms": {"gradient": 40.4, "search": 1.6},
         **changes,
     }
@@ -97,7 +110,7 @@ def test_without_a_base_model_only_the_fine_tuned_measurement_is_shown() -> None
 
 
 def test_a_disagreement_between_torch_and_the_served_model_is_said_loudly() -> None:
-    assert "NO: torch disagrees" in shown(answer(quality={"share_returned": 0.1, "parity": False}))
+    assert "NO: torch disagrees" in shown(answer(quality={**QUALITY, "parity": False}))
 
 
 def test_two_one_sided_answers_become_one() -> None:
@@ -105,3 +118,24 @@ def test_two_one_sided_answers_become_one() -> None:
 
     assert [one["influence"] for one in both["examples"]] == [0.5, -0.25]
     assert both["quality"]["share_returned"] == 0.24
+
+
+def test_groups_of_columns_with_several_are_shown_with_their_intervals() -> None:
+    output = shown(answer())
+
+    assert "+0.50 ± 0.25" in output
+    assert "label good" in output
+    assert "the only one" not in output
+
+
+def test_influences_have_intervals_where_the_index_was_checked() -> None:
+    assert "+0.5000 ± 0.1250" in shown(answer())
+    assert "0.93 with retraining" in shown(answer())
+    unchecked = shown(answer(examples=[{**example(0.5), "error_90": None}], quality={**QUALITY, "agreement": None}))
+    assert "± 0.12" not in unchecked
+    assert "retraining" not in unchecked
+
+
+def test_doubts_are_said_in_words() -> None:
+    assert "take care" not in shown(answer())
+    assert "take care" in shown(answer(quality={**QUALITY, "warnings": ["the input is unlike the training examples"]}))
