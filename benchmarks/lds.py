@@ -4,6 +4,7 @@
     python benchmarks/lds.py --fraction 0.05 --fraction 0.2 --single 20
     python benchmarks/lds.py --noise 0 --data amazon      other data
     python benchmarks/lds.py --trainable lora
+    python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
 
 Truth: the recorded steps executed without random 5% of the examples. 48 held-out queries are reported, 16 others choose
 the damping of the row that says so.
@@ -28,6 +29,7 @@ from influence_engine.digests import json_digest
 from influence_engine.evaluation import (
     EvaluationPlan,
     Retraining,
+    check_index,
     evaluate,
     linear_datamodeling_score,
     membership,
@@ -39,6 +41,8 @@ from influence_engine.replay import replay
 from influence_engine.training.frozen import KeptSteps
 
 LABELS = ["negative", "positive"]
+CHECKED = 64
+"""Held-out snippets that the index's intervals come from."""
 
 
 def with_flipped_labels(examples: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
@@ -46,6 +50,15 @@ def with_flipped_labels(examples: list[dict[str, Any]], share: float) -> list[di
     flipped = set(random.Random(0).sample(range(len(examples)), round(share * len(examples))))
     turned = dict(zip(LABELS, LABELS[::-1], strict=True))
     return [{**one, "label": turned[one["label"]]} if row in flipped else one for row, one in enumerate(examples)]
+
+
+def unbalanced(examples: list[dict[str, Any]], rare: float, count: int) -> list[dict[str, Any]]:
+    """``count`` of the examples, of which a share ``rare`` is negative."""
+    few = round(rare * count)
+    by_label = {label: [one for one in examples if one["label"] == label] for label in LABELS}
+    return sorted(
+        [*by_label["negative"][:few], *by_label["positive"][: count - few]], key=lambda one: one["example_id"]
+    )
 
 
 def shown(stage: str, done: int, total: int, note: str = "") -> None:
@@ -60,6 +73,7 @@ def main() -> None:
     parser.add_argument("--data", default="movies", help="movies, tweets or amazon")
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--noise", type=float, default=0.1, help="share of labels that are flipped")
+    parser.add_argument("--rare", type=float, help="share of negative examples; left out, as the data are")
     parser.add_argument("--trainable", default="2", help="'all', 'lora', or a number of upper layers")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -84,7 +98,10 @@ def main() -> None:
     queries = snippets("test", options.queries)
     asked = {query["example_id"] for query in queries}
     held_out = [one for one in snippets("test", options.queries + options.held_out) if one["example_id"] not in asked]
-    train = snippets("train", options.examples)
+    if options.rare is None:
+        train = snippets("train", options.examples)
+    else:
+        train = unbalanced(snippets("train", 4 * options.examples), options.rare, options.examples)
     train = with_flipped_labels(train, options.noise)
     settings = FinetuneSettings(
         trainable=int(options.trainable) if options.trainable.isdigit() else options.trainable,
@@ -97,6 +114,7 @@ def main() -> None:
         "data": options.data,
         "noise": options.noise,
         "train": options.examples,
+        **({} if options.rare is None else {"rare": options.rare}),
     }
     folder = PROJECT / "state" / f"lds-{json_digest(what)[:12]}"
     run = finetune(task, str(base), train, queries, settings, record_to=folder / "run", reuse=True, progress=shown)
@@ -105,11 +123,15 @@ def main() -> None:
     kept = KeptSteps()
     if options.directions and (index.basis is None or index.basis.width != options.directions):
         start = time.perf_counter()
-        basis = build_basis(run, attributor, train, held_out, options.directions, kept=kept, progress=shown)
+        basis = build_basis(run, attributor, train, held_out[:-CHECKED], options.directions, kept=kept, progress=shown)
         taken = time.perf_counter() - start
         print(
             f"{basis.width} directions in {taken:.0f} s, agreement {basis.agreement:.3f}, damping {basis.damping:.3g}"
         )
+    # The last held-out snippets check the index; no direction comes from them.
+    checked = Retraining(run, task, train, held_out[-CHECKED:], folder / "retrainings", progress=shown)
+    calibration = check_index(attributor, checked)
+    print(f"nonlinearity {calibration.nonlinearity:.3f}; {calibration.tiers}")
     plan = EvaluationPlan(
         fractions=options.fraction or [0.05],
         subsets=options.subsets,
@@ -124,6 +146,11 @@ def main() -> None:
         print(
             f"{row.kind} {row.fraction:4.0%} {row.lds:6.3f} [{row.low:.3f}, {row.high:.3f}] "
             f"{row.ms_a_query:7.1f} ms  {row.method}"
+            + (
+                ""
+                if row.slope is None
+                else f" (slope {row.slope:.2f}, within the index's intervals {row.coverage:.0%})"
+            )
         )
     if options.exact:
         chosen = slice(plan.tuning_of(len(queries)), plan.tuning_of(len(queries)) + options.exact)

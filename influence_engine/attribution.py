@@ -114,7 +114,9 @@ class Attributor:
             coefficients = basis.coefficients(scores)
             parts, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
             scores = basis.correct(scores, coefficients)
-        found = [self._top(*each, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+        slope = self._slope(answered)
+        scores = scores * slope
+        found = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
         clock.lap("search")
         errors = [Errors(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
         examples = self._fetch(found, answered, measured, errors)
@@ -164,13 +166,15 @@ class Attributor:
         Args:
             queries: As for ``attribute``.
             tier: How to obtain the influences.
-            damping: In place of the index's own; see ``InfluenceIndex.scores``.
+            damping: In place of the index's own, without its calibration; see ``InfluenceIndex.scores``.
             batch_size: Queries of one pass.
 
         Raises:
             InputError, TierUnavailableError: as ``attribute``.
         """
-        basis = self.index.basis if self._tier(tier) == "replayed" else None
+        answered = self._tier(tier)
+        basis = self.index.basis if answered == "replayed" else None
+        slope = self._slope(answered) if damping is None else 1.0
         if basis is not None and damping is None:
             damping = basis.damping
         parts = []
@@ -178,7 +182,7 @@ class Attributor:
             found = self.index.scores(encoded, exact=True, damping=damping)
             if basis is not None:
                 found = basis.correct(found, basis.coefficients(found))
-            parts.append(found.cpu())
+            parts.append(found.cpu() * slope)
         return torch.cat(parts) if parts else torch.empty(0, len(self.index))
 
     def scores_by_damping(
@@ -217,6 +221,11 @@ class Attributor:
         state = self.index.tiers.get(tier, "not known to this index")
         raise TierUnavailableError(f"tier {tier!r} cannot be had from this index: {state}", field="tier")
 
+    def _slope(self, tier: str) -> float:
+        """What a tier's influences are multiplied with, so that they say what retraining does."""
+        found = None if self.index.calibration is None else self.index.calibration.tiers.get(tier)
+        return 1.0 if found is None else found.slope
+
     def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(queries), batch_size):
             with self._trace(queries[start : start + batch_size]) as trace:
@@ -234,7 +243,13 @@ class Attributor:
         return to_device(self.task.collate(queries), self.device)
 
     def _top(
-        self, scores: Tensor, encoded: Tensor, coefficients: Tensor | None, top_k: int, polarity: Polarity
+        self,
+        scores: Tensor,
+        encoded: Tensor,
+        coefficients: Tensor | None,
+        slope: float,
+        top_k: int,
+        polarity: Polarity,
     ) -> tuple[list[int], list[float]]:
         # Half-precision scores choose a few more candidates than asked; single precision ranks them.
         candidates = top_rows(scores, min(len(scores), top_k + 16), polarity)
@@ -242,6 +257,7 @@ class Attributor:
         exact = self.index.scores_of(encoded, candidates, damping=None if basis is None else basis.damping)
         if basis is not None and coefficients is not None:
             exact = basis.correct(exact, coefficients, candidates)
+        exact = exact * slope
         order = top_rows(exact, min(top_k, len(exact)), polarity) if len(exact) else candidates
         return candidates[order].tolist(), exact[order].tolist()
 

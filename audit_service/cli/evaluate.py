@@ -124,12 +124,15 @@ def _print_table(found: Evaluation) -> None:
     for (kind, fraction), rows in by_truth(found.rows).items():
         console.print(f"[italic]{rows[0].retrainings} retrainings, {TRUTHS[kind]}, {fraction:.0%} left out[/]")
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("method", "LDS", "90% interval", "ms a query"):
-            table.add_column(name, justify="right" if name == "ms a query" else "left")
+        for name in ("method", "LDS", "90% interval", "slope", "within ±", "ms a query"):
+            table.add_column(name, justify="left" if name in ("method", "LDS", "90% interval") else "right")
         for row in rows:
             ours = "bold" if row.method.startswith(("estimated", "replayed")) else None
             interval = f"{row.low:.3f} to {row.high:.3f}"
-            table.add_row(escape(row.method), f"{row.lds:.3f}", interval, f"{row.ms_a_query:.1f}", style=ours)
+            slope = "" if row.slope is None else f"{row.slope:.2f}"
+            within = "" if row.coverage is None else f"{row.coverage:.0%}"
+            ms = f"{row.ms_a_query:.1f}"
+            table.add_row(escape(row.method), f"{row.lds:.3f}", interval, slope, within, ms, style=ours)
         console.print(table)
 
 

@@ -47,6 +47,7 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
         )
     index = attributor.index
     tiers: tuple[Tier, ...] = ("estimated",) if index.basis is None else ("estimated", "replayed")
+    index.calibration = None  # what is fitted is what comes without one
     scores = {tier: attributor.scores(queries, tier) for tier in tiers}
     drawn = random_removals(index.example_ids, FRACTION, RANDOM, seed=seed)
     half = Removal.of(drawn[0].example_ids, weight=0.5)

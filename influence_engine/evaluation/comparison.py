@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from influence_engine.attribution import Attributor
 from influence_engine.errors import SettingsError
-from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
+from influence_engine.evaluation.lds import linear_datamodeling_score, spearman
 from influence_engine.evaluation.methods import Attributed, attribute_all, with_dampings
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Kind, Retraining
+from influence_engine.index.calibration import Calibration, covered, slope_of, unit_of
 from influence_engine.progress import Progress, silent
 
 
@@ -60,7 +61,14 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class LdsRow:
-    """The linear datamodeling score of one method against one kind of truth."""
+    """One method against one kind of truth.
+
+    Attributes:
+        lds: The linear datamodeling score, with the 90% interval from ``low`` to ``high``.
+        slope: Of measured on predicted changes; only of ours, which have units.
+        coverage: Share of the measured changes within the 90% intervals that the index's answers have; None where it
+            was not checked.
+    """
 
     method: str
     kind: Kind
@@ -70,6 +78,8 @@ class LdsRow:
     low: float
     high: float
     ms_a_query: float
+    slope: float | None = None
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ def evaluate(
     progress("attributing", 1, 2)
     grid = with_dampings(attributor, queries, methods[0].seconds)
     progress("attributing", 2, 2)
+    recorded, calibration = retraining.recorded(), attributor.index.calibration
     rows: list[LdsRow] = []
     tuned: dict[str, float] = {}
     for kind in plan.kinds:
@@ -160,7 +171,8 @@ def evaluate(
                 best = max(grid, key=lambda d, r=removed, m=measured: _tuning_score(grid[d], r, m, tuning))  # type: ignore[misc]
                 tuned[f"{kind}/{fraction:g}"] = best
                 compared.append(grid[best])
-            found = [_row(one, kind, fraction, removed, measured, tuning) for one in compared]
+            context = _Context(kind, fraction, removed, measured[:, tuning:], recorded[tuning:], calibration)
+            found = [_row(one.reported(tuning), context) for one in compared]
             rows += sorted(found, key=lambda row: -row.lds)
     return Evaluation(
         queries=len(queries) - tuning,
@@ -178,10 +190,36 @@ def _tuning_score(one: Attributed, removed: Tensor, measured: Tensor, tuning: in
     return float(spearman(predicted, measured[:, :tuning]).mean())
 
 
-def _row(one: Attributed, kind: Kind, fraction: float, removed: Tensor, measured: Tensor, tuning: int) -> LdsRow:
-    score: Score = linear_datamodeling_score(one.influences[tuning:], removed, measured[:, tuning:])
-    ms = 1000 * one.seconds / len(one.influences)
-    return LdsRow(one.method, kind, fraction, len(removed), score.mean, score.low, score.high, ms)
+@dataclass(frozen=True)
+class _Context:
+    kind: Kind
+    fraction: float
+    removed: Tensor
+    measured: Tensor
+    recorded: Tensor
+    calibration: Calibration | None
+
+
+def _row(one: Attributed, truth: _Context) -> LdsRow:
+    score = linear_datamodeling_score(one.influences, truth.removed, truth.measured)
+    row = LdsRow(
+        method=one.method,
+        kind=truth.kind,
+        fraction=truth.fraction,
+        retrainings=len(truth.removed),
+        lds=score.mean,
+        low=score.low,
+        high=score.high,
+        ms_a_query=1000 * one.seconds / len(one.influences),
+    )
+    if one.tier is None:
+        return row
+    predicted, changes = truth.removed @ one.influences.double().T, truth.recorded - truth.measured
+    error = None if truth.calibration is None else truth.calibration.tiers.get(one.tier)
+    within = None
+    if error is not None:
+        within = covered(error, predicted, changes, truth.removed.sum(1), unit_of(one.influences))
+    return replace(row, slope=slope_of(predicted, changes), coverage=within)
 
 
 def _single(
@@ -201,7 +239,7 @@ def _single(
         examples=len(chosen),
         rank_correlation=float(spearman(estimated, measured).mean()),
         signs_right=float((estimated.sign() == measured.sign())[large].double().mean()),
-        slope=float((estimated * measured).sum() / estimated.pow(2).sum().clamp_min(1e-30)),
+        slope=slope_of(estimated, measured),
         estimated=estimated.tolist(),
         measured=measured.tolist(),
     )

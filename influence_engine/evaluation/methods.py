@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,18 @@ class Attributed:
         method: Its name.
         influences: ``[Q, N]``, positive supports; only ours are in the measurement's units.
         seconds: For all queries, without what is computed once (the index).
+        tier: Of ours, whose numbers are in the measurement's units; None of others.
     """
 
     method: str
     influences: Tensor
     seconds: float
+    tier: str | None = None
+
+    def reported(self, tuning: int) -> Attributed:
+        """Without the first ``tuning`` queries; the seconds are for those that remain."""
+        rest = self.influences[tuning:]
+        return replace(self, influences=rest, seconds=self.seconds * len(rest) / len(self.influences))
 
 
 def attribute_all(
@@ -60,11 +67,11 @@ def attribute_all(
     rows = in_index_order(attributor.index, train)
     task, model = attributor.task, attributor.model
     label, text = getattr(task, "label", None), getattr(task, "text", None)
-    found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"))]
+    found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"), ESTIMATED)]
     basis = attributor.index.basis
     if basis is not None:
         name = f"{REPLAYED}, {basis.width} directions"
-        found.append(_timed(name, lambda: attributor.scores(queries, "replayed")))
+        found.append(_timed(name, lambda: attributor.scores(queries, "replayed"), REPLAYED))
 
     def signed(similarity: Tensor) -> Tensor:
         return signed_by_label(similarity, rows, queries, str(label))
@@ -106,9 +113,9 @@ def with_dampings(attributor: Attributor, queries: Sequence[Example], seconds: f
     return {damping: Attributed(TUNED, influences, seconds) for damping, influences in found.items()}
 
 
-def _timed(method: str, compute: Callable[[], Tensor]) -> Attributed:
+def _timed(method: str, compute: Callable[[], Tensor], tier: str | None = None) -> Attributed:
     start = time.perf_counter()
     influences = compute()
     if influences.is_cuda:
         torch.cuda.synchronize()
-    return Attributed(method, influences, time.perf_counter() - start)
+    return Attributed(method, influences, time.perf_counter() - start, tier)

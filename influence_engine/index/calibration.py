@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -36,7 +37,8 @@ class TierError(BaseModel):
         spread: ``a``.
         share: ``b``.
         agreement: Cosine of predicted and measured changes, over all of them.
-        slope: Of measured on predicted changes, through zero; 1 means right units.
+        slope: What influences are multiplied with, so that their sums are what was measured; 1 where they have too
+            little in common to say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,15 +94,19 @@ class Calibration(BaseModel):
 
 
 def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> TierError:
-    """The narrowest intervals that hold nine in ten of the measured changes.
+    """The slope that brings predictions to what was measured, and the narrowest intervals that hold nine in ten.
 
     Args:
-        predicted: ``[S, Q]``, summed influences of what each of ``S`` retrainings left out, on ``Q`` queries.
+        predicted: ``[S, Q]``, summed influences, not calibrated yet, of what each of ``S`` retrainings left out, on
+            ``Q`` queries.
         measured: ``[S, Q]``, measurement with them less the one without them.
         examples: ``[S]``, how many were left out.
         units: ``[Q]``, root mean square of each query's influences.
     """
     predicted, measured = predicted.double(), measured.double()
+    agreement = float(torch.cosine_similarity(predicted.flatten(), measured.flatten(), dim=0))
+    slope = slope_of(predicted, measured) if agreement >= TRUSTED_AGREEMENT else 1.0
+    predicted, units = slope * predicted, slope * units
     scale = (examples.double().sqrt().unsqueeze(1) * units.double()).clamp_min(1e-30)
     missed = (measured - predicted).abs()
     size = predicted.abs()
@@ -112,17 +118,22 @@ def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tens
         return float((spread(share) * scale + share * size).mean())
 
     best = min(_SHARES, key=width)
-    product, square = (predicted * measured).sum(), predicted.pow(2).sum().clamp_min(1e-30)
     return TierError(
         spread=spread(best),
         share=best,
-        agreement=float(product / (square.sqrt() * measured.norm()).clamp_min(1e-30)),
-        slope=float(product / square),
+        agreement=agreement,
+        slope=slope,
     )
 
 
+def slope_of(predicted: Tensor, measured: Tensor) -> float:
+    """Of measured on predicted changes, through zero; 1 means right units."""
+    predicted, measured = predicted.double(), measured.double()
+    return float((predicted * measured).sum() / predicted.pow(2).sum().clamp_min(1e-30))
+
+
 def covered(error: TierError, predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> float:
-    """Share of the measured changes that lie within the intervals; arguments as for ``fit_error``."""
+    """Share of the measured changes within the intervals; ``predicted`` and ``units`` are of calibrated influences."""
     half = (
         error.spread * examples.double().sqrt().unsqueeze(1) * units.double() + error.share * predicted.double().abs()
     )

@@ -10,9 +10,17 @@ import torch
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
 from influence_engine.errors import SettingsError
-from influence_engine.evaluation import EvaluationPlan, Retraining, evaluate, linear_datamodeling_score, membership
+from influence_engine.evaluation import (
+    EvaluationPlan,
+    Retraining,
+    check_index,
+    evaluate,
+    linear_datamodeling_score,
+    membership,
+)
 from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, TUNED
 from influence_engine.evaluation.removals import random_removals
+from tests.influence_engine.conftest import make_network, make_vectors
 
 EXACT = IndexSettings(dtype="float32", approximation="final")
 
@@ -96,3 +104,23 @@ def test_a_plan_without_queries_to_tune_on_or_to_report_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match="choosing the damping"):
         evaluate(attributor, retraining, EvaluationPlan(tuning=tuning))
+
+
+def test_a_check_makes_the_slope_one_and_says_how_often_intervals_hold(
+    attributor: Attributor, retraining: Retraining, vector_run: Run, vector_task: Any, vector_train: Any, tmp_path: Path
+) -> None:
+    plan = EvaluationPlan(fractions=(0.1,), subsets=6, tuning=2)
+    before = {row.method: row for row in evaluate(attributor, retraining, plan).rows}
+    assert before[ESTIMATED].coverage is None
+    assert before[ESTIMATED].slope is not None
+    assert before["gradient dot"].slope is None
+    queries = make_vectors(24, seed=9, prefix="check-")
+    check_index(
+        attributor,
+        Retraining(vector_run, vector_task, vector_train, queries, tmp_path / "check", into=make_network()),
+    )
+    after = {row.method: row for row in evaluate(attributor, retraining, plan).rows}
+    assert after[ESTIMATED].coverage is not None
+    assert after[ESTIMATED].coverage >= 0.8
+    assert after[ESTIMATED].slope == pytest.approx(1, abs=0.2)
+    assert after["gradient dot"].coverage is None

@@ -29,8 +29,10 @@ def changes(seed: int, noise: float, share: float) -> tuple[torch.Tensor, torch.
 def test_intervals_hold_nine_in_ten_changes_of_other_queries(seed: int, noise: float, share: float) -> None:
     predicted, measured, units = changes(seed, noise, share)
     fitted = fit_error(predicted[:, :100], measured[:, :100], SIZES, units[:100])
-    assert covered(fitted, predicted[:, :100], measured[:, :100], SIZES, units[:100]) == pytest.approx(0.9, abs=0.01)
-    assert 0.8 <= covered(fitted, predicted[:, 100:], measured[:, 100:], SIZES, units[100:]) <= 0.98
+    own = [one[..., :100] for one in (fitted.slope * predicted, measured)]
+    assert covered(fitted, *own, SIZES, fitted.slope * units[:100]) == pytest.approx(0.9, abs=0.01)
+    others = [one[..., 100:] for one in (fitted.slope * predicted, measured)]
+    assert 0.8 <= covered(fitted, *others, SIZES, fitted.slope * units[100:]) <= 0.98
 
 
 def test_right_predictions_have_narrow_intervals_and_wrong_ones_wide() -> None:
@@ -42,6 +44,10 @@ def test_right_predictions_have_narrow_intervals_and_wrong_ones_wide() -> None:
     wrong = fit_error(predicted, -measured, SIZES, units)
     assert wrong.agreement == pytest.approx(-1, abs=1e-3)
     assert wrong.error_90(4, 1.0, 1.0) > 1.5
+    assert wrong.slope == 1.0  # influences are never turned round
+    half = fit_error(predicted, 0.5 * measured, SIZES, units)
+    assert half.slope == pytest.approx(0.5, abs=0.01)
+    assert half.error_90(4, 0.5, 0.5) < 0.1
 
 
 def test_it_is_taken_up_only_for_what_it_was_found_for(tmp_path: Path) -> None:
