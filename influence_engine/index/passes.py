@@ -17,7 +17,7 @@ from influence_engine.curvature import (
 from influence_engine.errors import ModelError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
 from influence_engine.resources import to_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Task, example_sizes
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class GradientPasses:
 
     def batches(self, examples: Sequence[Example]) -> list[list[int]]:
         """Positions in ``examples`` grouped by size, so that little of a batch is padding; longest first."""
-        sizes = [next(iter(self.task.collate([example]).values())).numel() for example in examples]
+        sizes = example_sizes(self.task, examples)
         order = sorted(range(len(examples)), key=lambda position: -sizes[position])
         groups: list[list[int]] = []
         for position in order:

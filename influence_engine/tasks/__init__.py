@@ -11,6 +11,7 @@ from influence_engine.tasks.base import (
     ServingTask,
     Task,
     describe_task,
+    example_sizes,
 )
 from influence_engine.tasks.text_classification import TextClassification
 
@@ -26,4 +27,5 @@ __all__ = [
     "Task",
     "TextClassification",
     "describe_task",
+    "example_sizes",
 ]

@@ -101,3 +101,8 @@ def describe_task(task: Task) -> dict[str, Any]:
     if isinstance(task, DescribedTask):
         return task.describe()
     return {"type": f"{type(task).__module__}.{type(task).__qualname__}"}
+
+
+def example_sizes(task: Task, examples: Sequence[Example]) -> list[int]:
+    """Positions (tokens, pixels) that each example takes in a batch of its own."""
+    return [next(iter(task.collate([example]).values())).numel() for example in examples]

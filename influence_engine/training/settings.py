@@ -34,9 +34,8 @@ class FinetuneSettings(BaseModel):
         trainable: Which weights are trained.
         lora: The adapters, where ``trainable`` is ``"lora"``.
         epochs: Passes over the training examples, each in its own seeded order.
-        batch_size: Examples in one forward and backward pass.
-        accumulation: Passes whose gradients make one optimiser step, so a step takes
-            ``batch_size * accumulation`` examples.
+        batch_size: Examples in one forward and backward pass, at most: those of like length share one.
+        accumulation: A step takes ``batch_size * accumulation`` examples.
         learning_rate: Its highest value.
         schedule: What the learning rate does after the warm-up: fall to 0 linearly or along a cosine, or stay.
         warmup_ratio: Share of the steps over which the learning rate rises linearly from 0.

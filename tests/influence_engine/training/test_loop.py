@@ -15,6 +15,7 @@ from influence_engine.errors import DataError, ModelError, RecordError, Settings
 from influence_engine.models import model_digest, save_model
 from influence_engine.tasks import TextClassification
 from influence_engine.training import Finetuned, FinetuneSettings, LoraSettings, Run, finetune
+from influence_engine.training.loop import PASS_COSTS
 
 SETTINGS = FinetuneSettings(epochs=2, batch_size=4, learning_rate=5e-3, seed=3)
 
@@ -331,3 +332,17 @@ def test_the_same_run_can_be_had_again_without_training(
 
     assert again.digests == run.digests
     assert seen == []
+
+
+def test_sharing_micro_batches_by_length_gives_the_weights_of_padded_ones(
+    task: TextClassification, make_model: Models, make_examples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = make_examples(24)
+    settings = FinetuneSettings(epochs=2, batch_size=8, learning_rate=1e-3)
+    monkeypatch.setitem(PASS_COSTS, "cpu", 1)
+    grouped = finetune(task, make_model(), examples, settings=settings, device="cpu")
+    monkeypatch.setitem(PASS_COSTS, "cpu", 10**9)
+    padded = finetune(task, make_model(), examples, settings=settings, device="cpu")
+    torch.testing.assert_close(grouped.losses, padded.losses, rtol=1e-5, atol=1e-6)
+    for one, other in zip(grouped.model.parameters(), padded.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

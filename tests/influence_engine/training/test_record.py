@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from influence_engine.errors import DigestMismatchError, ModelError, RecordError
 from influence_engine.models import model_digest
-from influence_engine.tasks import TextClassification
+from influence_engine.tasks import TextClassification, example_sizes
 from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune
+from influence_engine.training.loop import PASS_COSTS
 from influence_engine.training.optimizers import AdamW
 from influence_engine.training.schedule import plan_schedule
 
@@ -40,8 +41,11 @@ def copied(recorded: Run, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_order_rates_normalisers_and_seeds_are_on_record(recorded: Run) -> None:
-    planned = plan_schedule(SETTINGS, COUNT)
+def test_order_rates_normalisers_and_seeds_are_on_record(
+    recorded: Run, task: TextClassification, make_examples: Any
+) -> None:
+    sizes = example_sizes(task, make_examples(COUNT))
+    planned = plan_schedule(SETTINGS, COUNT, sizes, pass_cost=PASS_COSTS["cpu"])
     run = Run.open(recorded.folder)
 
     assert [str(step) for step in run.schedule.steps()] == [str(step) for step in planned.steps()]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from influence_engine.training.schedule import (
     checkpoint_steps,
     derived_seed,
+    group_by_size,
     learning_rate_at,
     plan_schedule,
     schedule_from,
@@ -102,3 +105,31 @@ def test_seeds_differ_by_purpose_and_number_and_fit_63_bits() -> None:
 
     assert len(seeds) == 100
     assert max(seeds) < 2**63
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=24),
+    st.integers(1, 8),
+    st.integers(0, 100),
+)
+def test_micro_batches_of_like_size_hold_every_row_once_and_waste_the_least(
+    sizes: list[int], most: int, pass_cost: int
+) -> None:
+    rows = torch.randperm(len(sizes))
+    batches = group_by_size(rows, sizes, most, pass_cost)
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(sizes)))
+    assert max(len(batch) for batch in batches) <= most
+
+    def cost(groups: list[torch.Tensor]) -> int:
+        return sum(max(sizes[row] for row in group.tolist()) * len(group) + pass_cost for group in groups)
+
+    assert cost(batches) <= cost(list(torch.split(rows, most)))
+
+
+def test_grouping_by_size_keeps_the_steps_and_what_they_hold() -> None:
+    sizes = [1 + 3 * (row % 7) for row in range(20)]
+    plain, grouped = plan_schedule(SETTINGS, 20), plan_schedule(SETTINGS, 20, sizes, pass_cost=1)
+    assert len(plain) == len(grouped)
+    for one, other in zip(plain.steps(), grouped.steps(), strict=True):
+        assert sorted(torch.cat(one.rows).tolist()) == sorted(torch.cat(other.rows).tolist())
+        assert (one.normalizer, one.learning_rate, one.seed) == (other.normalizer, other.learning_rate, other.seed)
