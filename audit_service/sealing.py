@@ -58,25 +58,31 @@ class InputCipher:
 
     def _load(self) -> bytes:
         if self._key is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not self.path.exists():
-                self._make()
-            self._key = self.path.read_bytes()
+            self._key = key_of(self.path)
         return self._key
 
-    def _make(self) -> None:
-        # Written aside and linked: of several workers that start together one wins, and nobody sees a part.
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(AESGCM.generate_key(256))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self.path)
-        finally:
-            aside.unlink()
+
+def key_of(path: Path) -> bytes:
+    """The key in a file that only its owner can read; it is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        _make_key(path)
+    return path.read_bytes()
+
+
+def _make_key(path: Path) -> None:
+    # Written aside and linked: of several workers that start together one wins, and nobody sees a part.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(AESGCM.generate_key(256))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink()
 
 
 def plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 
 from audit_service.bundle import export_for_serving, register
 from audit_service.config import AuditConfig
+from audit_service.sealing import key_of
 from audit_service.served import ServedModel, load_trained_model
 from influence_engine.attribution import Attributor
 from influence_engine.basis import build_basis
@@ -186,6 +187,7 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
     Raises:
         InfluenceError: there is no model yet, data have changed, a layer cannot be attributed, or too little disk.
     """
+    key = key_of(config.index_key_file) if config.index.store_examples == "encrypted" else None
     if config.model is None:
         run = recorded_run(config)
         examples = read_training_set(config, run.folder / "model", progress)
@@ -196,6 +198,7 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
             config.index_folder,
             config.index,
             held_out=_held_out(examples),
+            key=key,
             progress=progress,
         )
     served, examples = _adopted(config, progress)
@@ -207,6 +210,7 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
         config.index,
         base=served.base,
         held_out=_held_out(examples),
+        key=key,
         progress=progress,
     )
 

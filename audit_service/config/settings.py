@@ -125,6 +125,11 @@ class AuditConfig(Section):
         return self.root / (self.folders.onnx or Path("models", self.name))
 
     @property
+    def index_key_file(self) -> Path:
+        """The key of an index that keeps its examples encrypted: never beside the index, never in a bento."""
+        return self.state_folder / "index.key"
+
+    @property
     def state_folder(self) -> Path:
         """What changes while serving: ``BENTO_AUDIT_STATE``, else ``folders.state``, else ``state/NAME``."""
         return self.root / (self._state or self.folders.state or Path("state", self.name))

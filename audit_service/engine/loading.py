@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ from typing import Any
 from audit_service.bundle import find, load_served
 from audit_service.config import AuditConfig
 from influence_engine.attribution import Attributor
+from influence_engine.data import load_examples
+from influence_engine.errors import InfluenceError
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.build import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,11 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
     served = load_served(config)
     task = config.task_object(served.tokenizer)
     found = find(config, "index")
-    index = InfluenceIndex.open(found.folder, model_digest=served.digests["model"], device=device)
+    index = InfluenceIndex.open(
+        found.folder, model_digest=served.digests["model"], key=index_key(config), device=device
+    )
+    if index.store_examples == "none":
+        _resolve(index, config, task)
     attributor = Attributor(served.model, task, index, base_model=served.base, device=device)
     return Loaded(
         config=config,
@@ -56,6 +65,20 @@ def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
             "rows": index.manifest.rows,
         },
     )
+
+
+def index_key(config: AuditConfig) -> bytes | None:
+    """The key that an encrypted index is read with; None where the reader has none, and sees no texts."""
+    path = config.index_key_file
+    return path.read_bytes() if path.is_file() else None
+
+
+def _resolve(index: InfluenceIndex, config: AuditConfig, task: Any) -> None:
+    """Texts come from the data's own source, as far as this reader may read it."""
+    try:
+        index.resolve_from(load_examples(config.data.train, task, config.root).examples)
+    except (InfluenceError, OSError) as error:
+        logger.warning("training texts are not shown: their source cannot be read (%s)", error)
 
 
 def index_version(config: AuditConfig) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from influence_engine.curvature import LayerMetric, adam_metric, heuristic_damping, identity_metric
 from influence_engine.digests import file_digest, json_digest
-from influence_engine.errors import SettingsError
+from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
+from influence_engine.index.contents import contents_for
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.finishing import Rotation, Stages, write_vectors
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
@@ -69,6 +71,8 @@ def build_version(
     provenance: Provenance,
     held_out: Sequence[Example],
     progress: Progress = silent,
+    *,
+    key: bytes | None = None,
 ) -> Path:
     """Builds a version of an index below ``path`` and makes it current; returns its folder.
 
@@ -77,7 +81,10 @@ def build_version(
     Raises:
         ModelError: layers that cannot be attributed, or a gradient that is not finite.
         ResourceError: too little disk.
+        SettingsError: the index is to be encrypted and there is no key, or another setting cannot be had.
     """
+    contents = contents_for(settings.store_examples, key)
+    contents.seal("", "", "")  # without its key a build would fail at its very end
     passes = passes_for(model, task, settings)
     record = _followed(settings, provenance)
     code = versions()
@@ -116,6 +123,7 @@ def build_version(
             examples,
             label=getattr(task, "label", "label"),
             dtype=settings.dtype,
+            contents=contents,
             progress=progress,
         )
         manifest = Manifest(
@@ -150,6 +158,20 @@ def build_version(
         working.rename(final)
     write_text(path / CURRENT, name + "\n")
     return final
+
+
+def current_version(path: str | os.PathLike[str]) -> str:
+    """Name of the version that is current.
+
+    Raises:
+        IndexFormatError: there is no index at ``path``, or only one that is still being built.
+    """
+    pointer = Path(path) / CURRENT
+    if pointer.is_file():
+        return pointer.read_text(encoding="utf-8").strip()
+    unfinished = (Path(path) / "building").is_dir()
+    state = "holds an unfinished build; go on with" if unfinished else "holds no index; make one with"
+    raise IndexFormatError(f"{path} {state}: bento-audit index build", field=str(path))
 
 
 def _followed(settings: IndexSettings, provenance: Provenance) -> Run | None:

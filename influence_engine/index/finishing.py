@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from influence_engine.files import remove_tree
+from influence_engine.index.contents import Contents
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.store import write_table
 from influence_engine.progress import Progress
@@ -66,6 +67,7 @@ def write_vectors(
     *,
     label: str,
     dtype: str,
+    contents: Contents,
     progress: Progress,
 ) -> tuple[str, float]:
     """Writes the example table; returns its content digest and the scale of its vectors.
@@ -93,7 +95,9 @@ def write_vectors(
             start += len(vectors)
             progress("writing the index", start, len(examples))
 
-    content = write_table(path, blocks(), label=label, weight=weight, dimensions=turn.shape[1], dtype=dtype)
+    content = write_table(
+        path, blocks(), label=label, weight=weight, dimensions=turn.shape[1], dtype=dtype, contents=contents
+    )
     return content, scale
 
 

@@ -14,21 +14,22 @@ from influence_engine.digests import json_digest, verify_folder
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
 from influence_engine.index.basis import ReplayBasis
 from influence_engine.index.build import (
-    CURRENT,
     ENCODER,
     MANIFEST,
     TABLE,
     VERSIONS,
     build_version,
+    current_version,
     predict_build,
 )
 from influence_engine.index.calibration import Calibration
+from influence_engine.index.contents import StoreExamples, contents_for
 from influence_engine.index.encoder import Encoder
 from influence_engine.index.manifest import Manifest
 from influence_engine.index.plan import BuildPlan
 from influence_engine.index.provenance import Provenance
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.store import ExampleTable
+from influence_engine.index.store import RESERVED, ExampleTable
 from influence_engine.models import model_digest
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
@@ -61,12 +62,14 @@ class InfluenceIndex:
         table: The examples.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: torch.device, key: bytes | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
         self.device = device
         self.encoder = Encoder.load(folder / ENCODER).to(device).packed()
-        self.table = ExampleTable(folder / TABLE)
+        self.store_examples: StoreExamples = manifest.settings.get("store_examples", "inline")
+        self.table = ExampleTable(folder / TABLE, contents_for(self.store_examples, key))
+        self._source: Mapping[str, Example] = {}
         self._vectors = self.table.vectors().to(device)
         self._weights = torch.tensor(self.table.column("weight"), device=device)
         if self._vectors.shape != (manifest.rows, manifest.dimensions):
@@ -77,7 +80,8 @@ class InfluenceIndex:
             )
         self.labels: list[str | None] = self.table.column("label")
         self.example_ids: list[str] = self.table.column("example_id")
-        self._described_bytes = self.table.keep(DESCRIPTION)
+        described = DESCRIPTION if self.store_examples == "inline" else ("example_id", *DESCRIPTION)
+        self._described_bytes = self.table.keep(described)
         self.basis: ReplayBasis | None = None
         self.calibration: Calibration | None = None
         self.reload_basis()
@@ -96,6 +100,7 @@ class InfluenceIndex:
         *,
         base: nn.Module | None = None,
         held_out: Sequence[Example] = (),
+        key: bytes | None = None,
         device: str = "auto",
         progress: Progress = silent,
     ) -> InfluenceIndex:
@@ -110,6 +115,7 @@ class InfluenceIndex:
             base: The model before fine-tuning, where known: its digest goes on record.
             held_out: Examples that were not trained on; how much of their gradients the index keeps tells it later
                 which queries lie outside.
+            key: 32 bytes, for an index that keeps its examples encrypted.
             device: ``auto`` builds on the GPU where there is one.
             progress: Told of every batch.
 
@@ -126,7 +132,7 @@ class InfluenceIndex:
             "data": data_digest(train),
             **task_digests(task),
         }
-        return cls._built(model, task, train, path, settings, Provenance(digests), held_out, device, progress)
+        return cls._built(model, task, train, path, settings, Provenance(digests), held_out, key, device, progress)
 
     @classmethod
     def build_from_run(
@@ -139,6 +145,7 @@ class InfluenceIndex:
         *,
         into: nn.Module | None = None,
         held_out: Sequence[Example] = (),
+        key: bytes | None = None,
         device: str = "auto",
         progress: Progress = silent,
     ) -> InfluenceIndex:
@@ -157,7 +164,8 @@ class InfluenceIndex:
         opened = run if isinstance(run, Run) else Run.open(run)
         examples = in_recorded_order(opened, task, train)
         model = opened.load_model(into)
-        return cls._built(model, task, examples, path, settings, Provenance.of(opened), held_out, device, progress)
+        provenance = Provenance.of(opened)
+        return cls._built(model, task, examples, path, settings, provenance, held_out, key, device, progress)
 
     @classmethod
     def _built(
@@ -169,14 +177,13 @@ class InfluenceIndex:
         settings: IndexSettings | None,
         provenance: Provenance,
         held_out: Sequence[Example],
+        key: bytes | None,
         device: str,
         progress: Progress,
     ) -> InfluenceIndex:
-        chosen = choose_device(device)
-        build_version(
-            model.to(chosen), task, train, Path(path), settings or IndexSettings(), provenance, held_out, progress
-        )
-        return cls.open(path, device=device)
+        model, settings = model.to(choose_device(device)), settings or IndexSettings()
+        build_version(model, task, train, Path(path), settings, provenance, held_out, progress, key=key)
+        return cls.open(path, key=key, device=device)
 
     @classmethod
     def open(
@@ -185,6 +192,7 @@ class InfluenceIndex:
         *,
         version: str | None = None,
         model_digest: str | None = None,
+        key: bytes | None = None,
         device: str = "auto",
     ) -> InfluenceIndex:
         """Opens the current version, or the one named, after checking its files.
@@ -193,6 +201,7 @@ class InfluenceIndex:
             path: The index.
             version: Name of a version, by default the one in ``CURRENT``.
             model_digest: Digest of the model it will be used with.
+            key: That examples are encrypted with, where they are; without it, their fields are empty.
             device: Where its vectors go.
 
         Raises:
@@ -210,7 +219,7 @@ class InfluenceIndex:
                 field=str(path),
             )
         verify_folder(folder, manifest.files)
-        return cls(folder, manifest, choose_device(device))
+        return cls(folder, manifest, choose_device(device), key)
 
     @staticmethod
     def plan(
@@ -290,13 +299,21 @@ class InfluenceIndex:
         """``example_id``, ``example_handle``, ``label``, ``source`` and ``fields`` of some rows, in the order asked."""
         found = self.table.take(rows, DESCRIPTION) if rows else []
         return [
-            {**one, "example_id": self.example_ids[row], "label": self.labels[row]}
+            {**one, "example_id": self.example_ids[row], "label": self.labels[row], **self._resolved(row)}
             for row, one in zip(rows, found, strict=True)
         ]
 
+    def resolve_from(self, examples: Sequence[Example]) -> None:
+        """Shows the fields of these examples, where the index itself keeps none."""
+        self._source = {str(example["example_id"]): example for example in examples}
+
+    def _resolved(self, row: int) -> dict[str, Any]:
+        example = self._source.get(self.example_ids[row])
+        return {} if example is None else {"fields": {k: v for k, v in example.items() if k not in RESERVED}}
+
     def columns(self) -> list[str]:
         """What examples can be grouped by: the columns that every example has, and all of their metadata."""
-        metadata = {name for one in self.table.metadata() for name in one}
+        metadata = {name for one in self._metadata() for name in one}
         return [*GROUPING, *sorted(metadata - set(GROUPING))]
 
     def values_of(self, column: str) -> list[Any] | None:
@@ -305,10 +322,15 @@ class InfluenceIndex:
             return self.labels
         if column in GROUPING:
             return self.table.column(column)
-        metadata = self.table.metadata()
+        metadata = self._metadata()
         if not any(column in one for one in metadata):
             return None
         return [one.get(column) for one in metadata]
+
+    def _metadata(self) -> list[Mapping[str, Any]]:
+        if not self._source:
+            return list(self.table.metadata())
+        return [self._source.get(example_id, {}).get("metadata") or {} for example_id in self.example_ids]
 
     def check_task(self, task_description: Mapping[str, Any]) -> None:
         """Refuses a task other than the one that the index was built with.
@@ -365,17 +387,3 @@ class InfluenceIndex:
             return encoded / own.sqrt()
         # The stored vectors are whitened with the index's own damping; the query makes up for the difference.
         return encoded * (own.sqrt() / (self.encoder.eigenvalues + damping))
-
-
-def current_version(path: str | os.PathLike[str]) -> str:
-    """Name of the version that is current.
-
-    Raises:
-        IndexFormatError: there is no index at ``path``, or only one that is still being built.
-    """
-    pointer = Path(path) / CURRENT
-    if pointer.is_file():
-        return pointer.read_text(encoding="utf-8").strip()
-    unfinished = (Path(path) / "building").is_dir()
-    state = "holds an unfinished build; go on with" if unfinished else "holds no index; make one with"
-    raise IndexFormatError(f"{path} {state}: bento-audit index build", field=str(path))

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from influence_engine.index.contents import StoreExamples
+
 
 class IndexSettings(BaseModel):
     """How the index is built. The defaults are good ones.
@@ -19,6 +21,8 @@ class IndexSettings(BaseModel):
         damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``.
         metric: ``adam`` (the recorded second moments), ``identity``, or ``auto``: Adam's where the record has it.
         dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
+        store_examples: What is kept of the examples themselves: their fields ``inline``, ``encrypted`` under a key that
+            is not in the index, or ``none``: ids, labels and vectors only, texts come from their source.
         unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
         batch_tokens: Padded positions a batch; the largest that stays fast on two cores is the default.
         sample: Examples that the bases are fitted on.
@@ -34,6 +38,7 @@ class IndexSettings(BaseModel):
     damping: float | None = Field(default=None, gt=0)
     metric: Literal["auto", "adam", "identity"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"
+    store_examples: StoreExamples = "inline"
     unsupported_layers: Literal["refuse", "leave_out"] = "refuse"
     batch_tokens: int = Field(default=2048, ge=1)
     sample: int = Field(default=4096, ge=2)

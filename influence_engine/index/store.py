@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from influence_engine.errors import IndexFormatError
+from influence_engine.index.contents import Contents, Inline
 from influence_engine.tasks import Example
 
 RESERVED = ("example_id", "source", "licence", "consent", "metadata")
@@ -36,10 +37,12 @@ class ExampleTable:
 
     Args:
         path: The Lance dataset.
+        contents: How fields and metadata are kept there.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
         self.path = Path(path)
+        self._contents = contents or Inline()
         if not self.path.is_dir():
             raise IndexFormatError(f"{path} is missing", field=str(path))
         try:
@@ -69,7 +72,8 @@ class ExampleTable:
 
     def metadata(self) -> list[dict[str, Any]]:
         """Every example's metadata, in row order."""
-        return [json.loads(one) for one in self.column("metadata")]
+        rows = self._dataset.to_table(columns=["example_id", "metadata"]).to_pylist()
+        return [self._opened(row)["metadata"] for row in rows]
 
     def vectors(self) -> Tensor:
         """``[N, k]``, in row order, with the dtype they are stored in."""
@@ -82,13 +86,20 @@ class ExampleTable:
 
     def take(self, rows: Sequence[int], columns: Sequence[str] = DESCRIBING) -> list[dict[str, Any]]:
         """Some rows in the order asked, ``fields`` and ``metadata`` as mappings; every column costs time of its own."""
-        if self._kept is not None and set(columns) <= set(self._kept.column_names):
-            found = self._kept.select(list(columns)).take(list(rows)).to_pylist()
+        needed = list(columns) if isinstance(self._contents, Inline) else list({*columns, "example_id"})
+        if self._kept is not None and set(needed) <= set(self._kept.column_names):
+            found = self._kept.select(needed).take(list(rows)).to_pylist()
         else:
-            found = self._dataset.take(list(rows), columns=list(columns)).to_pylist()
-        for row in found:
-            row.update({name: json.loads(row[name]) for name in _MAPPINGS if name in row})
-        return found
+            found = self._dataset.take(list(rows), columns=needed).to_pylist()
+        return [{name: row[name] for name in columns} for row in map(self._opened, found)]
+
+    def _opened(self, row: dict[str, Any]) -> dict[str, Any]:
+        opened = {
+            name: json.loads(self._contents.open(row.get("example_id", ""), name, row[name]))
+            for name in _MAPPINGS
+            if name in row
+        }
+        return {**row, **opened}
 
     def content_digest(self) -> str:
         """SHA-256 over all rows in ``example_id`` order; handles, which are random, stay out."""
@@ -120,6 +131,7 @@ def write_table(
     weight: float,
     dimensions: int,
     dtype: str,
+    contents: Contents | None = None,
 ) -> str:
     """Writes a new table from blocks of examples, vectors ``[n, k]`` and self-influences ``[n]``; returns its digest.
 
@@ -130,7 +142,9 @@ def write_table(
         weight: What every vector's inner product with a query is multiplied with.
         dimensions: ``k``.
         dtype: ``float16`` or ``float32``.
+        contents: How fields and metadata are kept; as they are if left out.
     """
+    keeping = contents or Inline()
     schema = pa.schema(
         [
             pa.field("example_id", pa.string(), nullable=False),
@@ -150,7 +164,7 @@ def write_table(
     def batches() -> Iterator[pa.RecordBatch]:
         for examples, vectors, own in blocks:
             columns = [
-                {**_row(example, label), "weight": weight, "self_influence": influence}
+                {**_row(example, label, keeping), "weight": weight, "self_influence": influence}
                 for example, influence in zip(examples, own.tolist(), strict=True)
             ]
             flat = pa.array(vectors.to(getattr(torch, dtype)).contiguous().flatten().numpy())
@@ -163,18 +177,19 @@ def write_table(
     return ExampleTable(path).content_digest()
 
 
-def _row(example: Example, label: str) -> dict[str, Any]:
+def _row(example: Example, label: str, contents: Contents) -> dict[str, Any]:
     fields = {key: value for key, value in example.items() if key not in RESERVED}
     group = example.get(label)
+    example_id = str(example["example_id"])
     return {
-        "example_id": str(example["example_id"]),
+        "example_id": example_id,
         "example_handle": f"ex_{secrets.token_hex(8)}",
         "label": None if group is None else str(group),
         "source": example.get("source"),
         "licence": example.get("licence"),
         "consent": example.get("consent"),
-        "fields": _json(fields, example),
-        "metadata": _json(dict(example.get("metadata") or {}), example),
+        "fields": contents.seal(example_id, "fields", _json(fields, example)),
+        "metadata": contents.seal(example_id, "metadata", _json(dict(example.get("metadata") or {}), example)),
     }
 
 

@@ -1,0 +1,125 @@
+"""Whose text it is: what the index keeps of the examples themselves, beside ids, labels and vectors."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from typing import Literal, Protocol
+
+from influence_engine.errors import IndexFormatError, SettingsError
+
+StoreExamples = Literal["inline", "encrypted", "none"]
+
+NOTHING = "{}"
+"""What a reader finds who may not know, or where nothing is kept: no fields."""
+
+_NONCE = 12
+
+
+class Contents(Protocol):
+    """Keeps a column's text of one example, or what stands for it."""
+
+    def seal(self, example_id: str, column: str, text: str) -> str:
+        """What the table holds for it."""
+
+    def open(self, example_id: str, column: str, stored: str) -> str:
+        """The text again, or ``NOTHING``."""
+
+
+class Inline:
+    """Keeps texts as they are."""
+
+    def seal(self, example_id: str, column: str, text: str) -> str:
+        """The text."""
+        return text
+
+    def open(self, example_id: str, column: str, stored: str) -> str:
+        """The text."""
+        return stored
+
+
+class Absent:
+    """Keeps nothing."""
+
+    def seal(self, example_id: str, column: str, text: str) -> str:
+        """Nothing."""
+        return NOTHING
+
+    def open(self, example_id: str, column: str, stored: str) -> str:
+        """Nothing."""
+        return NOTHING
+
+
+class Encrypted:
+    """AES-GCM under a key that is not in the index; without it, readers find nothing.
+
+    The nonce is a keyed digest of what is sealed, so that the same examples make the same table.
+
+    Args:
+        key: 32 bytes, or None to read without the texts.
+
+    Raises:
+        SettingsError: the key has another length.
+    """
+
+    def __init__(self, key: bytes | None) -> None:
+        if key is not None and len(key) != 32:
+            raise SettingsError(f"the index key has {len(key)} bytes; it must have 32", field="key")
+        self._key = key
+
+    def seal(self, example_id: str, column: str, text: str) -> str:
+        """Nonce and sealed text in base64; it can only be opened as this column of this example.
+
+        Raises:
+            SettingsError: there is no key.
+        """
+        if self._key is None:
+            raise SettingsError("index.store_examples is 'encrypted', which needs a key of 32 bytes", field="key")
+        about = _about(example_id, column)
+        plain = text.encode("utf-8", "surrogatepass")
+        nonce = hmac.new(self._key, b"nonce\0" + about + b"\0" + plain, hashlib.sha256).digest()[:_NONCE]
+        return base64.b64encode(nonce + _cipher(self._key).encrypt(nonce, plain, about)).decode()
+
+    def open(self, example_id: str, column: str, stored: str) -> str:
+        """The text, or ``NOTHING`` without a key.
+
+        Raises:
+            IndexFormatError: it was sealed with another key, or has been changed.
+        """
+        if self._key is None:
+            return NOTHING
+        from cryptography.exceptions import InvalidTag
+
+        raw = base64.b64decode(stored)
+        try:
+            plain: bytes = _cipher(self._key).decrypt(raw[:_NONCE], raw[_NONCE:], _about(example_id, column))
+        except InvalidTag:
+            raise IndexFormatError(
+                f"the {column} of example {example_id!r} cannot be decrypted: the key is not the one that the index "
+                "was built with, or the row has been changed",
+                field="key",
+            ) from None
+        return plain.decode("utf-8", "surrogatepass")
+
+
+def contents_for(store_examples: StoreExamples, key: bytes | None) -> Contents:
+    """How an index of that setting keeps its examples."""
+    if store_examples == "encrypted":
+        return Encrypted(key)
+    return Inline() if store_examples == "inline" else Absent()
+
+
+def _about(example_id: str, column: str) -> bytes:
+    return f"{column}/{example_id}".encode("utf-8", "surrogatepass")
+
+
+# The return type is cryptography's, which only an encrypted index needs.
+def _cipher(key: bytes):  # type: ignore[no-untyped-def]
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as error:
+        raise SettingsError(
+            f"an encrypted index needs the package cryptography ({error})", field="store_examples"
+        ) from error
+    return AESGCM(key)
