@@ -1,6 +1,6 @@
-"""Exact replay: derivatives of where a recorded training ended with respect to every example's weight."""
+"""Exact derivatives of a recorded run's final weights with respect to the weights of its examples."""
 
-from influence_engine.replay.reverse import Adjoint
+from influence_engine.replay.plan import ReplayPlan, plan_replay
 from influence_engine.replay.rows import replay
 
-__all__ = ["Adjoint", "replay"]
+__all__ = ["ReplayPlan", "plan_replay", "replay"]

@@ -28,10 +28,10 @@ class Adjoint:
 
     @classmethod
     def of(cls, directions: Mapping[str, Tensor], state: OptimizerState) -> Adjoint:
-        """At the end: the directions themselves, and nothing on the state."""
+        """At the end: a copy of the directions, and nothing on the state."""
         width = next(iter(directions.values())).shape[0]
         return cls(
-            dict(directions),
+            {name: tensor.clone() for name, tensor in directions.items()},
             {
                 kind: {name: tensor.new_zeros(width, *tensor.shape) for name, tensor in tensors.items()}
                 for kind, tensors in state.items()
@@ -71,8 +71,8 @@ def reverse_step(
     weights: Tensor,
     max_grad_norm: float | None,
     at_once: int,
-) -> tuple[Adjoint, Tensor]:
-    """From the adjoint after a step to the one before it.
+) -> Tensor:
+    """From the adjoint after a step to the one before it, in place: many directions of a large model are many bytes.
 
     The step's graph is made once and walked back for ``at_once`` directions at a time.
 
@@ -83,13 +83,13 @@ def reverse_step(
         batches: Its micro-batches, collated.
         parameters: Before the step.
         state: Before the step.
-        adjoint: After the step.
+        adjoint: After the step; afterwards it is that before the step.
         weights: ``w_i`` of the step's examples, in the order of its micro-batches.
         max_grad_norm: As recorded.
         at_once: Directions of one backward pass.
 
     Returns:
-        The adjoint before the step, and ``[K, uses]``: derivatives with respect to the weight of each use.
+        ``[K, uses]``: derivatives with respect to the weight of each use.
     """
     start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
     carried = {
@@ -112,13 +112,16 @@ def reverse_step(
     )
     outputs = flat(result.parameters, result.state)
     inputs = [*flat(start, carried), counted]
-    after = adjoint.tensors()
-    parts: list[Sequence[Tensor]] = []
+    carried_back = adjoint.tensors()
+    found = adjoint.parameters[next(iter(adjoint.parameters))].new_empty(adjoint.width, len(counted))
     for first in range(0, adjoint.width, at_once):
         last = min(first + at_once, adjoint.width)
-        parts.append(_pulled_back(outputs, inputs, [one[first:last] for one in after], keep_graph=last < adjoint.width))
-    before = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return adjoint.like(before[:-1]), before[-1]
+        chunk = [one[first:last] for one in carried_back]
+        *before, uses = _pulled_back(outputs, inputs, chunk, keep_graph=last < adjoint.width)
+        for one, part in zip(chunk, before, strict=True):
+            one.copy_(part)
+        found[first:last] = uses
+    return found
 
 
 def _pulled_back(

