@@ -49,21 +49,25 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import work
+    from audit_service.cli import replaying, work
 
     if dry_run:
         with progress_shown() as progress:
-            plan = work.plan_index(settings, progress)
+            plan = asdict(work.plan_index(settings, progress))
+            replayed = asdict(replaying.plan_directions(settings, directions, progress)) if directions else None
         if as_json:
-            print_json(asdict(plan))
+            print_json({**plan, "replay": replayed})
         else:
-            output_console().print(_plan_facts(asdict(plan)))
+            output_console().print(_plan_facts(plan))
+            if replayed is not None:
+                output_console().print(_replay_facts(replayed))
         return
     with progress_shown() as progress:
         remark(str(work.plan_index(settings, progress)))
         index = work.build_index(settings, progress)
         if directions:
-            work.replay_directions(settings, index, directions, progress)
+            remark(str(replaying.plan_directions(settings, directions, progress)))
+            replaying.replay_directions(settings, index, directions, progress)
         exported = work.export_model(settings, progress)
     about = {**index.inspect(), "folder": str(index.folder)}
     if as_json:
@@ -93,12 +97,12 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import work
+    from audit_service.cli import replaying
     from influence_engine.index import InfluenceIndex
 
     with progress_shown() as progress:
         index = InfluenceIndex.open(settings.index_folder)
-        found = work.check_against_retraining(settings, index, progress)
+        found = replaying.check_against_retraining(settings, index, progress)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -170,6 +174,17 @@ def _plan_facts(plan: dict[str, Any]) -> Any:
             "trained parameters": f"{plan['parameters']:,}",
             "time": None if seconds is None else f"about {duration(seconds)}",
             "disk": f"about {size(plan['disk_bytes'])}",
+            "memory": f"about {size(plan['memory_bytes'])}",
+        }
+    )
+
+
+def _replay_facts(plan: dict[str, Any]) -> Any:
+    return facts(
+        {
+            "replayed directions": f"{plan['directions']:,} over {plan['steps']:,} steps",
+            "time": f"about {duration(plan['seconds'])}",
+            "disk": f"about {size(plan['disk_bytes'])} while it runs",
             "memory": f"about {size(plan['memory_bytes'])}",
         }
     )

@@ -12,14 +12,22 @@ from typing import Any
 import httpx
 import yaml
 
-from audit_service.cli import work
+from audit_service.cli import replaying, work
+from audit_service.cli.console import remark
 from audit_service.cli.rendering import both_sides
 from audit_service.cli.server import Server, ServerError, free_port, serving
 from audit_service.config import AuditConfig
 from influence_engine.errors import SettingsError
+from influence_engine.index import InfluenceIndex
 from influence_engine.progress import Progress
 
 HOST = "127.0.0.1"
+DIRECTIONS = 8
+"""That the demo replays: the fewest that make an answer a replayed one."""
+
+SECONDS_OF_A_DEMO = 420.0
+"""Until its model is ready; installing and serving come on top of it."""
+
 SECONDS_TO_EXPLAIN = 120.0
 """The engine loads in the background; until then it asks to be asked again."""
 
@@ -58,9 +66,26 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
     index = work.build_index(config, progress)
     progress("index", len(index), len(index), f"{len(index):,} training examples")
     stopwatch.lap("index")
+    if config.model is None:
+        _replay(config, index, sum(stopwatch.seconds.values()), progress)
+        stopwatch.lap("replay")
     work.export_model(config, progress)
     stopwatch.lap("export")
     return stopwatch.seconds
+
+
+def _replay(config: AuditConfig, index: InfluenceIndex, spent: float, progress: Progress) -> None:
+    """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
+    if index.basis is None:
+        plan = replaying.plan_directions(config, DIRECTIONS, progress)
+        if spent + plan.seconds > SECONDS_OF_A_DEMO:
+            remark(
+                f"Not replayed here, since it would take about {plan.seconds:.0f} s: explanations are estimated. "
+                f"bento-audit index build {config.spelled} --directions {DIRECTIONS} does it later."
+            )
+            return
+        replaying.replay_directions(config, index, DIRECTIONS, progress)
+    replaying.check_against_retraining(config, index, progress)
 
 
 @contextlib.contextmanager

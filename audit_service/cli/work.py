@@ -20,15 +20,10 @@ from audit_service.bundle import export_for_serving, register
 from audit_service.config import AuditConfig
 from audit_service.sealing import key_of
 from audit_service.served import ServedModel, load_trained_model
-from influence_engine.attribution import Attributor
-from influence_engine.basis import build_basis
 from influence_engine.data import DataSet, load_examples
-from influence_engine.errors import DataError, RecordError, SettingsError
-from influence_engine.evaluation import Retraining, check_index
-from influence_engine.evaluation.checking import FEWEST_QUERIES
+from influence_engine.errors import RecordError, SettingsError
 from influence_engine.files import remove_tree
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.calibration import Calibration
 from influence_engine.index.plan import BuildPlan
 from influence_engine.models import add_lora, load_base, load_tokenizer
 from influence_engine.progress import Progress
@@ -37,9 +32,6 @@ from influence_engine.training import Run, finetune
 from influence_engine.training.schedule import checkpoint_steps, plan_schedule
 
 PROBED_STEPS = 5
-CHECKED_EVERY = 4
-"""One held-out example in so many is for the check, the others are for replayed directions."""
-MOST_CHECKED = 64
 EXAMPLES_TO_CHECK_EXPORT = 32
 
 
@@ -197,7 +189,7 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
             examples.train.examples,
             config.index_folder,
             config.index,
-            held_out=_held_out(examples),
+            held_out=held_out_of(examples),
             key=key,
             progress=progress,
         )
@@ -209,64 +201,10 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
         config.index_folder,
         config.index,
         base=served.base,
-        held_out=_held_out(examples),
+        held_out=held_out_of(examples),
         key=key,
         progress=progress,
     )
-
-
-def replay_directions(config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress) -> None:
-    """Gives the index a replay basis of ``width`` directions, unless it has one of that width.
-
-    Raises:
-        RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
-        DataError: there are no held-out examples to take directions from.
-    """
-    if index.basis is not None and index.basis.width == width:
-        return
-    run = recorded_run(config)
-    examples = read_training_set(config, run.folder / "model", progress)
-    if examples.validation is None:
-        raise DataError(
-            f"{config.name!r} has no held-out examples to take directions from; name some in data.validation",
-            field="data.validation",
-        )
-    attributor = Attributor(run.load_model(), examples.task, index)
-    held_out = _held_out(examples)
-    for_directions = [one for number, one in enumerate(held_out) if not _is_for_check(number)]
-    build_basis(run, attributor, examples.train.examples, for_directions, width, progress=progress)
-
-
-def check_against_retraining(config: AuditConfig, index: InfluenceIndex, progress: Progress) -> Calibration:
-    """Trains again without some examples, and gives the index's answers the intervals that follow.
-
-    What was found for this index before is not found again.
-
-    Raises:
-        RecordError: the model was trained elsewhere, or its run cannot be executed again; the message says why.
-        DataError: there are too few held-out examples.
-    """
-    if index.calibration is not None:
-        return index.calibration
-    run = recorded_run(config)
-    examples = read_training_set(config, run.folder / "model", progress)
-    label = getattr(examples.task, "label", "label")
-    labelled = [one for one in _held_out(examples) if one.get(label) is not None]
-    queries = [one for number, one in enumerate(labelled) if _is_for_check(number)][:MOST_CHECKED]
-    if len(queries) < FEWEST_QUERIES:
-        raise DataError(
-            f"a check of {config.name!r} needs at least {FEWEST_QUERIES * CHECKED_EVERY} labelled held-out examples, "
-            f"there are {len(labelled)}: name more in data.validation",
-            field="data.validation",
-        )
-    cache = config.index_folder / "retrainings"
-    retraining = Retraining(run, examples.task, examples.train.examples, queries, cache, progress=progress)
-    return check_index(Attributor(run.load_model(), examples.task, index), retraining)
-
-
-def _is_for_check(number: int) -> bool:
-    # No direction comes from an example that its answers are checked on.
-    return number % CHECKED_EVERY == CHECKED_EVERY - 1
 
 
 def plan_index(config: AuditConfig, progress: Progress) -> BuildPlan:
@@ -333,7 +271,8 @@ def _of_all_sizes(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     return [by_size[round(last * number / max(count - 1, 1))] for number in range(count)]
 
 
-def _held_out(examples: TrainingSet) -> list[dict[str, Any]]:
+def held_out_of(examples: TrainingSet) -> list[dict[str, Any]]:
+    """The held-out examples; none where the config names none."""
     return [] if examples.validation is None else examples.validation.examples
 
 
