@@ -269,3 +269,33 @@ def test_doctor_without_a_config_looks_at_the_machine_only(tmp_path: Path, monke
 
     assert result.exit_code == 0, result.output
     assert states(result)["config"] == "note"
+
+
+def test_directions_and_the_check_are_planned_made_shown_and_kept(project: Path) -> None:
+    config = project / "configs" / "films.yaml"
+    config.write_text(config.read_text().replace("limit: 20", "limit: 40"))
+
+    planned = json.loads(bento_audit("index", "build", "films", "--directions", "8", "--dry-run", "--json").stdout)
+    assert planned["replay"]["directions"] == 8
+    assert planned["replay"]["seconds"] > 0
+
+    built = json.loads(bento_audit("index", "build", "films", "--directions", "8", "--json").stdout)
+    assert built["tiers"]["replayed"] == "available (8 directions)"
+    assert built["calibration"] is None
+
+    checked = json.loads(bento_audit("index", "check", "films", "--json").stdout)
+    assert checked["queries"] == 10
+    assert set(checked["tiers"]) == {"estimated", "replayed"}
+    again = bento_audit("index", "check", "films")
+    assert "replayed, checked" in again.stdout
+    assert "nonlinearity" in bento_audit("index", "inspect", "films").stdout
+
+    answer = json.loads(bento_audit("explain", "films", "--text", "a good film", "--json").stdout)
+    assert {example["tier"] for example in answer["examples"]} == {"replayed"}
+    assert all(example["error_90"] > 0 for example in answer["examples"])
+
+
+def test_a_check_without_enough_held_out_examples_says_how_many_there_must_be(project: Path) -> None:
+    result = bento_audit("index", "check", "films")
+    assert result.exit_code != 0
+    assert "needs at least 32 labelled held-out examples" in result.output
