@@ -143,7 +143,7 @@ def build_version(
             retained=_retained(passes, encoder, held_out, progress),
             layers=_summaries(passes.tracked, coordinates),
             left_out=dict(passes.tracked.left_out),
-            tiers=provenance.tiers(),
+            tiers=provenance.tiers("final" if record is None else "unrolled"),
             task=describe_task(task),
             versions=code,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

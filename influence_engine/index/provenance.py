@@ -15,6 +15,10 @@ NOT_RECORDED = (
     "the training was not recorded: fine-tune with `bento-audit finetune`, or add RecordingCallback to your Trainer"
 )
 
+NOT_REPLAYED = "no directions have been replayed yet: bento-audit index build --directions 8"
+
+FOLLOWED = "it refines one step at the final weights, and this index follows the recorded steps"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -60,12 +64,12 @@ class Provenance:
         moments = None if self.second_moments is None else weights_digest(self.second_moments)
         return {"second_moments": moments, "epsilon": self.epsilon, "damping": self.damping}
 
-    def tiers(self) -> dict[str, str]:
-        """Each tier with ``available``, or what is missing for it."""
+    def tiers(self, approximation: str) -> dict[str, str]:
+        """Each tier of an index of that approximation with ``available``, or what is missing for it."""
         later = "not in this version yet"
         return {
             "estimated": "available",
-            "refined": later,
-            "replayed": later if self.why_not_recorded is None else self.why_not_recorded,
+            "refined": later if approximation == "final" else FOLLOWED,
+            "replayed": self.why_not_recorded or NOT_REPLAYED,
             "measured": later if self.why_not_recorded is None else self.why_not_recorded,
         }
