@@ -14,6 +14,7 @@ from audit_service.cli.console import duration, facts, output_console, print_jso
 from audit_service.cli.options import config_argument, json_option, open_config, profile_option
 
 if TYPE_CHECKING:
+    from audit_service.config import AuditConfig
     from influence_engine.evaluation import Evaluation
 
 
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     help="removal: the recorded steps without the examples. afresh: trained again in a new order.",
 )
 @click.option("--single", type=click.IntRange(0), default=0, help="Also leave out this many examples one at a time.")
+@click.option(
+    "--planted",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Instead: change this share of the labels, fine-tune on them, and say how many of them are found.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results and plot.")
 @click.option("--dry-run", is_flag=True, help="Only say how many retrainings it takes, and how long.")
 @json_option
@@ -56,6 +63,7 @@ def command(
     fractions: tuple[float, ...],
     truth: str,
     single: int,
+    planted: float | None,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -72,8 +80,12 @@ def command(
       bento-audit evaluate sentiment --dry-run
       bento-audit evaluate sentiment --fraction 0.05 --fraction 0.2 --single 20
       bento-audit evaluate sentiment --subsets 80 --json
+      bento-audit evaluate sentiment --planted 0.1
     """
     settings = open_config(config, profile=profile)
+    if planted is not None:
+        _planted(settings, planted, out, as_json=as_json)
+        return
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli import evaluating
     from influence_engine.evaluation import EvaluationPlan
@@ -103,6 +115,28 @@ def command(
         return
     _print_table(found)
     output_console().print(facts(_summary(found, folder, drawn)))
+
+
+def _planted(settings: AuditConfig, share: float, out: Path | None, *, as_json: bool) -> None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import evaluating
+
+    folder = out or evaluating.evaluation_folder(settings)
+    with progress_shown() as progress:
+        found = evaluating.run_planted(settings, share, folder, progress)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    output_console().print(f"[italic]{found.planted:,} of {found.examples:,} labels are wrong on purpose[/]")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("ranked by")
+    inspected = list(next(iter(found.recall.values())))
+    for looked_at in inspected:
+        table.add_column(f"found in the first {looked_at:.0%}", justify="right")
+    for measure, recall in found.recall.items():
+        table.add_row(measure.replace("_", " "), *(f"{recall[looked_at]:.0%}" for looked_at in inspected))
+    table.add_row("chance", *(f"{looked_at:.0%}" for looked_at in inspected), style="dim")
+    output_console().print(table)
 
 
 def _draw(found: Evaluation, path: Path) -> bool:

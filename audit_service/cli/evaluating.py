@@ -7,17 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit_service.cli.work import plan_finetuning, read_training_set, recorded_run
+from audit_service.cli.work import base_location, plan_finetuning, read_training_set, recorded_run
 from audit_service.config import AuditConfig
 from audit_service.engine.loading import load
 from influence_engine.errors import DataError
-from influence_engine.evaluation import Evaluation, EvaluationPlan, Retraining, evaluate, random_removals
+from influence_engine.evaluation import (
+    Evaluation,
+    EvaluationPlan,
+    PlantedErrors,
+    Retraining,
+    evaluate,
+    find_planted_errors,
+    random_removals,
+)
 from influence_engine.files import write_json
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
 
 RESULTS = "evaluation.json"
 PLOT = "evaluation.png"
+PLANTED = "planted.json"
 FEWEST_QUERIES = 4
 
 TRUTHS = {"removal": "recorded steps", "afresh": "new order"}
@@ -88,6 +97,42 @@ def run_evaluation(
     found = evaluate(loaded.attributor, retraining, plan, base=retraining.run.load_base(), progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULTS, {**found.to_dict(), "model": loaded.model, "index": loaded.index})
+    return found
+
+
+def run_planted(config: AuditConfig, share: float, folder: Path, progress: Progress) -> PlantedErrors:
+    """Plants wrong labels in the config's training examples, and counts how many the rankings of suspects find.
+
+    Args:
+        config: The config; its own run and index stay as they are.
+        share: Of the labels that are changed.
+        folder: Gets ``planted.json``; a run and an index of their own are kept below it.
+        progress: Told of every stage.
+
+    Raises:
+        DataError: there are no labelled held-out examples, or no label can be changed.
+    """
+    location = base_location(config, progress)
+    examples = read_training_set(config, location, progress)
+    held_out = [] if examples.validation is None else examples.validation.examples
+    labelled = [example for example in held_out if example.get(config.task.label) is not None]
+    if not labelled:
+        raise DataError(
+            f"{config.name!r} has no labelled held-out examples to measure harm on: name them in data.validation",
+            field="data.validation",
+        )
+    found = find_planted_errors(
+        examples.task,
+        location,
+        examples.train.examples,
+        labelled,
+        folder / f"planted-{share:g}",
+        share=share,
+        finetuning=config.finetune,
+        indexing=config.index,
+        progress=progress,
+    )
+    write_json(folder / PLANTED, found.to_dict())
     return found
 
 

@@ -4,6 +4,7 @@ from influence_engine.evaluation.checking import check_index
 from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate
 from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
+from influence_engine.evaluation.planted import PlantedErrors, find_planted_errors
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.suspects import Measure, Suspect, rank_suspects, seen_in_training
 from influence_engine.evaluation.truth import Retraining
@@ -13,12 +14,14 @@ __all__ = [
     "Evaluation",
     "EvaluationPlan",
     "Measure",
+    "PlantedErrors",
     "Removal",
     "Retraining",
     "Score",
     "Suspect",
     "check_index",
     "evaluate",
+    "find_planted_errors",
     "linear_datamodeling_score",
     "membership",
     "random_removals",

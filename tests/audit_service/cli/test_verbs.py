@@ -299,3 +299,16 @@ def test_a_check_without_enough_held_out_examples_says_how_many_there_must_be(pr
     result = bento_audit("index", "check", "films")
     assert result.exit_code != 0
     assert "needs at least 32 labelled held-out examples" in result.output
+
+
+def test_planted_label_errors_are_counted_by_every_ranking(project: Path) -> None:
+    result = bento_audit("evaluate", "films", "--planted", "0.1")
+    assert result.exit_code == 0, result.output
+    assert "14 of 144 labels are wrong on purpose" in result.stdout
+    assert "self influence" in result.stdout
+    answer = json.loads(bento_audit("evaluate", "films", "--planted", "0.1", "--json").stdout)
+    assert set(answer["recall"]) == {"harm", "loss", "self_influence"}
+    assert max(recall["0.3"] for recall in answer["recall"].values()) > 0.5
+    inspected = json.loads(bento_audit("index", "inspect", "films", "--json").stdout)
+    assert inspected["rows"] == 144
+    assert not (project / "state" / "films" / "evaluation" / "evaluation.json").exists()
