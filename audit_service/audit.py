@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.bundle import find, state_folder
+from audit_service.bundle import find, index_version_folder, state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
 from audit_service.engine.explaining import input_fields
@@ -18,8 +19,10 @@ from audit_service.prediction.export import TOKENIZER
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.predictions import PredictionRecord, PredictionStore
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
+from audit_service.watching import Watch
 from influence_engine.errors import InfluenceError
-from influence_engine.index import Manifest, current_version
+from influence_engine.index import Manifest
+from influence_engine.index.build import MANIFEST
 from influence_engine.models import load_tokenizer
 
 
@@ -38,7 +41,10 @@ class Audit:
         self.config = config
         self.input_fields: Sequence[str] | None = input_fields(config)
         self.model_digest = ""
-        self.store = PredictionStore(state_folder(config), keep_inputs_s=config.serve.keep_inputs_s)
+        self.watch = Watch(name, config)
+        self.store = PredictionStore(
+            state_folder(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.watch.dropped
+        )
 
     def open_predictor(self) -> OnnxPredictor:
         """The config's model in ONNX Runtime.
@@ -54,18 +60,28 @@ class Audit:
             self.config.task_object(tokenizer),
             threads=self.config.serve.threads,
             max_chars=self.config.serve.max_text_chars,
+            observe=self.watch.features,
         )
         self.model_digest = predictor.model_digest
         return predictor
 
-    def start(self) -> None:
-        """Opens the record; call it in the process that serves."""
+    def start(self, engine: Callable[[], Engine]) -> None:
+        """Opens the record and begins to count; call it in the process that serves.
+
+        Args:
+            engine: The engine, as this process reaches it.
+        """
         if not self.model_digest:  # a predictor of the service's own: it predicts with the model of the index
             with contextlib.suppress(InfluenceError):
-                folder = find(self.config, "index").folder
-                manifest = Manifest.read(folder / "versions" / current_version(folder) / "manifest.json")
+                manifest = Manifest.read(index_version_folder(self.config) / MANIFEST)
                 self.model_digest = manifest.digests.get("model") or ""
         self.store.start()
+        self.watch.start(self.model_digest, engine)
+
+    def close(self) -> None:
+        """Writes what has not been written yet."""
+        self.watch.close()
+        self.store.close()
 
     def record(self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Puts one prediction on record; never fails, and takes microseconds."""
@@ -80,6 +96,11 @@ class Audit:
                 input=example,
             )
         )
+        self.watch.predicted(example, outputs)
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Counts predictions that are missing from the record."""
+        self.watch.dropped(reason, count)
 
     def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> str:
         """The prediction id that belongs to an ``Idempotency-Key``; see ``PredictionStore.reserve``."""
@@ -91,6 +112,24 @@ class Audit:
         Raises:
             ServiceError: the engine cannot answer at all.
         """
+        began = time.perf_counter()
+        try:
+            answers = await self._explain(engine, requests)
+        except InfluenceError as error:
+            self._count([{"status": status_of(error)}] * len(requests), began)
+            raise
+        self._count(answers, began)
+        return answers
+
+    def _count(self, answers: Sequence[dict[str, Any]], began: float) -> None:
+        explanations = self.watch.explanations
+        if explanations is None:
+            return
+        for answer in answers:
+            explanations.explained(tier_of(answer), answer.get("status", 200))
+        explanations.took(time.perf_counter() - began)
+
+    async def _explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
         questions = await asyncio.gather(*(self._question(request) for request in requests))
         items = [question[0] for question in questions if not isinstance(question, InfluenceError)]
         deadline_s = self.config.serve.explain_deadline_s * (1 + (len(items) - 1) // 10)
@@ -108,6 +147,12 @@ class Audit:
             return _item(request, record), record
         except InfluenceError as error:
             return error
+
+
+def tier_of(answer: Mapping[str, Any]) -> str | None:
+    """The tier of an explanation's influences; ``None`` where no example says."""
+    examples = answer.get("examples") or []
+    return examples[0]["tier"] if examples else None
 
 
 def _item(request: ExplainRequest, record: PredictionRecord | None) -> EngineItem:

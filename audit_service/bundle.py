@@ -17,11 +17,13 @@ import bentoml
 from bentoml.exceptions import NotFound
 
 from audit_service.config import AuditConfig
+from audit_service.monitoring.reference import REFERENCE
 from audit_service.prediction.export import MANIFEST as ONNX_MANIFEST
 from audit_service.prediction.export import export_onnx, is_current, read_export
 from audit_service.served import ServedModel, load_model_folder, load_trained_model, model_digests, save_model_folder
 from influence_engine.digests import file_digest
 from influence_engine.errors import RecordError
+from influence_engine.index import current_version
 from influence_engine.index.build import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS
 from influence_engine.progress import Progress, silent
@@ -48,6 +50,16 @@ def find(config: AuditConfig, kind: Literal["index", "onnx"]) -> Found:
     if (local / (CURRENT if kind == "index" else ONNX_MANIFEST)).is_file():
         return Found(local, config.name)
     return _find_bento_model(config, kind, local)
+
+
+def index_version_folder(config: AuditConfig) -> Path:
+    """The folder of the index's current version, of the config's own index or of the Bento model.
+
+    Raises:
+        RecordError: there is no index; the message says which command makes it.
+    """
+    folder = find(config, "index").folder
+    return folder / VERSIONS / current_version(folder)
 
 
 def load_served(config: AuditConfig) -> ServedModel:
@@ -155,8 +167,9 @@ def _manifest_digest(folder: Path) -> dict[str, Any]:
 
 
 def _index_digests(folder: Path) -> dict[str, Any]:
-    basis = folder / BASIS
-    return _manifest_digest(folder) | ({"basis_digest": file_digest(basis)} if basis.is_file() else {})
+    beside = {"basis_digest": folder / BASIS, "reference_digest": folder / REFERENCE}
+    made_later = {name: file_digest(file) for name, file in beside.items() if file.is_file()}
+    return _manifest_digest(folder) | made_later
 
 
 def _copy_index(index: Path, version: str, folder: Path) -> None:

@@ -19,12 +19,10 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from prometheus_client import Counter
 
 from audit_service.errors import (
     IdempotencyConflictError,
@@ -38,8 +36,6 @@ from audit_service.sealing import InputCipher, plain
 from influence_engine.digests import json_digest
 
 logger = logging.getLogger(__name__)
-
-dropped_records = Counter("audit_records_dropped_total", "Predictions that could not be recorded.", ["reason"])
 
 GROUPING_S = 0.1
 """Least time between two commits: what arrives within it goes together."""
@@ -131,11 +127,19 @@ class PredictionStore:
     Args:
         folder: Where the store and its key lie; made if it is missing.
         keep_inputs_s: Seconds for which inputs are kept; 0 keeps none.
+        dropped: Told why records were dropped, and how many.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep_inputs_s: float = 30 * 86400.0) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_inputs_s: float = 30 * 86400.0,
+        dropped: Callable[[str, int], None] = lambda reason, count: None,
+    ) -> None:
         self.folder = Path(folder)
         self.keep_inputs_s = keep_inputs_s
+        self._dropped = dropped
         self._pending: OrderedDict[str, PredictionRecord] = OrderedDict()
         self._wake = threading.Condition()
         self._idle = True
@@ -166,7 +170,7 @@ class PredictionStore:
             record = replace(record, input=None, input_state="not_kept")
         with self._wake:
             if len(self._pending) >= MAX_PENDING:
-                dropped_records.labels("store_unavailable").inc()
+                self._dropped("store_unavailable", 1)
                 return
             self._pending.setdefault(record.prediction_id, record)
             if self._idle:
@@ -282,7 +286,7 @@ class PredictionStore:
                 connection = None
                 self._next_purge = time.time() + PURGE_EVERY_S
                 if closing:
-                    dropped_records.labels("store_unavailable").inc(len(group))
+                    self._dropped("store_unavailable", len(group))
                     return
                 time.sleep(RETRY_S)
                 continue
@@ -302,7 +306,7 @@ class PredictionStore:
                 rows.append(self._row(record))
             except (TypeError, ValueError):  # one record that cannot be encoded must not hold up the others
                 logger.exception("prediction %s could not be recorded", record.prediction_id)
-                dropped_records.labels("not_encodable").inc()
+                self._dropped("not_encodable", 1)
         with _transaction(connection):
             connection.executemany("INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 

@@ -8,6 +8,7 @@ a list), and in the body only where its schema has a field ``prediction_id``. Th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -25,7 +26,6 @@ from starlette.responses import JSONResponse
 from audit_service.errors import error_body, status_of
 from audit_service.exchange import Exchange, current_exchange
 from audit_service.ids import derived_id, new_id
-from audit_service.predictions import dropped_records
 from audit_service.problems import error_response
 from audit_service.signatures import Path, argument_names, check_output, dig, fields_of, find_inputs, type_hints
 from influence_engine.errors import InfluenceError
@@ -50,6 +50,9 @@ class Auditing(Protocol):
 
     def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> str:
         """The prediction id that belongs to an ``Idempotency-Key``."""
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Counts predictions that are missing from the record."""
 
 
 def audited(
@@ -139,7 +142,7 @@ class MethodRecorder:
             return self._named(result, ids[0]) if ids and not many else result
         except Exception:  # the prediction goes out whatever becomes of its record
             logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
-            dropped_records.labels("not_recordable").inc()
+            _count_dropped(service)
             return result
 
     def record_response(self, service: Any, exchange: Exchange, request: Any, response: Any) -> bool:
@@ -169,7 +172,7 @@ class MethodRecorder:
             audit.record(prediction_id, _example(self.paths(audit.input_fields), arguments), outputs)
         except Exception:  # the stream has gone out whatever becomes of its record
             logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
-            dropped_records.labels("not_recordable").inc()
+            _count_dropped(service)
 
     def _record(
         self, service: Any, reserved: str | None, arguments: Mapping[str, Any], items: list[Any], many: bool
@@ -347,6 +350,11 @@ def _example(paths: Mapping[str, Path], arguments: Mapping[str, Any], number: in
             value = value[number]
         example[field] = value
     return example
+
+
+def _count_dropped(service: Any) -> None:
+    with contextlib.suppress(Exception):  # what kept the prediction from the record may keep this from it, too
+        service.audit.dropped("not_recordable")
 
 
 def _pick(result: Any, pick: Pick) -> Any:

@@ -140,6 +140,10 @@ class EngineHere:
         """See ``Slot.status``."""
         return self.host.slot(config).status()
 
+    def another(self) -> EngineHere:
+        """Itself: any event loop may wait for its answers."""
+        return self
+
     async def close(self) -> None:
         """Stops its threads."""
         self.host.close()
@@ -206,13 +210,13 @@ class AuditMixin(Edged):
 
     @bentoml.on_startup
     def start_audit(self) -> None:
-        """Opens the record."""
-        self.audit.start()
+        """Opens the record, and begins to count."""
+        self.audit.start(lambda: self.audit_engine)
 
     @bentoml.on_shutdown
     def stop_audit(self) -> None:
         """Writes what has not been written yet."""
-        self.audit.store.close()
+        self.audit.close()
 
     @bentoml.api(route="/audit/explain")
     @answering_errors

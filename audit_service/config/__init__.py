@@ -2,6 +2,7 @@
 
 from audit_service.config.errors import ConfigError
 from audit_service.config.load import load_config
+from audit_service.config.monitoring import MonitoringSettings
 from audit_service.config.sections import (
     BaseModelSettings,
     DataSections,
@@ -19,6 +20,7 @@ __all__ = [
     "DataSections",
     "FolderSettings",
     "ModelSettings",
+    "MonitoringSettings",
     "ServeSettings",
     "TaskSettings",
     "load_config",

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 
 from audit_service.config.errors import ConfigError
 from audit_service.config.layers import Layers
+from audit_service.config.monitoring import MonitoringSettings
 from audit_service.config.sections import (
     TEXT_CLASSIFICATION,
     BaseModelSettings,
@@ -46,6 +47,7 @@ class AuditConfig(Section):
         finetune: The fine-tuning run.
         index: The training-gradient index.
         serve: The service.
+        monitoring: What is measured of it, and when an alert fires.
         folders: Where results go.
     """
 
@@ -61,6 +63,7 @@ class AuditConfig(Section):
     finetune: FinetuneSettings = FinetuneSettings()
     index: IndexSettings = IndexSettings()
     serve: ServeSettings = ServeSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     folders: FolderSettings = FolderSettings()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)

@@ -33,6 +33,9 @@ class Engine(Protocol):
     async def status(self, config: str) -> dict[str, Any]:
         """What is loaded for ``config``: ``{"state", "reason", ...}``."""
 
+    def another(self) -> Engine:
+        """The same engine for another event loop, with connections of its own."""
+
     async def close(self) -> None:
         """Closes connections."""
 
@@ -67,6 +70,10 @@ class HttpEngine:
         """Asks what is loaded; the same errors as ``explain``."""
         answer: dict[str, Any] = await self._post("/status", {"config": config}, 2.0)
         return answer
+
+    def another(self) -> HttpEngine:
+        """The same engine with connections of its own."""
+        return HttpEngine(self.url)
 
     async def close(self) -> None:
         """Closes connections."""

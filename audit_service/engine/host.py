@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +18,8 @@ from audit_service.engine.batching import BatchWorker
 from audit_service.engine.explaining import explain, failure, same_call
 from audit_service.engine.loading import Loaded, index_version, load
 from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
+from audit_service.monitoring.metrics import model_label
+from audit_service.monitoring.recorders import EngineMetrics
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError
 
@@ -96,6 +100,7 @@ class Slot:
         if self.loaded is None:
             self.state = "loading"
         loaded = in_passing_thread(partial(_loaded_and_warm, config))
+        loaded = replace(loaded, metrics=counting(loaded, None if self.loaded is None else self.loaded.metrics))
         self.loaded, self.state, self.reason = loaded, "ready", None
         logger.info(
             "%s is ready to explain after %.1f s: model %.12s, index %.12s with %d rows",
@@ -174,6 +179,18 @@ def in_passing_thread(work: Callable[[], Result]) -> Result:
         return passing.submit(work).result()
 
 
+def counting(loaded: Loaded, before: EngineMetrics | None) -> EngineMetrics:
+    """The engine's metrics for what has just been loaded, after ``before``."""
+    model = model_label(loaded.config.name, loaded.model["digest"])
+    metrics = EngineMetrics(model) if before is None or before.model != model else before
+    if before is not None and before is not metrics:
+        before.retired()
+    manifest = loaded.attributor.index.manifest
+    created = datetime.fromisoformat(manifest.created).timestamp()
+    metrics.loaded(manifest.build_digest, manifest.digests.get("data") or "", manifest.rows, created)
+    return metrics
+
+
 def _loaded_and_warm(config: AuditConfig) -> Loaded:
     loaded = load(config)
     warm_up(loaded)
@@ -196,4 +213,12 @@ def _run(items: Sequence[tuple[Loaded, EngineItem]]) -> list[dict[str, Any] | Ex
         logger.exception("%d explanations failed", len(items))
         own = failure(ServiceError(f"the explanation failed: {type(error).__name__}; see the engine's log"))
         answers = [own] * len(items)
+    _count_stages(loaded, answers)
     return answers
+
+
+def _count_stages(loaded: Loaded, answers: Sequence[Any]) -> None:
+    """The stages' times are of the whole batch: they count once."""
+    timings = next((one["explanation"]["timings_ms"] for one in answers if "explanation" in one), None)
+    if timings is not None and loaded.metrics is not None:
+        loaded.metrics.timed(timings)

@@ -9,6 +9,7 @@ from typing import Any
 
 from audit_service.bundle import find, load_served
 from audit_service.config import AuditConfig
+from audit_service.monitoring.recorders import EngineMetrics
 from influence_engine.attribution import Attributor
 from influence_engine.data import load_examples
 from influence_engine.errors import InfluenceError
@@ -29,6 +30,7 @@ class Loaded:
         task: The model's task.
         model: ``{"tag", "digest"}`` for answers.
         index: ``{"tag", "digest", "method", "rows"}`` for answers.
+        metrics: Where the engine counts; ``None`` on the command line.
     """
 
     config: AuditConfig
@@ -36,6 +38,7 @@ class Loaded:
     task: Any
     model: dict[str, Any]
     index: dict[str, Any]
+    metrics: EngineMetrics | None = None
 
 
 def load(config: AuditConfig, *, device: str = "auto") -> Loaded:

@@ -1,6 +1,8 @@
 """Export of a fine-tuned model to ONNX, checked against torch on real examples.
 
 What is exported is ``Task.outputs``, so that ONNX Runtime and torch mean the same tensor whatever the architecture.
+Where the outputs come from one linear layer over one vector an example (the pooled features of a classifier), that
+vector is a second output, ``features``: computed anyway, it tells at no cost where among its like an input lies.
 The folder holds ``model.onnx``, the tokenizer where there is one, and a manifest with digests.
 """
 
@@ -28,7 +30,7 @@ from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, ExportableTask, Task, describe_task
 from influence_engine.tasks.base import Array
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer"
@@ -77,7 +79,7 @@ def export_onnx(
     aside.mkdir(parents=True)
     try:
         progress("export", 0, 2, "to ONNX")
-        _export(model, task, examples, aside / MODEL)
+        features = _export(model, task, examples, aside / MODEL)
         progress("export", 1, 2, "checking against torch")
         gap = _largest_gap(model, task, examples, aside / MODEL)
         if not gap <= PARITY:
@@ -91,6 +93,7 @@ def export_onnx(
             "format": FORMAT,
             "model_digest": model_digest,
             "task_digest": json_digest(describe_task(task)),
+            "features": features,
             "parity": {"largest_gap": gap, "allowed": PARITY, "examples": len(examples)},
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "files": folder_digests(aside),
@@ -113,7 +116,9 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(Path(folder) / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise RecordError(
-            f"{Path(folder) / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}"
+            f"{Path(folder) / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}; "
+            "export again: bento-audit index build",
+            field=str(folder),
         )
     verify_folder(folder, manifest["files"])
     return manifest
@@ -129,19 +134,54 @@ def is_current(folder: str | os.PathLike[str], task: Task, model_digest: str) ->
 
 
 class _Outputs(nn.Module):
-    """``Task.outputs`` as a module."""
+    """``Task.outputs`` as a module, with what goes into the layer ``head``, if there is one."""
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    def __init__(self, model: nn.Module, task: Task, head: str | None) -> None:
         super().__init__()
         self.model = model
         self._task = task
+        self._head = head
 
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Outputs of the batch."""
-        return self._task.outputs(self.model, inputs)
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """Outputs of the batch, and features where there are some."""
+        if self._head is None:
+            return self._task.outputs(self.model, inputs)
+        caught: list[Tensor] = []
+        hook = self.model.get_submodule(self._head).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            outputs = self._task.outputs(self.model, inputs)
+        finally:
+            hook.remove()
+        # An operation of its own: an output of the graph must not be another name of an inner value.
+        return outputs, caught[0] * 1.0
 
 
-def _export(model: nn.Module, task: Any, examples: Sequence[Example], path: Path) -> None:
+def find_head(model: nn.Module, task: Any, examples: Sequence[Example]) -> str | None:
+    """Name of the linear layer that makes the outputs of one vector an example; ``None`` where there is none."""
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def watch(name: str) -> Any:
+        return lambda module, args, output: seen.append((name, args[0], output))
+
+    hooks = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            outputs = task.outputs(model, task.model_inputs(task.collate(examples)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, taken, made in reversed(seen):
+        if taken.dim() == 2 and len(taken) == len(examples) and made.shape == outputs.shape:
+            return name if torch.equal(made, outputs) else None
+    return None
+
+
+def _export(model: nn.Module, task: Any, examples: Sequence[Example], path: Path) -> bool:
+    """Exports; returns whether there are features."""
     by_size = sorted(examples, key=lambda example: sum(len(str(value)) for value in example.values()))
     sample: dict[str, Tensor] = task.model_inputs(task.collate(by_size[:2]))
     other: dict[str, Tensor] = task.model_inputs(task.collate(by_size[-3:]))
@@ -153,15 +193,16 @@ def _export(model: nn.Module, task: Any, examples: Sequence[Example], path: Path
         }
         for name, tensor in sample.items()
     }
+    head = find_head(model, task, examples[:2])
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _Outputs(model, task).eval(),
+                _Outputs(model, task, head).eval(),
                 args=(),
                 kwargs={"inputs": sample},
                 dynamic_shapes={"inputs": dynamic},
                 input_names=list(sample),
-                output_names=["outputs"],
+                output_names=["outputs"] if head is None else ["outputs", "features"],
                 dynamo=True,
                 verbose=False,
             )
@@ -170,6 +211,7 @@ def _export(model: nn.Module, task: Any, examples: Sequence[Example], path: Path
     assert program is not None
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     program.save(str(path), external_data=weight_bytes > SINGLE_FILE_BYTES)
+    return head is not None
 
 
 def _largest_gap(model: nn.Module, task: Any, examples: Sequence[Example], path: Path) -> float:
@@ -190,8 +232,13 @@ def _largest_gap(model: nn.Module, task: Any, examples: Sequence[Example], path:
 
 def run_session(session: Any, inputs: Mapping[str, Array]) -> Array:
     """Outputs of ONNX Runtime for the inputs it was exported with."""
-    outputs: Array = session.run(None, {one.name: inputs[one.name] for one in session.get_inputs()})[0]
-    return outputs
+    return run_with_features(session, inputs)[0]
+
+
+def run_with_features(session: Any, inputs: Mapping[str, Array]) -> tuple[Array, Array | None]:
+    """Outputs, and features ``[B, width]`` where the model has them."""
+    outputs, *features = session.run(None, {one.name: inputs[one.name] for one in session.get_inputs()})
+    return outputs, features[0] if features else None
 
 
 def _replace_folder(new: Path, old: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 
-from audit_service.prediction.export import MODEL, read_export, run_session
+from audit_service.prediction.export import MODEL, read_export, run_with_features
 from influence_engine.digests import json_digest
 from influence_engine.errors import DigestMismatchError, InputError, ModelError
 from influence_engine.tasks import (
@@ -21,6 +21,7 @@ from influence_engine.tasks import (
     Task,
     describe_task,
 )
+from influence_engine.tasks.base import Array
 
 
 class OnnxPredictor:
@@ -31,6 +32,7 @@ class OnnxPredictor:
         task: The task it was exported for; it turns examples into inputs and outputs into labels.
         threads: Threads of one call; ``None`` leaves it to ONNX Runtime.
         max_chars: Texts longer than this are refused.
+        observe: Told the features ``[B, width]`` of every prediction, where the model has them; it must not raise.
 
     Raises:
         DigestMismatchError: a file has changed, or the export was made for another task.
@@ -38,7 +40,13 @@ class OnnxPredictor:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], task: Task, *, threads: int | None = None, max_chars: int | None = None
+        self,
+        folder: str | os.PathLike[str],
+        task: Task,
+        *,
+        threads: int | None = None,
+        max_chars: int | None = None,
+        observe: Callable[[Array], None] | None = None,
     ) -> None:
         manifest = read_export(folder)
         if manifest["task_digest"] != json_digest(describe_task(task)):
@@ -53,6 +61,7 @@ class OnnxPredictor:
             options.intra_op_num_threads = threads
         self.model_digest: str = manifest["model_digest"]
         self.max_chars = max_chars
+        self._observe = observe
         self._task: Any = task
         self._serving = task if isinstance(task, ServingTask) else None
         path = Path(folder) / MODEL
@@ -69,13 +78,17 @@ class OnnxPredictor:
         for number, example in enumerate(examples):
             self._check(example, None if len(examples) == 1 else number)
         if self._serving is not None:
-            return self._serving.serving_predictions(run_session(self._session, self._serving.serving_inputs(examples)))
+            return self._serving.serving_predictions(self._run(self._serving.serving_inputs(examples)))
         batch = self._task.collate(examples)
         inputs = {name: tensor.numpy() for name, tensor in self._task.model_inputs(batch).items()}
-        predictions: list[dict[str, Any]] = self._task.predictions(
-            torch.from_numpy(run_session(self._session, inputs)), batch
-        )
+        predictions: list[dict[str, Any]] = self._task.predictions(torch.from_numpy(self._run(inputs)), batch)
         return predictions
+
+    def _run(self, inputs: Mapping[str, Array]) -> Array:
+        outputs, features = run_with_features(self._session, inputs)
+        if features is not None and self._observe is not None:
+            self._observe(features)
+        return outputs
 
     def _check(self, example: Example, number: int | None) -> None:
         try:

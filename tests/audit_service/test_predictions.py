@@ -27,7 +27,7 @@ from audit_service.errors import (
     ServiceError,
 )
 from audit_service.ids import derived_id, id_age_s, new_id
-from audit_service.predictions import MAX_PENDING, PredictionRecord, PredictionStore, dropped_records
+from audit_service.predictions import MAX_PENDING, PredictionRecord, PredictionStore
 
 
 def prediction(prediction_id: str | None = None, **changes: Any) -> PredictionRecord:

@@ -1,0 +1,150 @@
+"""Alerts: drift beyond what quiet traffic shows, slow explanations, a stale index, lost records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from audit_service.config import MonitoringSettings
+from audit_service.monitoring.promql import RULES, quoted
+from audit_service.monitoring.reference import Distribution, Reference
+
+ALERTS = (
+    "AuditPredictionDrift",
+    "AuditInfluenceDrift",
+    "AuditExplainLatencyHigh",
+    "AuditIndexStale",
+    "AuditRecordsDropped",
+)
+
+
+def drift_alerts(reference: Reference, settings: MonitoringSettings, window: str) -> Iterator[dict[str, Any]]:
+    """The drift alerts of one model: each signal against its own threshold, gated on volume."""
+    for signal, distribution in reference.signals.items():
+        yield _drift_alert("AuditPredictionDrift", signal, distribution, reference, settings, window)
+    for distribution in reference.influence:
+        yield _drift_alert("AuditInfluenceDrift", "influence", distribution, reference, settings, window)
+    if reference.outside_index is not None:
+        model = f"{{model={quoted(reference.model)}}}"
+        threshold = reference.outside_index["threshold"]
+        yield _alert(
+            "AuditInfluenceDrift",
+            f"model:audit_queries_outside_index_share:{window}{model} > {threshold:.6g}\n"
+            f"and on (model) model:audit_explanation_volume:{window}{model} >= {reference.minimum_explanations}",
+            settings,
+            {"signal": "outside_index", "window": window},
+            summary=f"More inputs of {{{{ $labels.model }}}} than usual lie outside its training data",
+            description=(
+                f"{{{{ $value | humanizePercentage }}}} of the sampled predictions of the last {window} have a "
+                "gradient of which the index keeps less than of 99% of held-out examples; the threshold is "
+                f"{threshold:.1%}. Explanations of such inputs say little: see what has arrived."
+            ),
+        )
+
+
+def service_alerts(settings: MonitoringSettings) -> list[dict[str, Any]]:
+    """The alerts that need no reference; they are of every model."""
+    total = 'audit_explanation_duration_seconds{suffix}{{stage="total"}}[10m]'
+    return [
+        _alert(
+            "AuditExplainLatencyHigh",
+            "histogram_quantile(0.95, sum by (model, le) (rate("
+            + total.format(suffix="_bucket")
+            + f"))) > {settings.explain_latency_s:g}\nand on (model) sum by (model) (increase("
+            + total.format(suffix="_count")
+            + ")) >= 20",
+            settings,
+            {},
+            summary="Explanations of {{ $labels.model }} are slow",
+            description=(
+                "95% of the explanations of the last ten minutes took up to {{ $value | humanizeDuration }}; "
+                f"{settings.explain_latency_s:g} s are allowed. Predictions are not affected."
+            ),
+        ),
+        _alert(
+            "AuditIndexStale",
+            "time() - max by (model) (audit_index_created_timestamp_seconds > 0) > "
+            f"{settings.stale_after_s}\nand on (model) max by (model) (audit_index_rows) > 0",
+            settings,
+            {},
+            summary="The index of {{ $labels.model }} is old",
+            description=(
+                "It was built {{ $value | humanizeDuration }} ago; "
+                f"{settings.stale_after} are allowed. What was learnt since is missing from explanations."
+            ),
+        ),
+        _alert(
+            "AuditRecordsDropped",
+            'sum by (model, reason) (increase(audit_records_dropped_total{reason!~"sample_.*"}[15m])) > 0',
+            settings,
+            {"severity": "critical"},
+            summary="Predictions of {{ $labels.model }} are missing from the record",
+            description=(
+                "About {{ $value | humanize }} predictions of the last 15 minutes were answered but not recorded: "
+                "{{ $labels.reason }}."
+            ),
+        ),
+    ]
+
+
+def _drift_alert(
+    name: str,
+    signal: str,
+    distribution: Distribution,
+    reference: Reference,
+    settings: MonitoringSettings,
+    window: str,
+) -> dict[str, Any]:
+    model = quoted(reference.model)
+    chosen = f"{{model={model}, by={quoted(distribution.by)}}}" if distribution.by else f"{{model={model}}}"
+    threshold = distribution.thresholds["psi"]
+    of_influence = signal == "influence"
+    volume = "explanation" if of_influence else "prediction"
+    minimum = reference.minimum_explanations if of_influence else reference.minimum_predictions
+    what = f"influence by {distribution.by}" if of_influence else signal
+    return _alert(
+        name,
+        f"{RULES[signal].drift_record('psi', window)}{chosen} > {threshold:.6g}\n"
+        f"and on (model) model:audit_{volume}_volume:{window}{{model={model}}} >= {minimum}",
+        settings,
+        {"signal": signal, "window": window},
+        summary=f"The {what} of {{{{ $labels.model }}}} has moved",
+        description=(
+            f"The population stability index of {what} over the last {window} is {{{{ $value | humanize }}}}; quiet "
+            f"traffic of {minimum} {volume}s exceeds {threshold:.3g} in {reference.false_alarm_rate:.2g} of all windows."
+        ),
+    )
+
+
+def _alert(
+    name: str,
+    expression: str,
+    settings: MonitoringSettings,
+    labels: dict[str, str],
+    *,
+    summary: str,
+    description: str,
+) -> dict[str, Any]:
+    return {
+        "alert": name,
+        "expr": expression,
+        "for": settings.alert_for,
+        "labels": {"severity": "warning", **labels},
+        "annotations": {
+            "summary": summary,
+            "description": description,
+            "runbook_url": f"{settings.runbook}#{name.lower()}",
+        },
+    }
+
+
+def alert_groups(references: Sequence[Reference], settings: MonitoringSettings) -> list[dict[str, Any]]:
+    """The rule groups of all alerts."""
+    drift = [
+        alert
+        for window in settings.windows
+        for reference in references
+        for alert in drift_alerts(reference, settings, window)
+    ]
+    groups = [{"name": "audit_service_alerts", "rules": service_alerts(settings)}]
+    return [{"name": "audit_drift_alerts", "rules": drift}, *groups] if drift else groups

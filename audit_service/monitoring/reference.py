@@ -1,0 +1,174 @@
+"""The reference: how the signals looked on held-out data, with the digests of the model and index they belong to.
+
+It lies beside the index's vectors as ``reference.json``, so that it travels with them, and holds shares, centres and
+thresholds only: no text and no example id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, TOP_SHARE_BUCKETS, bound
+from audit_service.monitoring.statistics import NearestCentre
+from audit_service.monitoring.values import MAX_VALUES
+from influence_engine.digests import json_digest
+from influence_engine.errors import DigestMismatchError, RecordError
+from influence_engine.files import read_json, write_json
+
+FORMAT = 1
+REFERENCE = "reference.json"
+
+Signal = Literal["prediction", "confidence", "embedding", "influence"]
+SIGNALS: tuple[Signal, ...] = ("prediction", "confidence", "embedding", "influence")
+"""The signals that are held against the reference bin by bin."""
+
+
+class Distribution(BaseModel):
+    """One signal of the reference.
+
+    Attributes:
+        by: For influence, what groups the training examples: ``label``, ``source`` or a metadata column; else empty.
+        shares: Bin -> share. Bins are labels, upper bounds of confidence, numbers of clusters, or
+            ``by=group/polarity``.
+        thresholds: ``psi`` and ``js`` that quiet traffic of the minimum volume stays below.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: str = ""
+    shares: dict[str, float] = Field(max_length=2 * MAX_VALUES)
+    thresholds: dict[str, float]
+
+
+class Reference(BaseModel):
+    """What ``reference.json`` holds.
+
+    Attributes:
+        model: The label ``model``.
+        model_digest: Of the weights.
+        index_digest: ``build_digest`` of the index.
+        tier: Tier of the explanations; sampled ones are explained with the same.
+        created: When it was made, ISO 8601.
+        predictions: Held-out examples that were predicted.
+        explanations: Of these, how many were explained.
+        minimum_predictions: Volume for which the thresholds of predictions hold.
+        minimum_explanations: The same for influence.
+        false_alarm_rate: With which quiet traffic of that volume exceeds a threshold.
+        signals: Each signal that this model has.
+        influence: The signal ``influence``, once for each grouping.
+        outside_index: Share of the queries outside the index, and its threshold.
+        top_share: Upper bound -> share of explanations whose strongest examples carry so much.
+        centres: Centres of the embedding clusters, ``[clusters, width]``; empty where the model has no features.
+        outcomes: Accuracy on the held-out examples, ``{"accuracy", "by_label"}``; for back-testing.
+        digest: Over all of this.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = FORMAT
+    model: str
+    model_digest: str
+    index_digest: str
+    tier: str
+    created: str
+    predictions: int
+    explanations: int
+    minimum_predictions: int
+    minimum_explanations: int
+    false_alarm_rate: float
+    signals: dict[Literal["prediction", "confidence", "embedding"], Distribution]
+    influence: list[Distribution]
+    outside_index: dict[Literal["share", "threshold"], float] | None
+    top_share: dict[str, float]
+    centres: list[list[float]]
+    outcomes: dict[str, Any]
+    digest: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels it knows."""
+        return list(self.signals["prediction"].shares) if "prediction" in self.signals else []
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups it knows, as ``by=group``."""
+        return list(dict.fromkeys(bin_.rpartition("/")[0] for one in self.influence for bin_ in one.shares))
+
+    def nearest_centre(self) -> NearestCentre | None:
+        """Finds clusters; ``None`` where the model has no features."""
+        return NearestCentre(np.array(self.centres, dtype=np.float32)) if self.centres else None
+
+    def bins(self) -> Iterator[tuple[str, str, float]]:
+        """Signal, bin and share of everything that ``audit_reference_share_ratio`` shows."""
+        for signal, one in self.signals.items():
+            yield from ((signal, bin_, share) for bin_, share in one.shares.items())
+        for one in self.influence:
+            yield from (("influence", bin_, share) for bin_, share in one.shares.items())
+        if self.outside_index is not None:
+            yield ("outside_index", "outside", self.outside_index["share"])
+        yield from (("top_share", bin_, share) for bin_, share in self.top_share.items())
+
+    def content_digest(self) -> str:
+        """Digest over everything but itself."""
+        return json_digest(self.model_dump(mode="json", exclude={"digest"}))
+
+    def write(self, folder: Path) -> Path:
+        """Writes it beside the index's vectors; an older one is replaced once the new one is whole."""
+        path = folder / REFERENCE
+        write_json(path, {**self.model_dump(mode="json"), "digest": self.content_digest()})
+        return path
+
+
+def read_reference(folder: Path, *, model_digest: str | None, index_digest: str) -> Reference | None:
+    """The reference in an index version's folder; ``None`` where there is none.
+
+    Raises:
+        RecordError: it is damaged, or of another format.
+        DigestMismatchError: it has changed since it was written, or belongs to another model or index.
+    """
+    path = folder / REFERENCE
+    if not path.is_file():
+        return None
+    raw = read_json(path)
+    again = "Make it again: bento-audit reference build"
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise RecordError(f"{path} is no reference of format {FORMAT}. {again}", field=str(path))
+    try:
+        reference = Reference.model_validate(raw)
+    except ValidationError as error:
+        raise RecordError(f"{path} is incomplete: {error}. {again}", field=str(path)) from None
+    if reference.digest != reference.content_digest():
+        raise DigestMismatchError(f"{path} has changed since it was written. {again}", field=str(path))
+    if model_digest is not None and reference.model_digest != model_digest:
+        raise DigestMismatchError(
+            f"{path} is the reference of the model with digest {reference.model_digest}, not of this one "
+            f"({model_digest}). {again}",
+            field=str(path),
+        )
+    if reference.index_digest != index_digest:
+        raise DigestMismatchError(
+            f"{path} is the reference of the index with digest {reference.index_digest}, not of this one "
+            f"({index_digest}). {again}",
+            field=str(path),
+        )
+    return reference
+
+
+def confidence_bin(value: float) -> str:
+    """The bin of a confidence: the smallest upper bound that is not below it."""
+    return bin_of(value, CONFIDENCE_BUCKETS)
+
+
+def top_share_bin(value: float) -> str:
+    """The bin of a top share."""
+    return bin_of(value, TOP_SHARE_BUCKETS)
+
+
+def bin_of(value: float, bounds: tuple[float, ...]) -> str:
+    """The smallest of ``bounds`` that is not below ``value``, the last one for what exceeds all."""
+    return bound(next((one for one in bounds if value <= one), bounds[-1]))
