@@ -33,7 +33,7 @@ def drift_alerts(reference: Reference, settings: MonitoringSettings, window: str
             f"and on (model) model:audit_explanation_volume:{window}{model} >= {reference.minimum_explanations}",
             settings,
             {"signal": "outside_index", "window": window},
-            summary=f"More inputs of {{{{ $labels.model }}}} than usual lie outside its training data",
+            summary="More inputs of {{ $labels.model }} than usual lie outside its training data",
             description=(
                 f"{{{{ $value | humanizePercentage }}}} of the sampled predictions of the last {window} have a "
                 "gradient of which the index keeps less than of 99% of held-out examples; the threshold is "
@@ -111,7 +111,8 @@ def _drift_alert(
         summary=f"The {what} of {{{{ $labels.model }}}} has moved",
         description=(
             f"The population stability index of {what} over the last {window} is {{{{ $value | humanize }}}}; quiet "
-            f"traffic of {minimum} {volume}s exceeds {threshold:.3g} in {reference.false_alarm_rate:.2g} of all windows."
+            f"traffic of {minimum} {volume}s exceeds {threshold:.3g} in {reference.false_alarm_rate:.2g} of all "
+            "windows."
         ),
     )
 

@@ -244,17 +244,16 @@ class OutcomeMetrics:
     def __init__(self, model: str, labels: Iterable[object], groups: Iterable[str]) -> None:
         values, members = admitted(labels), admitted(groups)
 
-        def made() -> dict[str, tuple[Children[Any], Children[Any], Any]]:
-            return {
-                outcome: (
-                    Children(lambda label: metrics.outcomes.labels(model, label, outcome), values),
-                    Children(lambda group: metrics.outcomes_by_group.labels(model, group, outcome), members),
-                    metrics.outcome_confidence.labels(model, outcome),
-                )
-                for outcome in ("right", "wrong")
-            }
+        def cells(outcome: str) -> tuple[Children[Any], Children[Any], Any]:
+            return (
+                Children(lambda label: metrics.outcomes.labels(model, label, outcome), values),
+                Children(lambda group: metrics.outcomes_by_group.labels(model, group, outcome), members),
+                metrics.outcome_confidence.labels(model, outcome),
+            )
 
-        self._cells: dict[str, tuple[Children[Any], Children[Any], Any]] = quietly(made) or {}
+        self._cells: dict[str, tuple[Children[Any], Children[Any], Any]] = (
+            quietly(lambda: {outcome: cells(outcome) for outcome in ("right", "wrong")}) or {}
+        )
 
     def arrived(self, label: str, *, right: bool, confidence: float | None, groups: Iterable[str]) -> None:
         """Counts one true label."""

@@ -55,13 +55,12 @@ def render(references: Sequence[Reference], settings: MonitoringSettings, *, for
             "metadata": {"name": "bento-audit", "labels": {"app.kubernetes.io/name": "bento-audit"}},
             "spec": document,
         }
-    lines = ["Rendered by `bento-audit rules render`."]
-    for reference in references:
-        lines.append(
-            f"{clean_line(reference.model)}: reference {reference.digest[:12]} of {reference.predictions} predictions "
-            f"and {reference.explanations} explanations; a replica adds at most {series_of(reference)} series."
-        )
-    comment = "".join(f"# {line}\n" for line in lines)
+    facts = [
+        f"{clean_line(reference.model)}: reference {reference.digest[:12]} of {reference.predictions} predictions "
+        f"and {reference.explanations} explanations; a replica adds at most {series_of(reference)} series."
+        for reference in references
+    ]
+    comment = "".join(f"# {line}\n" for line in ("Rendered by `bento-audit rules render`.", *facts))
     return comment + yaml.dump(
         document, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False
     )
