@@ -61,6 +61,7 @@ class Sampler:
         self.config = config
         self.influence: InfluenceMetrics | None = None
         self.tier: Tier = "best"
+        self.group_by: list[str] = ["label"]
         self._rate = rate
         self._most = waiting
         self._engine = engine
@@ -100,6 +101,7 @@ class Sampler:
                 polarity="both",
                 tier=self.tier,
                 include=["groups"],
+                group_by=self.group_by,
                 recorded=recorded,
             )
         except (TypeError, ValueError):

@@ -114,6 +114,8 @@ class Watch:
         self._predictions = PredictionMetrics(self.model, labels, clusters)
         self.outcomes = OutcomeMetrics(self.model, labels, self.config.monitoring.outcome_groups)
         if self._sampler is not None:
+            columns = [one.by for one in self.reference.influence] if self.reference else ["label"]
+            self._sampler.group_by = columns
             self._sampler.influence = InfluenceMetrics(self.model, watched_groups(self.reference, labels))
             self._sampler.tier = self.reference.tier if self.reference else "best"  # type: ignore[assignment]
 

@@ -26,6 +26,8 @@ VERBS = {
     "finetune": "audit_service.cli.finetune",
     "index": "audit_service.cli.index",
     "init": "audit_service.cli.init",
+    "reference": "audit_service.cli.reference",
+    "rules": "audit_service.cli.rules",
     "suspects": "audit_service.cli.suspects",
 }
 """Every verb and the module that holds it, as ``command``."""

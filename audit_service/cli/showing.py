@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
-from audit_service.cli import replaying, work
+from audit_service.cli import referencing, replaying, work
 from audit_service.cli.console import remark
 from audit_service.cli.rendering import both_sides
 from audit_service.cli.server import Server, ServerError, free_port, serving
@@ -71,6 +71,9 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
         stopwatch.lap("replay")
     work.export_model(config, progress)
     stopwatch.lap("export")
+    if config.data.validation is not None and not referencing.is_there(config):
+        referencing.build(config, progress)
+    stopwatch.lap("reference")
     return stopwatch.seconds
 
 

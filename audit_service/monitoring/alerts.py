@@ -32,7 +32,7 @@ def drift_alerts(reference: Reference, settings: MonitoringSettings, window: str
             f"model:audit_queries_outside_index_share:{window}{model} > {threshold:.6g}\n"
             f"and on (model) model:audit_explanation_volume:{window}{model} >= {reference.minimum_explanations}",
             settings,
-            {"signal": "outside_index", "window": window},
+            {"model": reference.model, "signal": "outside_index", "window": window},
             summary="More inputs of {{ $labels.model }} than usual lie outside its training data",
             description=(
                 f"{{{{ $value | humanizePercentage }}}} of the sampled predictions of the last {window} have a "
@@ -107,7 +107,12 @@ def _drift_alert(
         f"{RULES[signal].drift_record('psi', window)}{chosen} > {threshold:.6g}\n"
         f"and on (model) model:audit_{volume}_volume:{window}{{model={model}}} >= {minimum}",
         settings,
-        {"signal": signal, "window": window},
+        {
+            "model": reference.model,
+            "signal": signal,
+            **({"by": distribution.by} if distribution.by else {}),
+            "window": window,
+        },
         summary=f"The {what} of {{{{ $labels.model }}}} has moved",
         description=(
             f"The population stability index of {what} over the last {window} is {{{{ $value | humanize }}}}; quiet "

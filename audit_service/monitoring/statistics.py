@@ -15,6 +15,10 @@ Array = np.ndarray[Any, Any]
 SMALLEST_SHARE = 1e-3
 """Smaller shares count as this one: an empty bin would make every statistic infinite."""
 
+LEAST_THRESHOLDS = {"psi": 0.01, "js": 0.0018}
+"""Whatever noise says, less than this is no drift: shares that hardly ever vary would raise alerts over nothing, and
+``increase`` is itself some thousandths off."""
+
 DRAWS = 10_000
 _CHUNK = 1_000
 
@@ -52,7 +56,7 @@ def shares(counts: Array) -> Array:
 def thresholds(
     events: Array, volume: int, false_alarm_rate: float, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float]:
-    """The value of each statistic that quiet traffic exceeds with probability ``false_alarm_rate``.
+    """The value of each statistic that quiet traffic exceeds with probability ``false_alarm_rate`` at most.
 
     By bootstrap: both the reference and a window of traffic are drawn from the reference's own events, so that the
     reference's being a sample is part of the noise.
@@ -75,7 +79,10 @@ def thresholds(
         reference = shares(random.multinomial(count, uniform, size) @ events)
         for name, statistic in STATISTICS.items():
             found[name].append(statistic(traffic, reference))
-    return {name: float(np.quantile(np.concatenate(values), 1 - false_alarm_rate)) for name, values in found.items()}
+    return {
+        name: max(float(np.quantile(np.concatenate(values), 1 - false_alarm_rate)), LEAST_THRESHOLDS[name])
+        for name, values in found.items()
+    }
 
 
 def rate_threshold(events: Array, volume: int, false_alarm_rate: float, *, draws: int = DRAWS, seed: int = 0) -> float:

@@ -1,0 +1,66 @@
+"""``bento-audit reference build``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
+from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+
+
+@click.group("reference", short_help="How the signals look on held-out data; drift is held against it.")
+def command() -> None:
+    """The reference that production traffic is held against.
+
+    \b
+    Example:
+      bento-audit reference build sentiment
+    """
+
+
+@command.command("build")
+@config_argument
+@profile_option
+@json_option
+def build(config: str | None, profile: str | None, as_json: bool) -> None:
+    """Predict and explain CONFIG's held-out examples (data.validation), and keep how their signals look.
+
+    Label shares, bins of confidence, clusters of the model's features, influence by group of training examples, the
+    share of inputs outside the index; with the thresholds that quiet traffic stays below, by bootstrap. The reference
+    lies beside the index and belongs to it: build it again after the index.
+
+    \b
+    Example:
+      bento-audit reference build sentiment
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import referencing
+
+    with progress_shown() as progress:
+        reference, file = referencing.build(settings, progress)
+    if as_json:
+        print_json({**reference.model_dump(mode="json", exclude={"centres"}), "file": str(file)})
+        return
+    output_console().print(facts(_facts(reference, str(file))))
+    remark(f"Next: bento-audit rules render {settings.spelled}")
+
+
+def _facts(reference: Any, file: str) -> dict[str, object]:
+    rows: dict[str, object] = {
+        "reference": file,
+        "model": reference.model,
+        "held-out examples": f"{reference.predictions:,}, of which {reference.explanations:,} explained",
+        "tier": reference.tier,
+        "accuracy": f"{reference.outcomes['accuracy']:.1%}" if reference.outcomes else None,
+    }
+    for signal, one in reference.signals.items():
+        rows[signal] = f"{len(one.shares)} bins, alert above a PSI of {one.thresholds['psi']:.3f}"
+    for one in reference.influence:
+        rows[f"influence by {one.by}"] = f"{len(one.shares)} bins, alert above a PSI of {one.thresholds['psi']:.4f}"
+    if reference.outside_index is not None:
+        outside = reference.outside_index
+        rows["outside the index"] = f"{outside['share']:.1%}, alert above {outside['threshold']:.1%}"
+    return rows

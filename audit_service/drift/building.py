@@ -1,0 +1,132 @@
+"""Builds the reference: how the signals look on held-out data."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from audit_service.config import AuditConfig
+from audit_service.drift.signals import (
+    Explained,
+    Predicted,
+    binned,
+    group_bins,
+    group_events,
+    one_hot,
+    shares_of,
+    watched,
+)
+from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, TOP_SHARE_BUCKETS, bound, model_label
+from audit_service.monitoring.reference import Distribution, Reference, confidence_bin, top_share_bin
+from audit_service.monitoring.statistics import NearestCentre, clusters_of, rate_threshold, thresholds
+from audit_service.monitoring.values import MAX_VALUES, admitted
+from influence_engine.errors import DataError
+from influence_engine.tasks.base import Array
+
+FEWEST_EXAMPLES = 20
+
+
+def build_reference(
+    config: AuditConfig,
+    predicted: Predicted,
+    explained: Explained,
+    *,
+    model_digest: str,
+    index_digest: str,
+    truths: Sequence[str | None] = (),
+    labels: Sequence[str] = (),
+) -> Reference:
+    """The reference of a model and an index.
+
+    Args:
+        config: Names the model, and says gates and rates.
+        predicted: Predictions of held-out inputs.
+        explained: Explanations of held-out inputs.
+        model_digest: Of the weights.
+        index_digest: ``build_digest`` of the index.
+        truths: True labels of the predicted inputs, where they are known.
+        labels: Labels that can be predicted, where the task says.
+
+    Raises:
+        DataError: too few held-out examples.
+    """
+    settings = config.monitoring
+    if min(len(predicted), len(explained)) < FEWEST_EXAMPLES:
+        raise DataError(
+            f"a reference needs at least {FEWEST_EXAMPLES} held-out examples, there are {len(predicted)}; name more in "
+            "data.validation",
+            field="data.validation",
+        )
+
+    def distribution(events: Array, bins: Sequence[str], volume: int, by: str = "") -> Distribution:
+        return Distribution(
+            by=by,
+            shares=dict(shares_of(events, bins)),
+            thresholds=thresholds(events, volume, settings.false_alarm_rate),
+        )
+
+    signals: dict[Any, Distribution] = {}
+    told = [label for label in predicted.labels if label is not None]
+    if told:
+        bins = admitted([*labels, *sorted(set(told))])
+        signals["prediction"] = distribution(one_hot(told, bins), bins, settings.minimum_predictions)
+    confidences = binned(predicted.confidences, confidence_bin)
+    if confidences:
+        bins = list(map(bound, CONFIDENCE_BUCKETS))
+        signals["confidence"] = distribution(one_hot(confidences, bins), bins, settings.minimum_predictions)
+    centres: Array | None = None
+    if predicted.features is not None:
+        centres = clusters_of(predicted.features, settings.clusters)
+        bins = [str(number) for number in range(len(centres))]
+        nearest = NearestCentre(centres).of(predicted.features)
+        signals["embedding"] = distribution(one_hot(nearest, bins), bins, settings.minimum_predictions)
+    columns = explained.by()
+    influence = []
+    for by in columns:
+        # All columns share the values of one label.
+        bins = group_bins(watched(explained, by, MAX_VALUES // len(columns)))
+        events = group_events(explained, by, bins)
+        influence.append(distribution(events, bins, settings.minimum_explanations, by))
+    tops = list(map(bound, TOP_SHARE_BUCKETS))
+    reference = Reference(
+        model=model_label(config.name, model_digest),
+        model_digest=model_digest,
+        index_digest=index_digest,
+        tier=explained.tier,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        predictions=len(predicted),
+        explanations=len(explained),
+        minimum_predictions=settings.minimum_predictions,
+        minimum_explanations=settings.minimum_explanations,
+        false_alarm_rate=settings.false_alarm_rate,
+        signals=signals,
+        influence=influence,
+        outside_index=_outside(explained, settings.minimum_explanations, settings.false_alarm_rate),
+        top_share=dict(shares_of(one_hot(binned(explained.top_shares, top_share_bin), tops), tops)),
+        centres=[] if centres is None else centres.tolist(),
+        outcomes=_outcomes(predicted, truths),
+    )
+    return reference.model_copy(update={"digest": reference.content_digest()})
+
+
+def _outside(explained: Explained, volume: int, false_alarm_rate: float) -> Any:
+    known = [float(outside) for outside in explained.outside if outside is not None]
+    if not known:
+        return None
+    events = np.array(known)
+    return {"share": float(events.mean()), "threshold": rate_threshold(events, volume, false_alarm_rate)}
+
+
+def _outcomes(predicted: Predicted, truths: Sequence[str | None]) -> Mapping[str, Any]:
+    pairs = [(t, p) for t, p in zip(truths, predicted.labels, strict=False) if t is not None and p is not None]
+    if not pairs:
+        return {}
+    labels = sorted({truth for truth, _ in pairs})
+    by_label = {}
+    for label in labels:
+        mine = [truth == guess for truth, guess in pairs if truth == label]
+        by_label[label] = {"examples": len(mine), "accuracy": sum(mine) / len(mine)}
+    return {"examples": len(pairs), "accuracy": sum(t == p for t, p in pairs) / len(pairs), "by_label": by_label}

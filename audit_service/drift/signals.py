@@ -1,0 +1,189 @@
+"""The signals of a set of inputs: predictions, confidences, clusters, influence by group; one event a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from audit_service.monitoring.recorders import other_group, shares_by_group
+from audit_service.monitoring.values import MAX_VALUES, OTHER, clean
+from audit_service.prediction.predictor import OnnxPredictor
+from influence_engine.attribution import Attributor, Tier
+from influence_engine.progress import Progress, silent
+from influence_engine.tasks import Example
+from influence_engine.tasks.base import Array
+
+TOP_K = 10
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of some inputs.
+
+    Attributes:
+        labels: Predicted labels, ``None`` where the task tells none.
+        confidences: Their probabilities.
+        features: ``[inputs, width]``, or ``None`` where the model has none.
+    """
+
+    labels: list[str | None]
+    confidences: list[float | None]
+    features: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Explanations of some inputs.
+
+    Attributes:
+        tier: Of their influences.
+        groups: For each input ``(by, group, polarity)`` -> share; see ``shares_by_group``.
+        top_shares: Share of all influence that the ten strongest examples carry.
+        outside: Whether the input lies outside what the index knows; ``None`` where that is not known.
+    """
+
+    tier: str
+    groups: list[dict[tuple[str, str, str], float]]
+    top_shares: list[float]
+    outside: list[bool | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def by(self) -> list[str]:
+        """What training examples are grouped by."""
+        return sorted({by for one in self.groups for by, _, _ in one})
+
+
+class FeatureCatcher:
+    """Keeps the features that a predictor observes."""
+
+    def __init__(self) -> None:
+        self.caught: list[Array] = []
+
+    def __call__(self, features: Array) -> None:
+        """Keeps one batch."""
+        self.caught.append(features.copy())
+
+    def all(self) -> Array | None:
+        """All of them, ``[inputs, width]``, or ``None`` where there were none."""
+        return np.concatenate(self.caught) if self.caught else None
+
+
+def predict_all(
+    predictor: OnnxPredictor, catcher: FeatureCatcher, examples: Sequence[Example], progress: Progress = silent
+) -> Predicted:
+    """Predicts each example by itself, as a server does.
+
+    Args:
+        predictor: A predictor that ``catcher`` observes.
+        catcher: Catches the features.
+        examples: Inputs.
+        progress: Told of every hundredth.
+    """
+    labels: list[str | None] = []
+    confidences: list[float | None] = []
+    for number, example in enumerate(examples, 1):
+        (prediction,) = predictor.predict([example])
+        labels.append(prediction.get("label"))
+        confidences.append(prediction.get("confidence"))
+        if number % 100 == 0 or number == len(examples):
+            progress("predictions", number, len(examples))
+    return Predicted(labels, confidences, catcher.all())
+
+
+def explain_all(
+    attributor: Attributor,
+    examples: Sequence[Example],
+    *,
+    tier: Tier,
+    group_by: Sequence[str],
+    progress: Progress = silent,
+) -> tuple[Explained, Predicted]:
+    """Explains what the model predicts of each example.
+
+    Args:
+        attributor: Explains.
+        examples: Inputs; a label that one has is left out, as a served input has none.
+        tier: Of the influences.
+        group_by: ``label``, ``source`` or metadata columns.
+        progress: Told of every batch.
+
+    Returns:
+        The explanations, and the predictions that torch made on the way.
+    """
+    label = getattr(attributor.task, "label", "label")
+    queries = [{key: value for key, value in example.items() if key != label} for example in examples]
+    groups, tops, outside, predicted = [], [], [], []
+    answered = str(tier)
+    for start in range(0, len(queries), BATCH):
+        for one in attributor.attribute(
+            queries[start : start + BATCH], top_k=TOP_K, tier=tier, group_by=list(group_by)
+        ):
+            groups.append(shares_by_group(one.groups))
+            tops.append(float(one.quality["share_returned"]))
+            outside.append(one.quality["outside_index"])
+            predicted.append(one.prediction or {})
+            answered = one.tier
+        progress("explanations", min(start + BATCH, len(queries)), len(queries))
+    explained = Explained(answered, groups, tops, outside)
+    return explained, Predicted([one.get("label") for one in predicted], [one.get("confidence") for one in predicted])
+
+
+def one_hot(values: Sequence[object], bins: Sequence[str]) -> Array:
+    """``[values, bins]``: a one in each value's bin, in the bin ``__other__`` for what has none."""
+    places = {bin_: number for number, bin_ in enumerate(bins)}
+    found = np.zeros((len(values), len(bins)))
+    for row, value in enumerate(values):
+        place = places.get(clean(value), places.get(OTHER))
+        if place is not None:
+            found[row, place] = 1.0
+    return found
+
+
+def watched(explained: Explained, by: str, most: int = MAX_VALUES) -> list[str]:
+    """The groups of a column that are watched one by one, as ``by=group``: the most influential, and the rest."""
+    totals: dict[str, float] = {}
+    for one in explained.groups:
+        for (column, group, _), share in one.items():
+            if column == by:
+                name = clean(f"{by}={group}")
+                totals[name] = totals.get(name, 0.0) + share
+    totals.pop(other_group(by), None)
+    ranked = sorted(totals, key=lambda name: (-totals[name], name))
+    return [*ranked[: most - 1], other_group(by)]
+
+
+def group_bins(groups: Sequence[str]) -> list[str]:
+    """The bins of a grouping: each group once as proponent and once as opponent."""
+    return [f"{group}/{polarity}" for group in groups for polarity in ("proponent", "opponent")]
+
+
+def group_events(explained: Explained, by: str, bins: Sequence[str]) -> Array:
+    """What each explanation adds to the bins of a grouping, ``[explanations, bins]``; rows sum to one."""
+    places = {bin_: number for number, bin_ in enumerate(bins)}
+    found = np.zeros((len(explained), len(bins)))
+    for row, one in enumerate(explained.groups):
+        for (column, group, polarity), share in one.items():
+            if column == by:
+                bin_ = clean(f"{by}={group}") + f"/{polarity}"
+                found[row, places.get(bin_, places[f"{other_group(by)}/{polarity}"])] += share
+    return found
+
+
+def binned(values: Sequence[Any], bin_of: Callable[[Any], str]) -> list[str]:
+    """The bin of each value that is there."""
+    return [bin_of(value) for value in values if value is not None]
+
+
+def shares_of(events: Array, bins: Sequence[str]) -> Mapping[str, float]:
+    """The mean event, by bin."""
+    means = events.mean(0) if len(events) else np.zeros(len(bins))
+    return dict(zip(bins, map(float, means), strict=True))
