@@ -19,6 +19,7 @@ from rich.markup import escape
 from audit_service.cli.console import error_console
 
 VERBS = {
+    "dashboard": "audit_service.cli.dashboard",
     "demo": "audit_service.cli.demo",
     "doctor": "audit_service.cli.doctor",
     "evaluate": "audit_service.cli.evaluate",

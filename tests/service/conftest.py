@@ -68,7 +68,12 @@ class Server:
 
 class StartServer(Protocol):
     def __call__(
-        self, target: str, *options: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+        self,
+        target: str,
+        *options: str,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> Server: ...
 
 
@@ -77,9 +82,15 @@ def serving(folder: Path) -> Iterator[StartServer]:
     """Starts servers whose files are below ``folder``, and stops them in the end."""
     servers: list[Server] = []
 
-    def start(target: str, *options: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Server:
+    def start(
+        target: str,
+        *options: str,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> Server:
         number = len(servers)
-        port = free_port()
+        port = port or free_port()
         log = folder / f"server-{number}.log"
         variables = {
             **os.environ,
