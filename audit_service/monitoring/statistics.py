@@ -70,13 +70,14 @@ def thresholds(
         seed: Of the draws.
     """
     random = np.random.default_rng(seed)
-    count = len(events)
-    uniform = np.full(count, 1.0 / count)
+    # Equal events are drawn as one: labels then cost as much as there are labels.
+    kinds, often = np.unique(events, axis=0, return_counts=True)
+    count, chances = len(events), often / len(events)
     found: dict[str, list[Array]] = {name: [] for name in STATISTICS}
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
-        traffic = shares(random.multinomial(volume, uniform, size) @ events)
-        reference = shares(random.multinomial(count, uniform, size) @ events)
+        traffic = shares(random.multinomial(volume, chances, size) @ kinds)
+        reference = shares(random.multinomial(count, chances, size) @ kinds)
         for name, statistic in STATISTICS.items():
             found[name].append(statistic(traffic, reference))
     return {
