@@ -15,6 +15,7 @@ from audit_service.engine.client import Engine
 from audit_service.engine.explaining import input_fields
 from audit_service.errors import error_body, status_of
 from audit_service.ids import new_id
+from audit_service.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.prediction.export import TOKENIZER
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.predictions import PredictionRecord, PredictionStore
@@ -42,6 +43,7 @@ class Audit:
         self.input_fields: Sequence[str] | None = input_fields(config)
         self.model_digest = ""
         self.watch = Watch(name, config)
+        self.outcomes = OutcomeStore(state_folder(config))
         self.store = PredictionStore(
             state_folder(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.watch.dropped
         )
@@ -97,6 +99,23 @@ class Audit:
             )
         )
         self.watch.predicted(example, outputs)
+
+    def feedback(self, outcomes: Sequence[Outcome]) -> list[Judged]:
+        """Keeps true labels and counts them; a prediction that was judged before is not counted twice.
+
+        Raises:
+            ServiceError: they cannot be kept.
+        """
+        self.store.flush()  # what this worker answered a moment ago is found, too
+        judged = self.outcomes.add(outcomes)
+        counting = self.watch.outcomes
+        for outcome, one in zip(outcomes, judged, strict=True):
+            if counting is not None and one.fate == "recorded":
+                groups = [f"{column}={value}" for column, value in outcome.groups.items()]
+                counting.arrived(
+                    outcome.label, right=one.predicted == outcome.label, confidence=one.confidence, groups=groups
+                )
+        return judged
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts predictions that are missing from the record."""

@@ -204,6 +204,13 @@ class PredictionStore:
                 )
             time.sleep(0.01)
 
+    def since(self, at: float) -> Iterator[PredictionRecord]:
+        """Every prediction on record since a Unix time, oldest first."""
+        with contextlib.closing(self._connect()) as connection:
+            ids = connection.execute("SELECT prediction_id FROM predictions WHERE time >= ? ORDER BY time", (at,))
+            found = [row[0] for row in ids.fetchall()]
+        yield from filter(None, map(self._read, found))
+
     def reserve(self, idempotency_key: str, scope: str, example: Mapping[str, Any]) -> str:
         """The prediction id that belongs to a key: the same for every retry, on every worker.
 
@@ -350,19 +357,24 @@ class PredictionStore:
         )
 
     def _connect(self) -> sqlite3.Connection:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        connection = sqlite3.connect(
-            self.folder / "predictions.sqlite", timeout=5.0, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA journal_mode = TRUNCATE")  # a rollback journal, without a new file each time
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.executescript(SCHEMA)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+        return connect(self.folder)
+
+
+def connect(folder: Path) -> sqlite3.Connection:
+    """A connection to the store in ``folder``, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    connection = sqlite3.connect(
+        folder / "predictions.sqlite", timeout=5.0, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA journal_mode = TRUNCATE")  # a rollback journal, without a new file each time
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.executescript(SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 @contextlib.contextmanager

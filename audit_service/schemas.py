@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 MAX_TOP_K = 100
 MAX_BATCH = 100
+MAX_FEEDBACK = 1_000
 MAX_GROUPINGS = 8
 
 Polarity = Literal["both", "proponents", "opponents"]
@@ -218,6 +219,28 @@ class StatusRequest(Request):
     """Asks what is loaded."""
 
     config: str | None = None
+
+
+class FeedbackItem(Request):
+    """The true label of one prediction."""
+
+    prediction_id: str = Field(strict=True, min_length=1, max_length=128)
+    label: str = Field(strict=True, min_length=1, max_length=1024, description="What was right.")
+    groups: dict[str, str] = Field(
+        default_factory=dict, max_length=16, description="Groups it belongs to, such as {'region': 'north'}."
+    )
+
+
+class FeedbackRequest(Request):
+    """True labels that have arrived; days later, in bulk."""
+
+    items: list[dict[str, Any]] = Field(
+        min_length=1, max_length=MAX_FEEDBACK, description="Each with prediction_id, label and, if wanted, groups."
+    )
+
+
+class DriftRequest(Request):
+    """Asks what has moved; there is nothing to choose."""
 
 
 class IndexRequest(Request):

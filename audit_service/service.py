@@ -7,6 +7,7 @@ The engine holds both, once, in a process of its own that BentoML starts beside 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import sys
@@ -27,14 +28,18 @@ from audit_service.engine.client import Engine, EngineDependency
 from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
 from audit_service.errors import BadRequestError
+from audit_service.feedback import take_feedback
+from audit_service.monitoring.snapshot import snapshot
 from audit_service.problems import describe_validation, error_response
 from audit_service.recording import MethodRecorder
 from audit_service.reference import ConfigReference, listed_configs
 from audit_service.schemas import (
     MAX_BATCH,
+    DriftRequest,
     EngineRequest,
     ExplainRequest,
     ExplainResponse,
+    FeedbackRequest,
     IndexRequest,
     StatusRequest,
 )
@@ -150,7 +155,7 @@ class EngineHere:
 
 
 class AuditMixin(Edged):
-    """Adds ``/audit/explain``, ``/audit/explain_batch`` and ``/audit/index`` to a BentoML service.
+    """Adds the endpoints ``/audit/...`` to a BentoML service: explanations, drift, feedback, and what is loaded.
 
     ::
 
@@ -238,6 +243,19 @@ class AuditMixin(Edged):
         for answer in answers:
             answer.pop("status", None)
         return _response(answers, 200)
+
+    @bentoml.api(route="/audit/feedback")
+    @answering_errors
+    async def audit_feedback(self, request: FeedbackRequest, /) -> dict[str, Any]:
+        """Takes true labels that have arrived; each item has its own fate, or its own error."""
+        return _response(await asyncio.to_thread(take_feedback, self.audit, request), 200)
+
+    @bentoml.api(route="/audit/drift")
+    @answering_errors
+    async def audit_drift(self, request: DriftRequest, /) -> dict[str, Any]:
+        """What has moved since this replica's start, signal by signal."""
+        watch = self.audit.watch
+        return _response(await asyncio.to_thread(snapshot, watch.model, watch.reference, watch.reason), 200)
 
     @bentoml.api(route="/audit/index")
     @answering_errors

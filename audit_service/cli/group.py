@@ -22,6 +22,7 @@ VERBS = {
     "dashboard": "audit_service.cli.dashboard",
     "demo": "audit_service.cli.demo",
     "doctor": "audit_service.cli.doctor",
+    "drift": "audit_service.cli.drift",
     "evaluate": "audit_service.cli.evaluate",
     "explain": "audit_service.cli.explain",
     "finetune": "audit_service.cli.finetune",

@@ -6,6 +6,7 @@ Nothing here raises: a metrics store that cannot be written costs metrics, never
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from audit_service.monitoring import metrics
@@ -74,23 +75,22 @@ class InfluenceMetrics:
         self._top_share = quietly(lambda: metrics.top_share.labels(model))
         self._outside = quietly(lambda: metrics.outside_index.labels(model))
 
-    @staticmethod
-    def _made(model: str, groups: Iterable[str]) -> dict[str, dict[str, Children[Any]]]:
+    @classmethod
+    def _made(cls, model: str, groups: Iterable[str]) -> dict[str, dict[str, Children[Any]]]:
         by: dict[str, list[str]] = {}
         for group in groups:
             by.setdefault(group.partition("=")[0], []).append(group)
         return {
-            name: {
-                polarity: Children(
-                    lambda group, polarity=polarity, name=name: metrics.influence_shares.labels(
-                        model, other_group(name) if group == OTHER else group, polarity
-                    ),
-                    admitted(one for one in members if one != other_group(name)),
-                )
-                for polarity in ("proponent", "opponent")
-            }
+            name: {polarity: cls._members(model, name, members, polarity) for polarity in ("proponent", "opponent")}
             for name, members in by.items()
         }
+
+    @staticmethod
+    def _members(model: str, by: str, members: Sequence[str], polarity: str) -> Children[Any]:
+        def series(group: str) -> Any:
+            return metrics.influence_shares.labels(model, other_group(by) if group == OTHER else group, polarity)
+
+        return Children(series, admitted(one for one in members if one != other_group(by)))
 
     def explained(self, groups: Sequence[Mapping[str, Any]], top_share: float, outside: bool | None) -> None:
         """Adds one explanation.
@@ -229,7 +229,7 @@ class EngineMetrics:
         """Observes the stages of one batch."""
         for stage, spent in timings_ms.items():
             if stage in self._stages:
-                quietly(lambda child=self._stages[stage], spent=spent: child.observe(spent / 1000))
+                quietly(partial(self._stages[stage].observe, spent / 1000))
 
 
 class OutcomeMetrics:

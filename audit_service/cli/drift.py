@@ -1,0 +1,109 @@
+"""``bento-audit drift report | watch``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
+from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group("drift", short_help="What has moved: a report over a file or the record, or a live look.")
+def command() -> None:
+    """What has moved against the reference.
+
+    \b
+    Examples:
+      bento-audit drift report sentiment --input tweets.jsonl
+      bento-audit drift watch
+    """
+
+
+def _span(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[1-9][0-9]*[smhdw]", value):
+        raise click.BadParameter(f"found {value!r}; it should be a time such as 24h or 7d")
+    return value
+
+
+@command.command("report")
+@config_argument
+@profile_option
+@click.option("--input", "inputs", type=INPUT, help="A .jsonl, .csv or .parquet file of inputs.")
+@click.option("--since", callback=_span, metavar="SPAN", help="Instead: the predictions on record, such as 24h.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("drift.html"),
+    show_default=True,
+    help="Where to write; the JSON goes beside the HTML.",
+)
+@click.option(
+    "--explain",
+    "most_explained",
+    type=click.IntRange(1, 10_000),
+    default=200,
+    show_default=True,
+    help="Explain so many of the inputs at most, chosen at random.",
+)
+@json_option
+def report(
+    config: str | None,
+    profile: str | None,
+    inputs: Path | None,
+    since: str | None,
+    out: Path,
+    most_explained: int,
+    as_json: bool,
+) -> None:
+    """Hold a file of inputs, or the predictions on record, against CONFIG's reference.
+
+    Every signal with a test (scipy), the groups of training examples that gained and lost influence, and the inputs
+    that moved it. Of the record, also how predictions compare with the true labels that have arrived.
+
+    \b
+    Examples:
+      bento-audit drift report sentiment --input tweets.jsonl --out drift.html
+      bento-audit drift report sentiment --since 24h --json
+    """
+    if (inputs is None) == (since is None):
+        raise click.UsageError("give exactly one of --input and --since")
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import drifting
+
+    reach = None if since is None else drifting.since_s(since)
+    with progress_shown() as progress:
+        found = drifting.report(settings, inputs, reach, most_explained, progress)
+    files = drifting.write(found, out)
+    if as_json:
+        print_json(found)
+        return
+    output_console().print(facts(_facts(found)))
+    remark(f"Written: {', '.join(map(str, files))}")
+
+
+def _facts(found: dict[str, Any]) -> dict[str, object]:
+    rows: dict[str, object] = {"inputs": f"{found['inputs_read']:,}, of which {found['inputs_explained']:,} explained"}
+    for one in found["signals"]:
+        name = f"influence by {one['by']}" if one["by"] else one["signal"]
+        p_value = f", p = {one['test']['p_value']:.2g}" if one["test"] else ""
+        moved = " MOVED" if one["moved"] else ""
+        rows[name] = f"PSI {one['psi']:.4f}, alert above {one['threshold']:.4f}{p_value}{moved}"
+    outside = found["outside_index"]
+    if outside:
+        moved = " MOVED" if outside["moved"] else ""
+        rows["outside the index"] = (
+            f"{outside['share']:.1%}, {outside['reference']:.1%} in the reference, "
+            f"alert above {outside['threshold']:.1%}{moved}"
+        )
+    for one in found["groups"][:4]:
+        rows[f"{one['by']}={one['group']}"] = f"{one['change']:+.2%} of influence"
+    if found["outcomes"]:
+        rows["accuracy"] = f"{found['outcomes']['accuracy']:.1%} of {found['outcomes']['examples']:,} true labels"
+    return rows

@@ -1,0 +1,224 @@
+"""Do the alerts keep quiet on quiet traffic, and speak on shifted traffic? On the demo's model, by Prometheus's rules.
+
+    python benchmarks/drift_alerts.py            after `bento-audit demo`, or finetune, index build, reference build
+    python benchmarks/drift_alerts.py --config FILE --runs 20
+
+Every input is predicted by the exported model and explained by the index, as a server does. `promtool test rules` then
+plays the counters of 500 events through the rendered rules, ten a minute over two replicas, every fifth explained.
+Quiet: bootstrap runs of held-out movie snippets that neither training nor the reference saw. Shifted: tweets, Amazon
+reviews, newspaper snippets. Prints for each whether an alert fired, and after how many events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from support import PROJECT, machine
+
+from audit_service.cli import referencing
+from audit_service.config import AuditConfig, load_config
+from audit_service.drift.signals import FeatureCatcher, explain_all, group_bins, group_events, predict_all
+from audit_service.engine.loading import load
+from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
+from audit_service.monitoring.promql import quoted
+from audit_service.monitoring.reference import Reference
+from audit_service.monitoring.rules import render
+from audit_service.monitoring.values import clean
+from influence_engine.data import DataSettings, load_examples
+
+EVENTS, PER_MINUTE, EVERY = 500, 10, 5
+CHECKPOINTS = tuple(range(100, EVENTS + 1, 50))
+DOMAINS = ("tweets", "amazon", "news")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Events in order.
+
+    Attributes:
+        labels: Predicted labels.
+        confidences: Their probabilities.
+        clusters: Numbers of the nearest clusters.
+        shares: For each event what its explanation adds to the bins of the influence signals, ``[events, bins]``.
+        outside: Whether its input lies outside the index.
+    """
+
+    labels: list[Any]
+    confidences: list[Any]
+    clusters: list[int]
+    shares: np.ndarray
+    outside: np.ndarray
+
+    def take(self, rows: Sequence[int]) -> Traffic:
+        """Some of the events."""
+        return Traffic(
+            [self.labels[i] for i in rows],
+            [self.confidences[i] for i in rows],
+            [self.clusters[i] for i in rows],
+            self.shares[list(rows)],
+            self.outside[list(rows)],
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def bins_of(reference: Reference) -> list[str]:
+    """The bins of all influence signals."""
+    return [bin_ for one in reference.influence for bin_ in one.shares]
+
+
+class Observer:
+    """Turns inputs into events, as a server counts them."""
+
+    def __init__(self, config: AuditConfig, reference: Reference) -> None:
+        self.config, self.reference = config, reference
+        self.loaded = load(config)
+        self.catcher = FeatureCatcher()
+        self.predictor = referencing.predictor_of(config, self.catcher)
+        self.nearest = reference.nearest_centre()
+
+    def traffic(self, examples: Sequence[Any]) -> Traffic:
+        """The events of some inputs."""
+        self.catcher.caught.clear()
+        predicted = predict_all(self.predictor, self.catcher, examples)
+        columns = [one.by for one in self.reference.influence]
+        explained, _ = explain_all(self.loaded.attributor, examples, tier="best", group_by=columns)
+        events = [
+            group_events(explained, one.by, group_bins(list(dict.fromkeys(b.rpartition("/")[0] for b in one.shares))))
+            for one in self.reference.influence
+        ]
+        assert self.nearest is not None
+        assert predicted.features is not None
+        return Traffic(
+            predicted.labels,
+            predicted.confidences,
+            self.nearest.of(predicted.features),
+            np.concatenate(events, 1),
+            np.array([bool(one) for one in explained.outside]),
+        )
+
+    def packaged(self, domain: str, part: str | None, limit: int) -> list[Any]:
+        """Real sentences."""
+        settings = {"packaged": f"vader/{domain}", "part": part, "limit": limit, "seed": 11}
+        chosen = DataSettings.model_validate({key: value for key, value in settings.items() if value is not None})
+        return load_examples(chosen, self.loaded.task, self.config.root).examples
+
+
+def input_series(reference: Reference, traffic: Traffic) -> list[dict[str, str]]:
+    """The counters of two replicas over time, as promtool reads them: one value a minute, the first all zero."""
+    minutes = -(-len(traffic) // PER_MINUTE)
+    rows: list[dict[str, str]] = [
+        {
+            "series": f"audit_reference_share_ratio{{model={quoted(reference.model)},signal={quoted(signal)},"
+            f"bin={quoted(clean(bin_))}}}",
+            "values": f"{share!r}x{minutes + 1}",
+        }
+        for signal, bin_, share in reference.bins()
+    ]
+
+    def counter(name: str, per_event: np.ndarray, **labels: str) -> None:
+        for replica in (0, 1):
+            mine = np.where(np.arange(len(traffic)) % 2 == replica, per_event, 0.0)
+            ends = np.minimum(np.arange(minutes + 1) * PER_MINUTE, len(traffic))
+            values = np.concatenate([[0.0], np.cumsum(mine)])[ends]
+            chosen = ",".join(
+                f"{key}={quoted(value)}"
+                for key, value in {"model": reference.model, "instance": str(replica), **labels}.items()
+            )
+            rows.append({"series": f"{name}{{{chosen}}}", "values": " ".join(f"{value:.9g}" for value in values)})
+
+    for label in reference.labels:
+        counter("audit_predictions_total", np.array([one == label for one in traffic.labels]), label=label)
+    confidences = np.array(traffic.confidences, dtype=float)
+    for upper in CONFIDENCE_BUCKETS:
+        counter("audit_prediction_confidence_ratio_bucket", confidences <= upper, le=bound(upper))
+    counter("audit_prediction_confidence_ratio_count", np.ones(len(traffic)))
+    for number in range(len(reference.centres)):
+        counter("audit_embedding_cluster_total", np.array(traffic.clusters) == number, cluster=str(number))
+    # Replicas take turns, so every fifth event is explained on each of them alike.
+    explained = (np.arange(len(traffic)) // 2) % EVERY == 0
+    for column, bin_ in enumerate(bins_of(reference)):
+        group, _, polarity = bin_.rpartition("/")
+        counter(
+            "audit_influence_share_total",
+            np.where(explained, traffic.shares[:, column], 0),
+            group=group,
+            polarity=polarity,
+        )
+    counter("audit_influence_top_share_ratio_count", explained)
+    counter("audit_queries_outside_index_total", explained & traffic.outside)
+    return rows
+
+
+def firing(reference: Reference, config: AuditConfig, traffic: Traffic, events: int, alert: str) -> bool:
+    """Whether an alert of that name fires once so many events have come."""
+    expression = f'count(ALERTS{{alertname=~"{alert}", alertstate="firing"}})'
+    test = {
+        "interval": "1m",
+        "input_series": input_series(reference, traffic),
+        "promql_expr_test": [{"expr": expression, "eval_time": f"{events // PER_MINUTE}m", "exp_samples": []}],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "rules.yml").write_text(render([reference], config.monitoring), encoding="utf-8")
+        document = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]}
+        (Path(folder) / "tests.yml").write_text(yaml.safe_dump(document, allow_unicode=True, width=100_000))
+        finished = subprocess.run(
+            ["promtool", "test", "rules", f"{folder}/tests.yml"], capture_output=True, text=True, check=False
+        )
+    said = finished.stdout + finished.stderr
+    if finished.returncode == 0:
+        return False
+    if "got:" not in said:
+        raise SystemExit(f"promtool did not run the test:\n{said[-3000:]}")
+    return True
+
+
+def first_alert(reference: Reference, config: AuditConfig, traffic: Traffic, alert: str) -> int | None:
+    """After how many events an alert of that name fires; ``None`` where it never does."""
+    found = (one for one in CHECKPOINTS if one <= len(traffic) and firing(reference, config, traffic, one, alert))
+    return next(found, None)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
+    parser.add_argument("--runs", type=int, default=20, help="bootstrap runs of quiet traffic")
+    options = parser.parse_args()
+    config = load_config(options.config)
+    reference = referencing.of_config(config)
+    if reference is None:
+        raise SystemExit(f"there is no reference; run: bento-audit reference build {config.spelled}")
+    observer = Observer(config, reference)
+    quiet = observer.traffic(observer.packaged("movies", "test", 800))
+    report: dict[str, Any] = {"machine": machine(), "quiet_events": len(quiet), "outside_quiet": quiet.outside.mean()}
+    random = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(options.runs):
+        run = quiet.take(random.choice(len(quiet), EVENTS).tolist())
+        alarms += first_alert(reference, config, run, "Audit.*Drift") is not None
+    report["quiet_runs"] = options.runs
+    report["quiet_runs_with_an_alert"] = alarms
+    for domain in DOMAINS:
+        shifted = observer.traffic(observer.packaged(domain, None, EVENTS))
+        report[domain] = {
+            "events": len(shifted),
+            "outside_index": round(float(shifted.outside.mean()), 3),
+            "AuditPredictionDrift_after": first_alert(reference, config, shifted, "AuditPredictionDrift"),
+            "AuditInfluenceDrift_after": first_alert(reference, config, shifted, "AuditInfluenceDrift"),
+        }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
