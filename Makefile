@@ -2,6 +2,9 @@
 #
 #   make demo            the whole way on real data, then serves on 127.0.0.1:3000
 #   make demo CHECK=1    the same, asks the running server once, prints the explanation, stops and exits
+#   make drift           quiet traffic, then another domain's, and what the monitoring says of both; stays up
+#   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
+#   make drift-check     the long measurements of drift: alerts on quiet and shifted traffic, influence drift, costs
 #   make test            style, types, layers, unit tests, then the tests that drive real servers
 #   make bench           the measurements of benchmarks/, on the demo's model
 #
@@ -21,7 +24,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c co
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test bench clean
+.PHONY: demo drift drift-check test bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.made:
@@ -37,6 +40,16 @@ $(VENV)/.installed-%: $(VENV)/.made pyproject.toml constraints-cpu.txt
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/bento-audit demo $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
+
+drift: $(VENV)/.installed-demo
+	$(BIN)/bento-audit drift watch $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
+
+drift-check: $(VENV)/.installed-dev
+	$(BIN)/bento-audit finetune sentiment
+	$(BIN)/bento-audit index build sentiment
+	$(BIN)/bento-audit reference build sentiment
+	@for each in recording_cost drift_alerts influence_drift; do \
+	  echo "== $$each" && $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +110,84 @@ def _facts(found: dict[str, Any]) -> dict[str, object]:
     if found["outcomes"]:
         rows["accuracy"] = f"{found['outcomes']['accuracy']:.1%} of {found['outcomes']['examples']:,} true labels"
     return rows
+
+
+@command.command("watch")
+@click.argument("config", metavar="[NAME]", default="sentiment")
+@click.option("--domain", default="vader/tweets", show_default=True, help="The shifted traffic: packaged sentences.")
+@click.option("--events", type=click.IntRange(60, 5_000), default=300, show_default=True, help="Inputs of each kind.")
+@click.option("--check", is_flag=True, help="Stop when all has been shown; exits with 1 where the drift went unseen.")
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Or the next free one.")
+@json_option
+@click.pass_context
+def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool, port: int, as_json: bool) -> None:
+    """See drift in five minutes: serve NAME, send it quiet traffic, then another domain's, and show what moved.
+
+    Runs the demo's stages first where they have not run yet. Half of the predictions are explained. Where Prometheus is
+    installed, it is started with the rendered rules, and the alerts that fire are shown. Without --check everything
+    stays up until ^C.
+
+    \b
+    Examples:
+      bento-audit drift watch
+      bento-audit drift watch sentiment --domain vader/amazon --check
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # The server reads the same config: half of what it predicts is explained.
+    os.environ.setdefault("BENTO_AUDIT_MONITORING__SAMPLE_RATE", "0.5")
+    os.environ.setdefault("BENTO_AUDIT_MONITORING__SAMPLE_QUEUE", str(events))
+    settings = open_config(config)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli import showing, watching
+
+    with progress_shown() as progress:
+        showing.prepare(settings, progress)
+    wanted = round(events * settings.monitoring.sample_rate * 0.8)
+    found = []
+    with showing.served(settings, port=port) as server, watching.watched(settings, server) as running:
+        explained = 0
+        for name, source in (("quiet", watching.QUIET), ("shifted", domain)):
+            remark(f"{name}: {events} inputs of {source} ...")
+            watching.send(server.address, watching.texts_of(settings, source, events))
+            snapshot = watching.snapshot_of(server.address, watching.settled(explained, wanted))
+            explained = snapshot["explanations"]
+            alerts = watching.firing(running, wait=name == "shifted")
+            found.append({"traffic": name, "source": source, "drift": snapshot, "alerts": alerts})
+            if not as_json:
+                output_console().print(facts(_seen(name, source, snapshot, alerts)))
+        if as_json:
+            print_json(found)
+        if running is None:
+            remark("Prometheus is not installed, so there were no alerts to see (Debian: apt-get install prometheus).")
+        if not check:
+            where = f", Prometheus on {running.url}" if running is not None else ""
+            remark(f"Serving on {server.address}{where} until ^C.")
+            server.process.wait()
+            raise server.stopped()
+    first, second = (_moved(one["drift"]) for one in found)
+    ctx.exit(0 if second and not first else 1)
+
+
+def _seen(name: str, source: str, snapshot: dict[str, Any], alerts: list[dict[str, Any]]) -> dict[str, object]:
+    rows: dict[str, object] = {
+        f"{name} traffic": f"{source}; {snapshot['predictions']:,} predictions so far, "
+        f"{snapshot['explanations']:,} explained"
+    }
+    for one in snapshot["signals"]:
+        label = f"influence by {one['by']}" if one["by"] else one["signal"]
+        if one["psi"] is not None:
+            rows[label] = f"PSI {one['psi']:.4f}, alert above {one['threshold']:.4f}" + (
+                " MOVED" if one["moved"] else ""
+            )
+    outside = snapshot["outside_index"]
+    if outside and outside["share"] is not None:
+        moved = " MOVED" if outside["moved"] else ""
+        rows["outside the index"] = f"{outside['share']:.1%}, alert above {outside['threshold']:.1%}{moved}"
+    fired = sorted({f"{one['labels']['alertname']} ({one['labels'].get('signal')})" for one in alerts})
+    rows["alerts of Prometheus"] = ", ".join(fired) or "none"
+    return rows
+
+
+def _moved(snapshot: dict[str, Any]) -> bool:
+    outside = snapshot["outside_index"]
+    return any(one["moved"] for one in snapshot["signals"]) or bool(outside and outside["moved"])

@@ -17,6 +17,7 @@ from audit_service.config import AuditConfig
 from audit_service.engine.batching import BatchWorker
 from audit_service.engine.explaining import explain, failure, same_call
 from audit_service.engine.loading import Loaded, index_version, load
+from audit_service.engine.tracing import current_context, leave_spans, now_ns
 from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.recorders import EngineMetrics
@@ -130,7 +131,7 @@ class EngineHost:
 
     def __init__(self, configs: dict[str, Callable[[], AuditConfig]]) -> None:
         self.slots = {name: Slot(name, find_config) for name, find_config in configs.items()}
-        self._worker: BatchWorker[tuple[Loaded, EngineItem], dict[str, Any]] = BatchWorker(_run)
+        self._worker: BatchWorker[tuple[Loaded, EngineItem, Any], dict[str, Any]] = BatchWorker(_run)
 
     async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
         """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``.
@@ -140,8 +141,9 @@ class EngineHost:
         """
         loaded = self.slot(config).ready()
         deadline = time.monotonic() + deadline_s
+        belongs_to = current_context() if loaded.config.monitoring.tracing else None
         futures = [
-            self._worker.submit((loaded, item), group=(id(loaded), *same_call(item)), deadline=deadline)
+            self._worker.submit((loaded, item, belongs_to), group=(id(loaded), *same_call(item)), deadline=deadline)
             for item in items
         ]
         try:
@@ -204,21 +206,21 @@ def warm_up(loaded: Loaded) -> None:
         explain(loaded, [EngineItem(input={handle: "warm up"}, top_k=1)])
 
 
-def _run(items: Sequence[tuple[Loaded, EngineItem]]) -> list[dict[str, Any] | Exception]:
-    loaded = items[0][0]
+def _run(items: Sequence[tuple[Loaded, EngineItem, Any]]) -> list[dict[str, Any] | Exception]:
+    loaded, _, belongs_to = items[0]
     answers: list[dict[str, Any] | Exception] = []
     try:
-        answers.extend(explain(loaded, [item for _, item in items]))
+        answers.extend(explain(loaded, [item for _, item, _ in items]))
     except Exception as error:
         logger.exception("%d explanations failed", len(items))
         own = failure(ServiceError(f"the explanation failed: {type(error).__name__}; see the engine's log"))
         answers = [own] * len(items)
-    _count_stages(loaded, answers)
+    # The stages' times are of the whole batch: they count once.
+    explained = [one["explanation"] for one in answers if isinstance(one, dict) and "explanation" in one]
+    if explained:
+        timings = explained[0]["timings_ms"]
+        if loaded.metrics is not None:
+            loaded.metrics.timed(timings)
+        if belongs_to is not None:
+            leave_spans(timings, now_ns(), belongs_to, len(items))
     return answers
-
-
-def _count_stages(loaded: Loaded, answers: Sequence[Any]) -> None:
-    """The stages' times are of the whole batch: they count once."""
-    timings = next((one["explanation"]["timings_ms"] for one in answers if "explanation" in one), None)
-    if timings is not None and loaded.metrics is not None:
-        loaded.metrics.timed(timings)
