@@ -57,6 +57,7 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/bento-audit finetune sentiment
 	$(BIN)/bento-audit index build sentiment
+	$(BIN)/bento-audit reference build sentiment
 	@for each in $$(grep -l __main__ benchmarks/*.py); do echo "== $$each" && $(BIN)/python "$$each" || exit 1; done
 
 clean:

@@ -195,6 +195,50 @@ def test_sampled_explanations_count_their_shares_of_influence(fleet: Fleet) -> N
         assert total == pytest.approx(explained, abs=8)  # a batch may have arrived between two scrapes
 
 
+def test_the_snapshot_of_a_replica_is_what_its_counters_say(fleet: Fleet) -> None:
+    found = fleet.replicas[1].post("/audit/drift", {}).json()
+
+    assert found["model"] == fleet.reference.model
+    assert found["reference"]["digest"] == fleet.reference.digest
+    assert found["predictions"] == counted(fleet.replicas[1])
+    prediction = next(one for one in found["signals"] if one["signal"] == "prediction")
+    rule = RULES["prediction"]
+    alone = rule.shares(None).replace("audit_predictions_total", 'audit_predictions_total{replica="b"}')
+    (expected,) = fleet.prometheus.query(rule.drift("psi", f"({alone})")).values()
+    assert prediction["psi"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_true_labels_arrive_in_bulk_and_become_accuracy(fleet: Fleet) -> None:
+    replica = fleet.replicas[1]
+    answers = fleet.send(texts_of("movies", 12, seed=4), to=[replica])
+    items = [
+        {"prediction_id": one["prediction_id"], "label": "positive", "groups": {"region": "north"}} for one in answers
+    ]
+    odd = [
+        {"prediction_id": "nothing", "label": "positive"},
+        {"prediction_id": items[0]["prediction_id"], "label": "so-so"},
+    ]
+    odd.append({"label": "positive"})
+
+    found = replica.post("/audit/feedback", {"items": [*items, *odd]}).json()
+    again = replica.post("/audit/feedback", {"items": items}).json()
+
+    assert (found["recorded"], found["refused"], again["repeated"]) == (12, 3, 12)
+    assert [one["error"]["code"] for one in found["items"][12:]] == ["not_found", "bad_request", "bad_request"]
+    assert "the labels are 'negative', 'positive'" in found["items"][13]["error"]["message"]
+    outcomes = replica.post("/audit/drift", {}).json()["outcomes"]["by_label"]
+    right = sum(one["label"] == "positive" for one in answers)
+    assert outcomes["positive"] == {"examples": 12, "accuracy": pytest.approx(right / 12)}
+
+
+@pytest.mark.parametrize("items", [[], [{}] * 1001, "all"])
+def test_feedback_that_is_none_is_refused(fleet: Fleet, items: Any) -> None:
+    answer = fleet.replicas[1].post("/audit/feedback", {"items": items})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == "items"
+
+
 def test_every_query_of_every_panel_returns_series(fleet: Fleet) -> None:
     fleet.replicas[0].post("/audit/explain", {"input": {"text": "a fine film"}})
     time.sleep(2.5)

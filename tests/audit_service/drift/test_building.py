@@ -1,0 +1,78 @@
+"""The reference that is built: shares that sum to one, odd names, thresholds, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from audit_service.config import AuditConfig
+from audit_service.drift.building import build_reference
+from audit_service.drift.signals import Explained, Predicted
+from audit_service.monitoring.reference import Reference, read_reference
+from audit_service.monitoring.values import MAX_VALUES, OTHER
+from influence_engine.errors import DataError
+from tests.audit_service.drift.conftest import explained, predicted
+
+
+def test_every_signals_shares_sum_to_one(reference: Reference) -> None:
+    for one in [*reference.signals.values(), *reference.influence]:
+        assert sum(one.shares.values()) == pytest.approx(1)
+        assert 0 < one.thresholds["psi"] < 1
+
+
+def test_the_same_events_give_the_same_reference(config: AuditConfig, reference: Reference) -> None:
+    again = build_reference(
+        config, predicted(), explained(), model_digest="m" * 64, index_digest="i", truths=["a"] * 300
+    )
+
+    assert again.model_copy(update={"created": "", "digest": ""}) == reference.model_copy(
+        update={"created": "", "digest": ""}
+    )
+
+
+def test_it_is_read_again_as_it_was_built(reference: Reference, tmp_path: Path) -> None:
+    reference.write(tmp_path)
+
+    assert read_reference(tmp_path, model_digest="m" * 64, index_digest="i") == reference
+
+
+def test_influence_is_grouped_by_every_column_that_was_asked_for(reference: Reference) -> None:
+    by_batch = next(one for one in reference.influence if one.by == "batch")
+
+    assert by_batch.shares["batch=new\n🎭/proponent"] == pytest.approx(0.12, abs=0.01)
+    assert {group.partition("=")[0] for group in reference.groups} == {"label", "batch"}
+    assert f"label={OTHER}" in reference.groups
+
+
+def test_many_groups_become_the_largest_and_the_rest(config: AuditConfig) -> None:
+    groups = [{("source", f"s{number}", "proponent"): 1 / 100 for number in range(100)} for _ in range(30)]
+    many = Explained("estimated", groups, [0.1] * 30, [None] * 30)
+
+    reference = build_reference(config, predicted(), many, model_digest="m", index_digest="i")
+
+    (one,) = reference.influence
+    assert len(reference.groups) == MAX_VALUES
+    assert one.shares[f"source={OTHER}/proponent"] == pytest.approx((100 - (MAX_VALUES - 1)) / 100)
+    assert reference.outside_index is None
+
+
+def test_a_model_without_features_simply_has_no_embedding_signal(config: AuditConfig) -> None:
+    seen = predicted()
+    reference = build_reference(
+        config, Predicted(seen.labels, seen.confidences), explained(), model_digest="m", index_digest="i"
+    )
+
+    assert "embedding" not in reference.signals
+    assert reference.nearest_centre() is None
+
+
+def test_too_few_held_out_examples_are_refused(config: AuditConfig) -> None:
+    with pytest.raises(DataError, match="at least 20 held-out examples, there are 5"):
+        build_reference(config, predicted(5), explained(5), model_digest="m", index_digest="i")
+
+
+def test_it_knows_how_often_the_held_out_examples_were_right(reference: Reference) -> None:
+    share_of_a = reference.signals["prediction"].shares["a"]
+
+    assert reference.outcomes["accuracy"] == pytest.approx(share_of_a)
