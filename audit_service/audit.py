@@ -18,7 +18,7 @@ from audit_service.ids import new_id
 from audit_service.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.prediction.export import TOKENIZER
 from audit_service.prediction.predictor import OnnxPredictor
-from audit_service.predictions import PredictionRecord, PredictionStore
+from audit_service.predictions import OTHER_WORKER_S, PredictionRecord, PredictionStore, is_fresh
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
 from audit_service.watching import Watch
 from influence_engine.errors import InfluenceError
@@ -108,6 +108,15 @@ class Audit:
         """
         self.store.flush()  # what this worker answered a moment ago is found, too
         judged = self.outcomes.add(outcomes)
+        fresh = [
+            place
+            for place, one in enumerate(judged)
+            if one.fate == "unknown" and is_fresh(outcomes[place].prediction_id)
+        ]
+        if fresh:  # another worker may be about to write them
+            time.sleep(OTHER_WORKER_S)
+            for place, one in zip(fresh, self.outcomes.add([outcomes[place] for place in fresh]), strict=True):
+                judged[place] = one
         counting = self.watch.outcomes
         for outcome, one in zip(outcomes, judged, strict=True):
             if counting is not None and one.fate == "recorded":

@@ -189,8 +189,7 @@ class PredictionStore:
             PredictionNotFoundError: there is none.
             ServiceError: the store cannot be read.
         """
-        age = id_age_s(prediction_id)
-        give_up = time.monotonic() + (OTHER_WORKER_S if age is not None and abs(age) < 10 else 0)
+        give_up = time.monotonic() + (OTHER_WORKER_S if is_fresh(prediction_id) else 0)
         while True:
             with self._wake:
                 pending = self._pending.get(prediction_id)
@@ -358,6 +357,12 @@ class PredictionStore:
 
     def _connect(self) -> sqlite3.Connection:
         return connect(self.folder)
+
+
+def is_fresh(prediction_id: str) -> bool:
+    """Whether an id was made so lately that another worker may not have written its prediction yet."""
+    age = id_age_s(prediction_id)
+    return age is not None and abs(age) < 10
 
 
 def connect(folder: Path) -> sqlite3.Connection:

@@ -143,7 +143,7 @@ def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool
     with progress_shown() as progress:
         showing.prepare(settings, progress)
     wanted = round(events * settings.monitoring.sample_rate * 0.8)
-    found = []
+    found: list[dict[str, Any]] = []
     with showing.served(settings, port=port) as server, watching.watched(settings, server) as running:
         explained = 0
         for name, source in (("quiet", watching.QUIET), ("shifted", domain)):

@@ -57,10 +57,16 @@ def _facts(reference: Any, file: str) -> dict[str, object]:
         "accuracy": f"{reference.outcomes['accuracy']:.1%}" if reference.outcomes else None,
     }
     for signal, one in reference.signals.items():
-        rows[signal] = f"{len(one.shares)} bins, alert above a PSI of {one.thresholds['psi']:.3f}"
+        rows[signal] = f"{len(one.shares)} bins, alert above a PSI of {_levels(one.steps())}"
     for one in reference.influence:
-        rows[f"influence by {one.by}"] = f"{len(one.shares)} bins, alert above a PSI of {one.thresholds['psi']:.4f}"
+        rows[f"influence by {one.by}"] = f"{len(one.shares)} bins, alert above a PSI of {_levels(one.steps())}"
     if reference.outside_index is not None:
         outside = reference.outside_index
-        rows["outside the index"] = f"{outside['share']:.1%}, alert above {outside['threshold']:.1%}"
+        rows["outside the index"] = f"{outside.share:.1%}, alert above a share of {_levels(outside.steps('share'))}"
     return rows
+
+
+def _levels(steps: list[tuple[int, float]]) -> str:
+    """``0.1 (from 200 events), 0.06 (from 400)``."""
+    first, *later = [f"{value:.3g} (from {volume:,}" for volume, value in steps]
+    return ", ".join([f"{first} events)", *(f"{one})" for one in later)])

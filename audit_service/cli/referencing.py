@@ -45,6 +45,11 @@ def build(config: AuditConfig, progress: Progress) -> tuple[Reference, Path]:
     explained, seen = explain_all(loaded.attributor, examples, tier="best", group_by=columns, progress=progress)
     predicted = _served_predictions(config, examples, progress) or seen
     label = getattr(task, "label", "label")
+    unseen = None
+    if config.data.test is not None:
+        others = load_examples(config.data.test, task, config.root, progress=progress).examples
+        others = others[: config.monitoring.reference_examples]
+        unseen, _ = explain_all(loaded.attributor, others, tier="best", group_by=columns[:1], progress=progress)
     reference = build_reference(
         config,
         predicted,
@@ -53,6 +58,7 @@ def build(config: AuditConfig, progress: Progress) -> tuple[Reference, Path]:
         index_digest=index.manifest.build_digest,
         truths=[example.get(label) for example in examples],
         labels=list(config.task.labels),
+        unseen=unseen,
     )
     file = reference.write(index_version_folder(config))
     if (config.onnx_folder / "manifest.json").is_file():

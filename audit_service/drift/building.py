@@ -20,13 +20,20 @@ from audit_service.drift.signals import (
     watched,
 )
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, TOP_SHARE_BUCKETS, bound, model_label
-from audit_service.monitoring.reference import Distribution, Reference, confidence_bin, top_share_bin
+from audit_service.monitoring.reference import Distribution, OutsideIndex, Reference, confidence_bin, top_share_bin
 from audit_service.monitoring.statistics import NearestCentre, clusters_of, rate_threshold, thresholds
 from audit_service.monitoring.values import MAX_VALUES, admitted
 from influence_engine.errors import DataError
 from influence_engine.tasks.base import Array
 
 FEWEST_EXAMPLES = 20
+
+TIERS = (1, 2, 5, 20)
+"""Thresholds are calibrated for so many times the minimum volume: a small drift shows once enough has been seen."""
+
+SEEN_OPTIMISM = 4.0
+"""So much rarer inputs may lie outside the index when it is they that it learnt from what lies outside: 1.0% of the
+demo's validation snippets, 3.4% of others (`python benchmarks/drift_alerts.py`)."""
 
 
 def build_reference(
@@ -38,6 +45,7 @@ def build_reference(
     index_digest: str,
     truths: Sequence[str | None] = (),
     labels: Sequence[str] = (),
+    unseen: Explained | None = None,
 ) -> Reference:
     """The reference of a model and an index.
 
@@ -49,6 +57,8 @@ def build_reference(
         index_digest: ``build_digest`` of the index.
         truths: True labels of the predicted inputs, where they are known.
         labels: Labels that can be predicted, where the task says.
+        unseen: Explanations of held-out inputs that the index has not seen either: it learnt from the other ones what
+            lies outside, so that of those one in a hundred does by construction.
 
     Raises:
         DataError: too few held-out examples.
@@ -65,7 +75,7 @@ def build_reference(
         return Distribution(
             by=by,
             shares=dict(shares_of(events, bins)),
-            thresholds=thresholds(events, volume, settings.false_alarm_rate),
+            thresholds=_levels({one: thresholds(events, one, settings.false_alarm_rate) for one in tiers(volume)}),
         )
 
     signals: dict[Any, Distribution] = {}
@@ -104,7 +114,7 @@ def build_reference(
         false_alarm_rate=settings.false_alarm_rate,
         signals=signals,
         influence=influence,
-        outside_index=_outside(explained, settings.minimum_explanations, settings.false_alarm_rate),
+        outside_index=_outside(explained, unseen, settings.minimum_explanations, settings.false_alarm_rate),
         top_share=dict(shares_of(one_hot(binned(explained.top_shares, top_share_bin), tops), tops)),
         centres=[] if centres is None else centres.tolist(),
         outcomes=_outcomes(predicted, truths),
@@ -112,12 +122,31 @@ def build_reference(
     return reference.model_copy(update={"digest": reference.content_digest()})
 
 
-def _outside(explained: Explained, volume: int, false_alarm_rate: float) -> Any:
-    known = [float(outside) for outside in explained.outside if outside is not None]
+def tiers(minimum: int) -> list[int]:
+    """Volumes for which thresholds are calibrated."""
+    return [minimum * times for times in TIERS]
+
+
+def _levels(by_volume: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int, float]]:
+    """Volume -> statistic -> value, as statistic -> volume -> value."""
+    names = {name: None for found in by_volume.values() for name in found}
+    return {name: {volume: found[name] for volume, found in by_volume.items()} for name in names}
+
+
+def _outside(
+    explained: Explained, unseen: Explained | None, minimum: int, false_alarm_rate: float
+) -> OutsideIndex | None:
+    source = explained if unseen is None else unseen
+    known = [float(outside) for outside in source.outside if outside is not None]
     if not known:
         return None
     events = np.array(known)
-    return {"share": float(events.mean()), "threshold": rate_threshold(events, volume, false_alarm_rate)}
+    optimism = SEEN_OPTIMISM if unseen is None else 1.0
+    levels = {
+        volume: {"share": rate_threshold(events, volume, false_alarm_rate, optimism=optimism)}
+        for volume in tiers(minimum)
+    }
+    return OutsideIndex(share=float(events.mean()), thresholds=_levels(levels))
 
 
 def _outcomes(predicted: Predicted, truths: Sequence[str | None]) -> Mapping[str, Any]:

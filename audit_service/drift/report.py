@@ -91,8 +91,8 @@ def _signal(
         "by": distribution.by or None,
         "events": len(events),
         **{statistic: float(compute(observed, expected)) for statistic, compute in STATISTICS.items()},
-        "threshold": distribution.thresholds["psi"],
-        "moved": psi > distribution.thresholds["psi"],
+        "threshold": distribution.level(len(events)),
+        "moved": len(events) >= min(distribution.thresholds["psi"]) and psi > distribution.level(len(events)),
         "test": _chi_square(events.sum(0), expected * reference_events) if counts and len(events) else None,
         "bins": [
             {"bin": bin_, "share": float(share), "reference": float(before)}
@@ -155,14 +155,15 @@ def _outside(reference: Reference, explained: Explained) -> dict[str, Any] | Non
     known = [bool(one) for one in explained.outside if one is not None]
     if reference.outside_index is None or not known:
         return None
-    before = reference.outside_index["share"]
+    before = reference.outside_index.share
+    level = reference.outside_index.level(len(known), "share")
     count = sum(known)
     test = stats.binomtest(count, len(known), max(before, 1 / (reference.explanations + 2)), alternative="greater")
     return {
         "share": count / len(known),
         "reference": before,
-        "threshold": reference.outside_index["threshold"],
-        "moved": count / len(known) > reference.outside_index["threshold"],
+        "threshold": level,
+        "moved": len(known) >= reference.minimum_explanations and count / len(known) > level,
         "test": {"name": "binomial", "p_value": float(test.pvalue)},
     }
 

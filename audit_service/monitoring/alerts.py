@@ -26,18 +26,20 @@ def drift_alerts(reference: Reference, settings: MonitoringSettings, window: str
         yield _drift_alert("AuditInfluenceDrift", "influence", distribution, reference, settings, window)
     if reference.outside_index is not None:
         model = f"{{model={quoted(reference.model)}}}"
-        threshold = reference.outside_index["threshold"]
         yield _alert(
             "AuditInfluenceDrift",
-            f"model:audit_queries_outside_index_share:{window}{model} > {threshold:.6g}\n"
-            f"and on (model) model:audit_explanation_volume:{window}{model} >= {reference.minimum_explanations}",
+            _exceeds(
+                f"model:audit_queries_outside_index_share:{window}{model}",
+                f"model:audit_explanation_volume:{window}{model}",
+                reference.outside_index.steps("share"),
+            ),
             settings,
             {"model": reference.model, "signal": "outside_index", "window": window},
             summary="More inputs of {{ $labels.model }} than usual lie outside its training data",
             description=(
                 f"{{{{ $value | humanizePercentage }}}} of the sampled predictions of the last {window} have a "
-                "gradient of which the index keeps less than of 99% of held-out examples; the threshold is "
-                f"{threshold:.1%}. Explanations of such inputs say little: see what has arrived."
+                "gradient of which the index keeps less than of 99% of held-out examples; of the reference's inputs it "
+                f"were {reference.outside_index.share:.1%}. Explanations of such inputs say little: look at what arrives."
             ),
         )
 
@@ -97,15 +99,17 @@ def _drift_alert(
 ) -> dict[str, Any]:
     model = quoted(reference.model)
     chosen = f"{{model={model}, by={quoted(distribution.by)}}}" if distribution.by else f"{{model={model}}}"
-    threshold = distribution.thresholds["psi"]
     of_influence = signal == "influence"
     volume = "explanation" if of_influence else "prediction"
     minimum = reference.minimum_explanations if of_influence else reference.minimum_predictions
     what = f"influence by {distribution.by}" if of_influence else signal
     return _alert(
         name,
-        f"{RULES[signal].drift_record('psi', window)}{chosen} > {threshold:.6g}\n"
-        f"and on (model) model:audit_{volume}_volume:{window}{{model={model}}} >= {minimum}",
+        _exceeds(
+            f"{RULES[signal].drift_record('psi', window)}{chosen}",
+            f"model:audit_{volume}_volume:{window}{{model={model}}}",
+            distribution.steps(),
+        ),
         settings,
         {
             "model": reference.model,
@@ -115,11 +119,16 @@ def _drift_alert(
         },
         summary=f"The {what} of {{{{ $labels.model }}}} has moved",
         description=(
-            f"The population stability index of {what} over the last {window} is {{{{ $value | humanize }}}}; quiet "
-            f"traffic of {minimum} {volume}s exceeds {threshold:.3g} in {reference.false_alarm_rate:.2g} of all "
-            "windows."
+            f"The population stability index of {what} over the last {window} is {{{{ $value | humanize }}}}. Of "
+            f"quiet traffic, {minimum} {volume}s exceed {distribution.level(minimum):.3g} in "
+            f"{reference.false_alarm_rate:.2g} of all windows, and more of them less."
         ),
     )
+
+
+def _exceeds(value: str, volume: str, steps: Sequence[tuple[int, float]]) -> str:
+    """An expression: ``value`` exceeds the threshold that holds for this ``volume``."""
+    return "\nor ".join(f"({value} > {threshold:.6g} and on (model) {volume} >= {least})" for least, threshold in steps)
 
 
 def _alert(

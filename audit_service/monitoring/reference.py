@@ -28,21 +28,53 @@ SIGNALS: tuple[Signal, ...] = ("prediction", "confidence", "embedding", "influen
 """The signals that are held against the reference bin by bin."""
 
 
-class Distribution(BaseModel):
+class Levels(BaseModel):
+    """What quiet traffic stays below.
+
+    Attributes:
+        thresholds: Statistic -> volume -> value that windows of so many events or more stay below: larger windows are
+            quieter, so their drift shows earlier.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    thresholds: dict[str, dict[int, float]]
+
+    def level(self, volume: float, statistic: str = "psi") -> float:
+        """The threshold for a window of so many events; below the least volume, that of the least."""
+        levels = self.thresholds[statistic]
+        return levels[max((one for one in levels if one <= volume), default=min(levels))]
+
+    def steps(self, statistic: str = "psi") -> list[tuple[int, float]]:
+        """Volumes at which the threshold falls, with its value from there on."""
+        found: list[tuple[int, float]] = []
+        for volume, value in sorted(self.thresholds[statistic].items()):
+            if not found or value < found[-1][1]:
+                found.append((volume, value))
+        return found
+
+
+class OutsideIndex(Levels):
+    """How often held-out inputs lie outside the index.
+
+    Attributes:
+        share: Of the explained held-out inputs.
+    """
+
+    share: float
+
+
+class Distribution(Levels):
     """One signal of the reference.
 
     Attributes:
         by: For influence, what groups the training examples: ``label``, ``source`` or a metadata column; else empty.
         shares: Bin -> share. Bins are labels, upper bounds of confidence, numbers of clusters, or
             ``by=group/polarity``.
-        thresholds: ``psi`` and ``js`` that quiet traffic of the minimum volume stays below.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     by: str = ""
     shares: dict[str, float] = Field(max_length=2 * MAX_VALUES)
-    thresholds: dict[str, float]
 
 
 class Reference(BaseModel):
@@ -56,9 +88,9 @@ class Reference(BaseModel):
         created: When it was made, ISO 8601.
         predictions: Held-out examples that were predicted.
         explanations: Of these, how many were explained.
-        minimum_predictions: Volume for which the thresholds of predictions hold.
+        minimum_predictions: Volume below which no alert fires.
         minimum_explanations: The same for influence.
-        false_alarm_rate: With which quiet traffic of that volume exceeds a threshold.
+        false_alarm_rate: With which quiet traffic of a threshold's volume exceeds it.
         signals: Each signal that this model has.
         influence: The signal ``influence``, once for each grouping.
         outside_index: Share of the queries outside the index, and its threshold.
@@ -83,7 +115,7 @@ class Reference(BaseModel):
     false_alarm_rate: float
     signals: dict[Literal["prediction", "confidence", "embedding"], Distribution]
     influence: list[Distribution]
-    outside_index: dict[Literal["share", "threshold"], float] | None
+    outside_index: OutsideIndex | None
     top_share: dict[str, float]
     centres: list[list[float]]
     outcomes: dict[str, Any]
@@ -110,7 +142,7 @@ class Reference(BaseModel):
         for one in self.influence:
             yield from (("influence", bin_, share) for bin_, share in one.shares.items())
         if self.outside_index is not None:
-            yield ("outside_index", "outside", self.outside_index["share"])
+            yield ("outside_index", "outside", self.outside_index.share)
         yield from (("top_share", bin_, share) for bin_, share in self.top_share.items())
 
     def content_digest(self) -> str:

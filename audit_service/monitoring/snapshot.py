@@ -92,11 +92,11 @@ def snapshot(model: str, reference: Reference | None, reason: str | None) -> dic
         share = samples.value("audit_queries_outside_index_total") / explanations if explanations else None
         found["outside_index"] = {
             "share": share,
-            **{f"reference_{name}": value for name, value in reference.outside_index.items() if name == "share"},
-            "threshold": reference.outside_index["threshold"],
+            "reference": reference.outside_index.share,
+            "threshold": reference.outside_index.level(explanations, "share"),
             "moved": share is not None
             and explanations >= reference.minimum_explanations
-            and share > reference.outside_index["threshold"],
+            and share > reference.outside_index.level(explanations, "share"),
         }
     signals: list[tuple[str, Distribution, float]] = [
         (signal, one, predictions) for signal, one in reference.signals.items()
@@ -128,10 +128,10 @@ def _held_against(
         "signal": signal,
         "by": distribution.by or None,
         **statistics,
-        "threshold": distribution.thresholds["psi"],
+        "threshold": distribution.level(volume),
         "volume": volume,
         "minimum": minimum,
-        "moved": psi is not None and volume >= minimum and psi > distribution.thresholds["psi"],
+        "moved": psi is not None and volume >= minimum and psi > distribution.level(volume),
         "bins": [
             {"bin": bin_, "share": float(share), "reference": float(share_of_reference)}
             for bin_, share, share_of_reference in zip(distribution.shares, observed, expected, strict=True)

@@ -86,11 +86,29 @@ def thresholds(
     }
 
 
-def rate_threshold(events: Array, volume: int, false_alarm_rate: float, *, draws: int = DRAWS, seed: int = 0) -> float:
-    """The share of events that are true (``[events]`` of zeros and ones) which quiet traffic exceeds that rarely."""
+def rate_threshold(
+    events: Array,
+    volume: int,
+    false_alarm_rate: float,
+    *,
+    optimism: float = 1.0,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> float:
+    """The share of true events that quiet traffic exceeds with probability ``false_alarm_rate``.
+
+    Args:
+        events: Zeros and ones, ``[events]``.
+        volume: Events of a window.
+        false_alarm_rate: In (0, 1).
+        optimism: How many times rarer the events may be here than in quiet traffic.
+        draws: Windows that are drawn.
+        seed: Of the draws.
+    """
     random = np.random.default_rng(seed)
-    # One more of either kind: an event that happened to be absent from the reference is not impossible.
-    believed = (random.binomial(len(events), events.mean(), draws) + 1) / (len(events) + 2)
+    # What the rate may be, given these events and no other knowledge; absent ones are not impossible.
+    true = events.sum()
+    believed = np.minimum(random.beta(true + 1, len(events) - true + 1, draws) * optimism, 1.0)
     return float(np.quantile(random.binomial(volume, believed) / volume, 1 - false_alarm_rate))
 
 

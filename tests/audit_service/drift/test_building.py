@@ -18,7 +18,9 @@ from tests.audit_service.drift.conftest import explained, predicted
 def test_every_signals_shares_sum_to_one(reference: Reference) -> None:
     for one in [*reference.signals.values(), *reference.influence]:
         assert sum(one.shares.values()) == pytest.approx(1)
-        assert 0 < one.thresholds["psi"] < 1
+        levels = [level for _, level in one.steps()]
+        assert levels == sorted(levels, reverse=True)
+        assert all(0 < level < 1 for level in levels)
 
 
 def test_the_same_events_give_the_same_reference(config: AuditConfig, reference: Reference) -> None:

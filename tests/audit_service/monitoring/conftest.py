@@ -16,7 +16,7 @@ def reference() -> Reference:
     """Of a model whose labels and groups have quotes, newlines and emoji in their names."""
 
     def distribution(shares: dict[str, float], by: str = "") -> Distribution:
-        return Distribution(by=by, shares=shares, thresholds={"psi": 0.1, "js": 0.02})
+        return Distribution(by=by, shares=shares, thresholds={"psi": {200: 0.1, 1000: 0.05}, "js": {200: 0.02}})
 
     bins = [bound(one) for one in CONFIDENCE_BUCKETS]
     values: dict[str, Any] = {
@@ -46,7 +46,7 @@ def reference() -> Reference:
                 "label",
             )
         ],
-        "outside_index": {"share": 0.01, "threshold": 0.1},
+        "outside_index": {"share": 0.01, "thresholds": {"share": {50: 0.1}}},
         "top_share": {"0.1": 1.0},
         "centres": [[0.0, 1.0], [1.0, 0.0]],
         "outcomes": {},

@@ -47,7 +47,7 @@ def test_a_reference_of_another_model_or_index_is_refused(
 def test_a_reference_that_was_changed_is_refused(tmp_path: Path, reference: Reference) -> None:
     file = reference.write(tmp_path)
     raw = json.loads(file.read_text())
-    raw["signals"]["prediction"]["thresholds"]["psi"] = 9.0
+    raw["signals"]["prediction"]["thresholds"]["psi"]["200"] = 9.0
     file.write_text(json.dumps(raw))
 
     with pytest.raises(DigestMismatchError, match="has changed since it was written"):
@@ -75,3 +75,9 @@ def test_the_default_settings_are_those_of_the_convention() -> None:
 
     assert settings.windows == ["1h", "24h"]
     assert settings.stale_after_s == 90 * 86_400
+
+
+@pytest.mark.parametrize(("volume", "level"), [(0, 0.1), (200, 0.1), (999, 0.1), (1000, 0.05), (10**6, 0.05)])
+def test_a_larger_window_has_the_threshold_of_its_volume(reference: Reference, volume: int, level: float) -> None:
+    assert reference.signals["prediction"].level(volume) == level
+    assert reference.signals["prediction"].steps() == [(200, 0.1), (1000, 0.05)]
