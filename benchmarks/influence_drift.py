@@ -123,7 +123,7 @@ def main() -> None:
         report[name] = {
             **psi,
             **{
-                f"first alert on {which}": first_alert(reference, config, events, alert, signal=which)
+                f"first alert on {which}": first_alert(reference, config, events, alert, signal=which, every=5)
                 for which, alert in (
                     ("prediction", "AuditPredictionDrift"),
                     ("confidence", "AuditPredictionDrift"),

@@ -39,7 +39,7 @@ def drift_alerts(reference: Reference, settings: MonitoringSettings, window: str
             description=(
                 f"{{{{ $value | humanizePercentage }}}} of the sampled predictions of the last {window} have a "
                 "gradient of which the index keeps less than of 99% of held-out examples; of the reference's inputs it "
-                f"were {reference.outside_index.share:.1%}. Explanations of such inputs say little: look at what arrives."
+                f"were {reference.outside_index.share:.1%}. Explanations of such inputs say little."
             ),
         )
 
