@@ -4,8 +4,8 @@
     python benchmarks/drift_alerts.py --config FILE --runs 20
 
 Every input is predicted by the exported model and explained by the index, as a server does. `promtool test rules` then
-plays the counters of 500 events through the rendered rules, ten a minute over two replicas; --every 5 has every fifth explained.
-Quiet: bootstrap runs of held-out movie snippets that neither training nor the reference saw. Shifted: tweets, Amazon
+plays the counters of 500 events through the rendered rules, ten a minute over two replicas; with --every 5, every fifth
+is explained. Quiet: bootstrap runs of held-out movie snippets that neither training nor the reference saw. Shifted: tweets, Amazon
 reviews, newspaper snippets. Prints for each whether an alert fired, and after how many events.
 """
 
