@@ -5,8 +5,8 @@
 
 Every input is predicted by the exported model and explained by the index, as a server does. `promtool test rules` then
 plays the counters of 500 events through the rendered rules, ten a minute over two replicas; with --every 5, every fifth
-is explained. Quiet: bootstrap runs of held-out movie snippets that neither training nor the reference saw. Shifted: tweets, Amazon
-reviews, newspaper snippets. Prints for each whether an alert fired, and after how many events.
+is explained. Quiet: bootstrap runs of held-out movie snippets that neither training nor the reference saw. Shifted:
+tweets, Amazon reviews, newspaper snippets. Prints for each whether an alert fired, and after how many events.
 """
 
 from __future__ import annotations
