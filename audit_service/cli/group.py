@@ -26,6 +26,7 @@ VERBS = {
     "finetune": "audit_service.cli.finetune",
     "index": "audit_service.cli.index",
     "init": "audit_service.cli.init",
+    "measure": "audit_service.cli.measure",
     "suspects": "audit_service.cli.suspects",
 }
 """Every verb and the module that holds it, as ``command``."""

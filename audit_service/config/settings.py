@@ -18,6 +18,7 @@ from audit_service.config.sections import (
     BaseModelSettings,
     DataSections,
     FolderSettings,
+    JobSettings,
     ModelSettings,
     Section,
     ServeSettings,
@@ -46,6 +47,7 @@ class AuditConfig(Section):
         finetune: The fine-tuning run.
         index: The training-gradient index.
         serve: The service.
+        jobs: Long work in the background.
         folders: Where results go.
     """
 
@@ -61,6 +63,7 @@ class AuditConfig(Section):
     finetune: FinetuneSettings = FinetuneSettings()
     index: IndexSettings = IndexSettings()
     serve: ServeSettings = ServeSettings()
+    jobs: JobSettings = JobSettings()
     folders: FolderSettings = FolderSettings()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
@@ -113,6 +116,11 @@ class AuditConfig(Section):
     def run_folder(self) -> Path:
         """The recorded fine-tuning run."""
         return self.root / (self.folders.runs or Path("runs", self.name))
+
+    @property
+    def twin_folder(self) -> Path:
+        """The recorded run of a replayable twin, for a model that was fine-tuned elsewhere."""
+        return self.run_folder.with_name(f"{self.run_folder.name}-twin")
 
     @property
     def index_folder(self) -> Path:

@@ -85,24 +85,33 @@ def editing(task: Task, train: Sequence[Example], texts: Mapping[str, str]) -> C
 
 
 def members(train: Sequence[Example], column: str, value: str) -> list[str]:
-    """Ids of the examples whose ``column`` has that value, in their order.
+    """Ids of the examples whose ``column``, of their own or of their metadata, has that value, in their order.
 
     Raises:
         SettingsError: no example has such a column or such a value in it; the message says what there is.
     """
-    found = [example for example in train if example.get(column) is not None]
-    if not found:
-        columns = sorted({name for example in train for name in example})
-        raise SettingsError(f"no training example has a {column!r}; they have {', '.join(columns)}", field="group")
-    chosen = [str(example["example_id"]) for example in found if str(example[column]) == value]
-    if not chosen:
-        values = sorted({str(example[column]) for example in found})
-        more = f" and {len(values) - VALUES_SHOWN} more" if len(values) > VALUES_SHOWN else ""
+    values = {str(example["example_id"]): _value(example, column) for example in train}
+    if all(value is None for value in values.values()):
+        columns = {name for example in train for name in (*example, *example.get("metadata", {}))} - {"metadata"}
         raise SettingsError(
-            f"no training example has the {column} {value!r}; there is {', '.join(values[:VALUES_SHOWN])}{more}",
+            f"no training example has a {column!r}; they have {', '.join(sorted(columns))}", field="group"
+        )
+    chosen = [example_id for example_id, found in values.items() if found == value]
+    if not chosen:
+        there = sorted({found for found in values.values() if found is not None})
+        more = f" and {len(there) - VALUES_SHOWN} more" if len(there) > VALUES_SHOWN else ""
+        raise SettingsError(
+            f"no training example has the {column} {value!r}; there is {', '.join(there[:VALUES_SHOWN])}{more}",
             field="group",
         )
     return chosen
+
+
+def _value(example: Example, column: str) -> str | None:
+    found = example.get(column)
+    if found is None:
+        found = (example.get("metadata") or {}).get(column)
+    return None if found is None else str(found)
 
 
 def _replacing(
