@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +88,14 @@ def job_processes(server: Any) -> list[psutil.Process]:
                 if "audit_service.jobs.worker" in child.cmdline():
                     found.append(child)
     return found
+
+
+def kill_all_but(server: Any, spared: psutil.Process) -> None:
+    everyone = psutil.Process(server.process.pid).children(recursive=True)
+    for one in [psutil.Process(server.process.pid), *everyone]:
+        if one.pid != spared.pid:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
 
 
 def assert_same(answer: dict[str, Any], expected: MeasuredAnswer) -> None:
@@ -220,8 +226,8 @@ def test_a_job_survives_the_death_of_its_process_and_of_the_whole_server(
 
     wait_for(server, job_id, training)
     (process,) = job_processes(server)
-    os.killpg(server.process.pid, signal.SIGKILL)
-    process.wait(10)  # nobody is left for whom it would work
+    kill_all_but(server, process)
+    process.wait(30)  # nobody is left for whom it would work
 
     server = start_server(TARGET, env=environment)
     status = wait_for(server, job_id, ended)
