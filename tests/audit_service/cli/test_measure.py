@@ -47,6 +47,14 @@ def test_json_holds_what_was_predicted_and_what_was_measured(films: Path) -> Non
     assert sorted(films.rglob("retraining-*.safetensors")) == kept
 
 
+def test_an_explanation_of_the_measured_tier_is_the_same_measurement(films: Path) -> None:
+    result = bento_audit("explain", "films", "--text", TEXT, "--tier", "measured", "--top-k", "3", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["change"] == answer("--without", "top:3")["change"]
+    refused = bento_audit("explain", "films", "--input", "train.csv", "--out", "x.jsonl", "--tier", "measured")
+    assert (refused.exit_code, "goes with --text" in refused.stderr) == (2, True)
+
+
 def test_a_relabelled_example_a_group_and_an_edited_one_are_named_by_word_or_id(films: Path) -> None:
     run = Run.open(films / "runs" / "films")
     label = answer("--without", "top:1")["change"]["label_before"]

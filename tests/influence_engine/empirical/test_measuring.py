@@ -47,10 +47,12 @@ def test_what_is_measured_is_what_fine_tuning_on_the_changed_data_gives(
     chosen = SETTINGS.model_copy(update=settings)
     run = finetune(task, make_model(), train, settings=chosen, record_to=tmp_path / "run")
     ids = [train[2]["example_id"], train[9]["example_id"]]
+    # Of the same length: fine-tuning puts examples of like length into a micro-batch.
+    text = " ".join(["very", *train[9]["text"].split()[1:-1], "dull"])
     change = {
         "remove": lambda: removal(ids),
         "relabel": lambda: relabelling(task, train, {train[2]["example_id"]: OTHER[train[2]["label"]]}),
-        "edit": lambda: editing(task, train, {train[9]["example_id"]: "the very very dull plot and a sad actor"}),
+        "edit": lambda: editing(task, train, {train[9]["example_id"]: text}),
     }[kind]()
     queries = [{"text": one["text"]} for one in make_examples(6, seed=1)]
 
