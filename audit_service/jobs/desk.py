@@ -145,9 +145,12 @@ class JobDesk:
     def _watch(self) -> None:
         while not self._closed:
             try:
-                for result in self.store.uncounted():
-                    metrics.count(self.audit.name, result)
-                if self.store.to_do():
+                states = self.store.counts()
+                metrics.show(self.audit.name, states)
+                if states.get("done"):
+                    for result in self.store.uncounted():
+                        metrics.count(self.audit.name, result)
+                if states.get("queued") or states.get("running"):
                     self._see_to_a_worker()
             except Exception:  # the queue cannot be read just now, or no process started: later it may
                 logger.exception("the jobs in %s wait", self.folder)

@@ -143,6 +143,7 @@ def test_a_measured_explanation_is_a_job_whose_result_is_that_of_training_again(
     assert series % ("+Inf", "1.0") in metrics
     above = min([bound for bound in BUCKETS if bound >= ratio], default=float("inf"))
     assert series % ("+Inf" if above == float("inf") else above, "1.0") in metrics
+    assert 'audit_jobs{model="sentiment",state="done"} 1.0' in metrics
     assert TEXT not in server.log.read_text()
 
 

@@ -106,6 +106,17 @@ def test_what_cannot_be_measured_is_a_usage_error_that_says_what_would_be_right(
     assert message in " ".join(result.stderr.split())
 
 
+def test_what_needs_more_memory_than_it_may_have_is_refused_before_it_trains(
+    films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTO_AUDIT_JOBS__MEMORY_BYTES", "1000000")
+    result = bento_audit("measure", "films", "--text", TEXT, "--without", "top:3")
+    assert result.exit_code == 1
+    assert "training again needs about" in result.stderr
+    assert "there are 1.0 MB" in " ".join(result.stderr.split())
+    assert not list(films.rglob("retraining-*"))
+
+
 @pytest.fixture(scope="module")
 def adopted_project(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twin")
