@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from audit_service.bundle import state_folder
+from audit_service.bundle import find, state_folder
 from audit_service.config import AuditConfig
+from audit_service.engine.explaining import input_fields
 from audit_service.errors import JobNotDoneError
 from audit_service.jobs import metrics
 from audit_service.jobs.measuring import Question
@@ -22,7 +24,9 @@ from audit_service.jobs.worker import LOCK
 from audit_service.predictions import PredictionStore
 from audit_service.records import replayable_run
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
-from influence_engine.errors import InfluenceError, TierUnavailableError
+from influence_engine.data.names import listing
+from influence_engine.errors import InfluenceError, InputError, TierUnavailableError
+from influence_engine.index import current_version
 
 WATCH_S = 2.0
 LOG = "jobs.log"
@@ -107,6 +111,7 @@ class JobDesk:
 
     def _submit(self, request: JobRequest) -> dict[str, Any]:
         self._check_record()
+        index = current_version(find(self.audit.config, "index").folder)
         target = None if request.target is None else request.target.label
         given = request.input
         if request.prediction_id is not None:
@@ -114,6 +119,7 @@ class JobDesk:
             given = record.kept_input()
             if target is None and record.label in self.audit.config.task.labels:
                 target = record.label
+        self._check_input(given or {}, request)
         question = Question(
             input=given or {},
             target=target,
@@ -122,10 +128,33 @@ class JobDesk:
             edit=request.edit,
             replay=request.replay,
         )
-        job = self.store.submit({**question.content(), "model": self.audit.model_digest})
+        job = self.store.submit({**question.content(), "model": self.audit.model_digest, "index": index})
         metrics.submitted_jobs.labels(self.audit.name).inc()
         self._wake.set()
         return described(job)
+
+    def _check_input(self, given: Mapping[str, Any], request: JobRequest) -> None:
+        """Refuses at once what the job would refuse after loading a model; it checks the rest."""
+        config = self.audit.config
+        fields, labels = input_fields(config), config.task.labels
+        if fields is not None:
+            for name in given:
+                if name not in fields:
+                    raise InputError(
+                        f"input has no field {name!r}; its fields are {listing(fields)}", field=f"input.{name}"
+                    )
+            text = given.get(config.task.text)
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(
+                    f"{config.task.text!r} must be a text of a word at least", field=f"input.{config.task.text}"
+                )
+        named = {
+            "target.label": None if request.target is None else request.target.label,
+            "relabel.label": None if request.relabel is None else request.relabel.label,
+        }
+        for field, label in named.items():
+            if label is not None and labels and label not in labels:
+                raise InputError(f"unknown label {label!r}; the labels are {listing(labels)}", field=field)
 
     def _check_record(self) -> None:
         """Training again takes the record and the training data; a service may well be without."""

@@ -150,12 +150,6 @@ class JobStore:
             connection.execute("UPDATE jobs SET cancelling = 1 WHERE job_id = ? AND state = 'running'", (job_id,))
         return self.get(job_id)
 
-    def to_do(self) -> int:
-        """How many jobs wait or run."""
-        with self._connected() as connection:
-            (count,) = connection.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')").fetchone()
-        return int(count)
-
     def counts(self) -> dict[str, int]:
         """Number of jobs by state."""
         with self._connected() as connection:
@@ -217,6 +211,11 @@ class JobStore:
                 "cancelling = 0 WHERE job_id = ? AND state = 'running' OR job_id = ? AND state = 'queued'",
                 (state, time.time(), _text(result), _text(error), job_id, job_id),
             )
+
+    def forgive(self) -> None:
+        """The process that works ends for no fault of its job: that is not counted as an attempt."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE jobs SET attempts = attempts - 1 WHERE state = 'running' AND attempts > 0")
 
     def uncounted(self) -> list[dict[str, Any]]:
         """Results that nobody has been given yet, for metrics: each is returned once, whoever asks."""

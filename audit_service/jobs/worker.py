@@ -125,13 +125,15 @@ def lowest_priority() -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def end_with_the_starter() -> None:
+def end_with_the_starter(store: JobStore) -> None:
     """Ends this process when its standard input closes: when the process that holds the other end has ended."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 4096):
                 pass
+        with contextlib.suppress(InfluenceError):
+            store.forgive()
         os._exit(0)  # whatever is unfinished is on disk
 
     threading.Thread(target=watch, name="starter", daemon=True).start()
@@ -141,13 +143,14 @@ def main(arguments: list[str]) -> int:
     """Works for the config that the arguments name."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     lowest_priority()
-    end_with_the_starter()
     config = load_config(arguments[0])
     torch.set_num_threads(config.jobs.threads)
     folder = state_folder(config)
     with holding_the_lock(folder) as held:
         if held:
-            Worker(config, JobStore(folder, waiting=config.jobs.waiting)).work(IDLE_S)
+            store = JobStore(folder, waiting=config.jobs.waiting)
+            end_with_the_starter(store)
+            Worker(config, store).work(IDLE_S)
     return 0
 
 
