@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +103,7 @@ def predict_cost(
         seconds=each * total,
         control_seconds=each * total,
         replay_seconds=len(NODES) * DERIVATIVE * each * total if replay else 0.0,
-        memory_bytes=held + need,
+        memory_bytes=max(held + need, _peak_memory()),
         disk_bytes=2 * trained * (1 + kinds),
     )
 
@@ -110,6 +112,10 @@ def _step(objective: Objective, run: Run, step: Step, examples: Sequence[Example
     device = next(iter(parameters.values())).device
     batches = collate_step(objective.task, examples, step, device)
     return training_step(objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm)
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _activations(objective: Objective, run: Run, examples: Sequence[Example]) -> int:

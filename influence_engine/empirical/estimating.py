@@ -1,9 +1,14 @@
 """What the index predicts for a change of the training data, before anything is trained.
 
-Removing examples takes their influences away. Where another example takes the place of one, the prediction is the
-damped step of the final weights along the difference of the two loss gradients,
-``-phi^T (G + lambda D)^-1 (g_new - g_old) a / Z`` (Koh and Liang 2017): the rows of an index that follows the recorded
-steps are of the examples as they were, so it has none for the other one.
+Removing examples takes their influences away. The rows of an index that follows the recorded steps are of the examples
+as they were, so it has none for what takes the place of one: there, the damped step of the final weights is taken,
+``-phi^T (G + lambda D)^-1 g a / Z`` (Koh and Liang 2017).
+
+For another label, ``g`` is the gradient with it, which is large at the end of a training, where that with the label
+learnt has all but vanished; the old label's influence is the row's. For another text, ``g`` is the difference of the
+two gradients: they have much in common, and what they have must cancel. Each way measured better than the other one
+(for small transformers, cosine with training again 0.98 and 0.95 for labels, 0.65 and 0.85 for texts:
+``tests/influence_engine/empirical/test_first_order.py``).
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ class Estimate:
     Attributes:
         changes: ``[Q]``, double precision, in the measurement's units: with the change minus as it is.
         tier: How it was obtained: ``estimated`` or ``replayed``.
-        method: ``rows of the index`` or ``difference of gradients at the final weights``.
+        method: In words.
     """
 
     changes: Tensor
@@ -67,32 +72,33 @@ def estimate(
     for example_id in change.example_ids:
         if example_id not in rows:
             raise DataError(f"the index holds no example {example_id!r}", field="examples")
-    if not change.replaced:
-        tier = "estimated" if index.basis is None else "replayed"
-        scores = attributor.scores(queries, "best")
+    tier = "estimated" if index.basis is None else "replayed"
+    removed = torch.zeros(len(queries), dtype=torch.float64)
+    if change.kind != "edit":
         chosen = torch.tensor([rows[example_id] for example_id in change.example_ids])
-        return Estimate(-scores[:, chosen].double().sum(1), tier, "rows of the index")
-    by_id = {example["example_id"]: example for example in train}
-    before = [by_id[example_id] for example_id in change.example_ids]
-    after = [one for one in (change.replacements[name] for name in change.example_ids) if one is not None]
-    difference = _summed(attributor, after, "loss") - _summed(attributor, before, "loss")
+        removed -= attributor.scores(queries, "best")[:, chosen].double().sum(1)
+    if not change.replaced:
+        return Estimate(removed, tier, "rows of the index")
+    gradient = _encoded(attributor, list(change.replaced.values()), "loss").double().sum(0)
+    if change.kind == "edit":
+        by_id = {example["example_id"]: example for example in train}
+        before = [by_id[example_id] for example_id in change.example_ids]
+        gradient -= _encoded(attributor, before, "loss").double().sum(0)
     phi = _encoded(attributor, queries, "measurement").double()
     eigenvalues = index.encoder.eigenvalues.double().cpu()
     recorded = None if run is None else _damping_of(run)
-    step = (
-        difference / (eigenvalues + (index.manifest.damping or recorded or heuristic_damping(eigenvalues))) / len(index)
-    )
-    return Estimate(-(phi @ step), "estimated", "difference of gradients at the final weights")
+    damping = index.manifest.damping or recorded or heuristic_damping(eigenvalues)
+    added = -(phi @ (gradient / (eigenvalues + damping))) / len(index)
+    method = "difference of gradients at the final weights"
+    if change.kind == "relabel":
+        method = "rows of the index, and the gradient of the other labels at the final weights"
+    return Estimate(removed + added, "estimated", method)
 
 
 def _damping_of(run: Run) -> float | None:
     optimizer = run.manifest["optimizer"]
     momentum = float(optimizer.get("momentum", 0.0)) if optimizer["type"] == "sgd" else 0.0
     return recorded_damping(run.learning_rates * run.clip_factors.nan_to_num(1.0), momentum=momentum)
-
-
-def _summed(attributor: Attributor, examples: Sequence[Example], what: str) -> Tensor:
-    return _encoded(attributor, examples, what).double().sum(0)
 
 
 def _encoded(attributor: Attributor, examples: Sequence[Example], what: str) -> Tensor:
