@@ -78,6 +78,27 @@ class MediaTypeError(ServiceError):
     status = 415
 
 
+class JobNotFoundError(ServiceError):
+    """No job has this id."""
+
+    code = "job_not_found"
+    status = 404
+
+
+class JobNotDoneError(ServiceError):
+    """The job has no result: it waits, runs, was cancelled or failed."""
+
+    code = "job_not_done"
+    status = 409
+
+
+class QueueFullError(ServiceError):
+    """As many jobs wait as may."""
+
+    code = "queue_full"
+    status = 429
+
+
 class EngineUnavailableError(ServiceError):
     """The explanation engine is down, loading, or did not answer in time. Predictions are not affected."""
 

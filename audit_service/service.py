@@ -27,8 +27,9 @@ from audit_service.edge import Edged
 from audit_service.engine.client import Engine, EngineDependency
 from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
-from audit_service.errors import BadRequestError
+from audit_service.errors import BadRequestError, error_body
 from audit_service.feedback import take_feedback
+from audit_service.jobs.desk import JobDesk
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.problems import describe_validation, error_response
 from audit_service.recording import MethodRecorder
@@ -41,6 +42,8 @@ from audit_service.schemas import (
     ExplainResponse,
     FeedbackRequest,
     IndexRequest,
+    JobReference,
+    JobRequest,
     StatusRequest,
 )
 from influence_engine.errors import InfluenceError, SettingsError
@@ -155,7 +158,7 @@ class EngineHere:
 
 
 class AuditMixin(Edged):
-    """Adds the endpoints ``/audit/...`` to a BentoML service: explanations, drift, feedback, and what is loaded.
+    """Adds the endpoints ``/audit/...`` to a BentoML service: explanations, jobs, drift, feedback, what is loaded.
 
     ::
 
@@ -190,6 +193,11 @@ class AuditMixin(Edged):
         """Config, predictor and record of this service."""
         return Audit(type(self).__name__, self._audit_config.key, self._audit_config.read())
 
+    @cached_property
+    def jobs(self) -> JobDesk:
+        """Its background jobs."""
+        return JobDesk(self.audit)
+
     @classmethod
     def max_body_bytes(cls) -> int:
         """``serve.max_body_bytes`` of the config."""
@@ -215,18 +223,22 @@ class AuditMixin(Edged):
 
     @bentoml.on_startup
     def start_audit(self) -> None:
-        """Opens the record, and begins to count."""
+        """Opens the record, begins to count, and goes on with jobs that an earlier server left."""
         self.audit.start(lambda: self.audit_engine)
+        self.jobs.start()
 
     @bentoml.on_shutdown
     def stop_audit(self) -> None:
-        """Writes what has not been written yet."""
+        """Writes what has not been written yet, and ends the process that works on jobs."""
+        self.jobs.close()
         self.audit.close()
 
     @bentoml.api(route="/audit/explain")
     @answering_errors
     async def audit_explain(self, request: ExplainRequest, /) -> ExplainResponse:
         """Which training examples, and which changes to the base model, made this prediction?"""
+        if request.tier == "measured":
+            return _response(await self.jobs.explain(request), 202)
         (answer,) = await self.audit.explain(self.audit_engine, [request])
         return _response(answer, answer.pop("status", 200))
 
@@ -237,12 +249,37 @@ class AuditMixin(Edged):
         if not 1 <= len(requests) <= MAX_BATCH:
             raise BadRequestError(f"a batch holds 1 to {MAX_BATCH} requests, this one {len(requests)}")
         answers: list[Any] = [_parsed(request) for request in requests]
+        answers = [await self._job_of(answer) if _is_measured(answer) else answer for answer in answers]
         good = [answer for answer in answers if isinstance(answer, ExplainRequest)]
         explained = iter(await self.audit.explain(self.audit_engine, good) if good else [])
         answers = [next(explained) if isinstance(answer, ExplainRequest) else answer for answer in answers]
         for answer in answers:
             answer.pop("status", None)
         return _response(answers, 200)
+
+    @bentoml.api(route="/audit/jobs/submit")
+    @answering_errors
+    async def audit_jobs_submit(self, request: JobRequest, /) -> dict[str, Any]:
+        """Trains again without, or with other, training examples, in the background; equal questions are one job."""
+        return _response(await self.jobs.submit(request), 202)
+
+    @bentoml.api(route="/audit/jobs/status")
+    @answering_errors
+    async def audit_jobs_status(self, request: JobReference, /) -> dict[str, Any]:
+        """Where a job stands, and how long it will still take."""
+        return _response(await self.jobs.status(request), 200)
+
+    @bentoml.api(route="/audit/jobs/get")
+    @answering_errors
+    async def audit_jobs_get(self, request: JobReference, /) -> dict[str, Any]:
+        """The result of a job that is done."""
+        return _response(await self.jobs.get(request), 200)
+
+    @bentoml.api(route="/audit/jobs/cancel")
+    @answering_errors
+    async def audit_jobs_cancel(self, request: JobReference, /) -> dict[str, Any]:
+        """Cancels a job that waits or runs."""
+        return _response(await self.jobs.cancel(request), 200)
 
     @bentoml.api(route="/audit/feedback")
     @answering_errors
@@ -262,6 +299,16 @@ class AuditMixin(Edged):
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
         """What the engine has loaded, or why it has not."""
         return await self.audit_engine.status(self.audit.name)
+
+    async def _job_of(self, request: ExplainRequest) -> dict[str, Any]:
+        try:
+            return await self.jobs.explain(request)
+        except InfluenceError as error:
+            return error_body(error.code, error.message, error.field)
+
+
+def _is_measured(answer: Any) -> bool:
+    return isinstance(answer, ExplainRequest) and answer.tier == "measured"
 
 
 def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:

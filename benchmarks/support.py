@@ -34,8 +34,8 @@ class Connection:
         await self.answer(path, body)
         return (time.perf_counter() - start) * 1000
 
-    async def answer(self, path: str, body: bytes) -> bytes:
-        """The body of a successful answer."""
+    async def answer(self, path: str, body: bytes, *, status: int = 200) -> bytes:
+        """The body of an answer with that status."""
         head = (
             f"POST {path} HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
@@ -47,7 +47,7 @@ class Connection:
             if line.lower().startswith(b"content-length:")
         )
         content = await self.reader.readexactly(length)
-        assert answer.startswith(b"HTTP/1.1 200"), answer + content
+        assert answer.startswith(b"HTTP/1.1 %d" % status), answer + content
         return content
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit_service.cli.work import base_location, plan_finetuning, read_training_set, recorded_run
+from audit_service.cli.work import base_location, plan_finetuning
 from audit_service.config import AuditConfig
 from audit_service.engine.loading import load
+from audit_service.records import read_training_set, recorded_run
 from influence_engine.errors import DataError
 from influence_engine.evaluation import (
     Evaluation,

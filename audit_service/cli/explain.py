@@ -43,6 +43,13 @@ INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Sum influence by a column of the training examples: label, source, licence, consent, or any other they have.",
 )
+@click.option(
+    "--tier",
+    type=click.Choice(["best", "measured"]),
+    default="best",
+    show_default=True,
+    help="measured: train again without the --top-k strongest examples, and compare with what was predicted.",
+)
 @json_option
 def command(
     config: str | None,
@@ -55,6 +62,7 @@ def command(
     top_k: int,
     polarity: Polarity,
     group_by: tuple[str, ...],
+    tier: str,
     as_json: bool,
 ) -> None:
     """Say which training examples, and which changes to the base model, made CONFIG's model answer as it does.
@@ -67,6 +75,9 @@ def command(
     with, and what was predicted is explained: proponents are then what led the model astray. An interrupted run goes on
     when the same command is given again.
 
+    With --tier measured, the recorded training is executed again without the strongest examples; `bento-audit measure`
+    can change more than that.
+
     The sums at the end are exact: they are over all training examples and all rows. How often an example was among the
     --top-k returned says less: it is a lower bound of how many answers the example takes part in.
 
@@ -74,10 +85,13 @@ def command(
     Examples:
       bento-audit explain sentiment --text "a slow start, but what an ending"
       bento-audit explain sentiment --text "a slow start" --target negative --top-k 3 --json
+      bento-audit explain sentiment --text "a slow start" --tier measured
       bento-audit explain sentiment --input errors.jsonl --out explanations.jsonl
       bento-audit explain sentiment --input test.csv --out wrong.jsonl --only-wrong --polarity proponents
     """
     _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
+    if tier == "measured" and text is None:
+        raise click.UsageError("--tier measured goes with --text")
     settings = open_config(config, profile=profile)
     options: dict[str, Any] = {"target": target, "top_k": top_k, "polarity": polarity, "group_by": list(group_by)}
     if inputs is not None and out is not None:
@@ -88,6 +102,9 @@ def command(
             output_console().print(sharing(summary))
         return
     assert text is not None  # the usage has been checked
+    if tier == "measured":
+        _measured(settings, text, target, top_k, polarity, as_json)
+        return
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli import explaining
 
@@ -97,6 +114,19 @@ def command(
         print_json(answer)
     else:
         output_console().print(explanation(answer, text))
+
+
+def _measured(
+    settings: AuditConfig, text: str, target: str | None, top_k: int, polarity: Polarity, as_json: bool
+) -> None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli.measure import measure_in_terminal
+    from audit_service.jobs.measuring import Question
+    from audit_service.schemas import Selection
+
+    without = Selection(top_k=top_k, polarity=polarity)
+    asked = Question(input={settings.task.text: text}, target=target, without=without)
+    measure_in_terminal(settings, asked, text, as_json=as_json)
 
 
 def _check_usage(

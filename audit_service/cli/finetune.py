@@ -15,17 +15,23 @@ from audit_service.cli.options import config_argument, dry_run_option, json_opti
 @profile_option
 @dry_run_option
 @click.option("--restart", is_flag=True, help="Delete an earlier run of this config first.")
+@click.option("--twin", is_flag=True, help="Train a replayable twin of a model that was trained elsewhere.")
 @json_option
-def command(config: str | None, profile: str | None, dry_run: bool, restart: bool, as_json: bool) -> None:
+def command(config: str | None, profile: str | None, dry_run: bool, restart: bool, twin: bool, as_json: bool) -> None:
     """Fine-tune the base model of CONFIG and record the run.
 
     CONFIG is a YAML file or the name of one in configs/, by default $BENTO_AUDIT_CONFIG. An interrupted run goes on
     from its last checkpoint; a complete one is left as it is.
 
+    With --twin, for a model that was trained elsewhere without a record: a model like it is trained here on the same
+    data with a record, compared with it on the held-out examples (data.validation), and used to measure what cannot be
+    measured on the served one. How far the two agree stands in every such answer.
+
     \b
     Examples:
       bento-audit finetune sentiment
       bento-audit finetune sentiment --profile full --dry-run
+      bento-audit finetune my-model --twin
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
@@ -50,11 +56,18 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
             )
         )
         return
+    agreement = None
     with progress_shown() as progress:
-        run = work.run_finetuning(settings, progress, restart=restart)
+        if twin:
+            from audit_service.cli.twinning import train_twin
+
+            run, agreement = train_twin(settings, progress, restart=restart)
+        else:
+            run = work.run_finetuning(settings, progress, restart=restart)
     if as_json:
         print_json(
             {
+                **({} if agreement is None else {"agreement": agreement}),
                 "run": str(run.folder),
                 "digests": run.digests,
                 "steps": len(run.schedule),
@@ -74,7 +87,8 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
                 "model digest": run.digests["model"],
                 "validation": None if accuracy is None else f"{accuracy:.1%} of {count:.0f} held-out examples right",
                 "replayable": "yes" if run.replayable else f"no: {run.why_not_replayable}",
-                "next": f"bento-audit index build {settings.spelled}",
+                "agreement": None if agreement is None else agreement["summary"],
+                "next": f"bento-audit {'index build' if agreement is None else 'measure'} {settings.spelled}",
             }
         )
     )

@@ -28,6 +28,7 @@ VERBS = {
     "finetune": "audit_service.cli.finetune",
     "index": "audit_service.cli.index",
     "init": "audit_service.cli.init",
+    "measure": "audit_service.cli.measure",
     "reference": "audit_service.cli.reference",
     "rules": "audit_service.cli.rules",
     "suspects": "audit_service.cli.suspects",

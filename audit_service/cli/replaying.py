@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from audit_service.cli.work import TrainingSet, held_out_of, read_training_set, recorded_run
+from audit_service.cli.work import held_out_of
 from audit_service.config import AuditConfig
+from audit_service.records import TrainingSet, read_training_set, recorded_run
 from influence_engine.attribution import Attributor
 from influence_engine.basis import build_basis
 from influence_engine.errors import DataError

@@ -17,6 +17,7 @@ from audit_service.cli.console import remark
 from audit_service.cli.rendering import both_sides
 from audit_service.cli.server import Server, ServerError, free_port, serving
 from audit_service.config import AuditConfig
+from audit_service.records import read_training_set
 from influence_engine.errors import SettingsError
 from influence_engine.index import InfluenceIndex
 from influence_engine.progress import Progress
@@ -58,7 +59,7 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
     """
     stopwatch = _Stopwatch()
     if config.model is None:
-        work.read_training_set(config, work.base_location(config, progress), progress)
+        read_training_set(config, work.base_location(config, progress), progress)
         stopwatch.lap("data and base model")
         run = work.run_finetuning(config, progress, restart=restart)
         progress("fine-tuning", len(run.schedule), len(run.schedule))

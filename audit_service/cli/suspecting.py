@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from audit_service.cli.work import plan_finetuning, recorded_run
+from audit_service.cli.work import plan_finetuning
 from audit_service.config import AuditConfig
 from audit_service.engine.loading import Loaded, load
+from audit_service.records import recorded_run
 from influence_engine.data import load_examples
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import CrossValidation, Measure, Suspect, rank_suspects, seen_in_training

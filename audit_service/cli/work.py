@@ -11,43 +11,27 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from audit_service.bundle import export_for_serving, register
 from audit_service.config import AuditConfig
+from audit_service.records import TrainingSet, read_training_set, recorded_run
 from audit_service.sealing import key_of
 from audit_service.served import ServedModel, load_trained_model
-from influence_engine.data import DataSet, load_examples
 from influence_engine.errors import RecordError, SettingsError
 from influence_engine.files import remove_tree
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.plan import BuildPlan
-from influence_engine.models import add_lora, load_base, load_tokenizer
+from influence_engine.models import add_lora, load_base
 from influence_engine.progress import Progress
-from influence_engine.tasks import ExportableTask, Task
+from influence_engine.tasks import ExportableTask
 from influence_engine.training import Run, finetune
 from influence_engine.training.schedule import checkpoint_steps, plan_schedule
 
 PROBED_STEPS = 5
 EXAMPLES_TO_CHECK_EXPORT = 32
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a model is trained on and measured with.
-
-    Attributes:
-        task: The task, with its tokenizer.
-        train: Training examples.
-        validation: Held-out examples, or None where the config names none.
-    """
-
-    task: Task
-    train: DataSet
-    validation: DataSet | None
 
 
 @dataclass(frozen=True)
@@ -71,27 +55,6 @@ class FinetunePlan:
     seconds: float
     disk_bytes: int
     memory_bytes: int
-
-
-def read_training_set(config: AuditConfig, tokenizer_from: str | Path, progress: Progress) -> TrainingSet:
-    """Reads and checks the config's examples.
-
-    Args:
-        config: The config.
-        tokenizer_from: Folder or hub id of the model whose tokenizer the task uses.
-        progress: Told what is fetched.
-
-    Raises:
-        DataError: examples cannot be used.
-        ModelError: there is no tokenizer.
-    """
-    revision = config.base_model.revision if config.base_model is not None and config.model is None else None
-    task = config.task_object(load_tokenizer(tokenizer_from, revision=revision))
-    train = load_examples(config.data.train, task, config.root, progress=progress)
-    validation = None
-    if config.data.validation is not None:
-        validation = load_examples(config.data.validation, task, config.root, progress=progress)
-    return TrainingSet(task, train, validation)
 
 
 def base_location(config: AuditConfig, progress: Progress) -> str:
@@ -234,28 +197,6 @@ def export_model(config: AuditConfig, progress: Progress) -> dict[str, Any] | No
     manifest = export_for_serving(config, _of_all_sizes(examples.train.examples), progress=progress)
     register(config, progress=progress)
     return manifest
-
-
-def recorded_run(config: AuditConfig) -> Run:
-    """The config's run, verified.
-
-    Raises:
-        RecordError: there is none, an interrupted one, or a model trained elsewhere; the message says what helps.
-        DigestMismatchError: a file of it has changed.
-    """
-    if config.model is not None:
-        raise RecordError(
-            f"{config.name!r} was trained elsewhere, without a record: there are no steps to execute again or to "
-            "replay. Fine-tune it here (bento-audit finetune), or train it once more with the RecordingCallback",
-            field="model",
-        )
-    if not config.run_folder.exists():
-        raise RecordError(
-            f"{config.name!r} has not been fine-tuned yet ({config.run_folder} does not exist). "
-            f"Run: bento-audit finetune {config.spelled}",
-            field=str(config.run_folder),
-        )
-    return Run.open(config.run_folder)
 
 
 def _adopted(config: AuditConfig, progress: Progress) -> tuple[ServedModel, TrainingSet]:

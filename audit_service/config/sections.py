@@ -178,3 +178,18 @@ class ServeSettings(Section):
     def keep_inputs_s(self) -> float:
         """``keep_inputs`` in seconds; 0 keeps none."""
         return 0.0 if self.keep_inputs == "none" else float(int(self.keep_inputs[:-1]) * SECONDS[self.keep_inputs[-1]])
+
+
+class JobSettings(Section):
+    """Long work in the background, such as measured explanations.
+
+    Attributes:
+        waiting: Jobs that wait at most; further ones are refused.
+        threads: Threads of the one process that works on them, at the lowest priority. Every one more is taken from
+            predictions and explanations where processors are few.
+        memory_bytes: The most that a job may be predicted to need; by default what the machine has free.
+    """
+
+    waiting: int = Field(16, ge=1, le=10_000)
+    threads: int = Field(1, ge=1, le=256)
+    memory_bytes: int | None = Field(None, ge=1_000_000)

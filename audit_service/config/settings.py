@@ -19,6 +19,7 @@ from audit_service.config.sections import (
     BaseModelSettings,
     DataSections,
     FolderSettings,
+    JobSettings,
     ModelSettings,
     Section,
     ServeSettings,
@@ -48,6 +49,7 @@ class AuditConfig(Section):
         index: The training-gradient index.
         serve: The service.
         monitoring: What is measured of it, and when an alert fires.
+        jobs: Long work in the background.
         folders: Where results go.
     """
 
@@ -64,6 +66,7 @@ class AuditConfig(Section):
     index: IndexSettings = IndexSettings()
     serve: ServeSettings = ServeSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    jobs: JobSettings = JobSettings()
     folders: FolderSettings = FolderSettings()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
@@ -116,6 +119,11 @@ class AuditConfig(Section):
     def run_folder(self) -> Path:
         """The recorded fine-tuning run."""
         return self.root / (self.folders.runs or Path("runs", self.name))
+
+    @property
+    def twin_folder(self) -> Path:
+        """The recorded run of a replayable twin, for a model that was fine-tuned elsewhere."""
+        return self.run_folder.with_name(f"{self.run_folder.name}-twin")
 
     @property
     def index_folder(self) -> Path:

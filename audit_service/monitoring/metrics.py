@@ -15,11 +15,15 @@ CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 
 TOP_SHARE_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-FIDELITY_BUCKETS = (-1.0, 0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+FIDELITY_BUCKETS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 STAGES = ("gradient", "encode", "search", "fetch", "differences", "total")
 OUTCOMES = ("ok", "refused", "unavailable", "failed")
 TIERS = ("estimated", "refined", "replayed", "measured", "none")
+PREDICTING_TIERS = ("estimated", "replayed")
+CHANGES = ("remove", "relabel", "edit")
+"""Of the training data: what measured explanations train again with."""
+
 JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 DROP_REASONS = (
     "store_unavailable",
@@ -72,7 +76,8 @@ explanation_seconds = Histogram(
     ["model", "stage"],
     buckets=DURATION_BUCKETS,
 )
-jobs = Gauge("audit_jobs", "Background jobs.", ["model", "state"], multiprocess_mode="mostrecent")
+# Every worker of a service reads the same queue: the most recent look counts.
+jobs = Gauge("audit_jobs", "Jobs in the queue on disk, by state.", ["model", "state"], multiprocess_mode="mostrecent")
 index_info = Gauge(
     "audit_index_info", "1 for the index in use.", ["model", "index", "dataset_digest"], multiprocess_mode="mostrecent"
 )
@@ -87,8 +92,8 @@ index_created = Gauge(
 )
 fidelity = Histogram(
     "audit_influence_fidelity_ratio",
-    "Measured change over the estimated one, of measured explanations.",
-    ["model"],
+    "Measured over predicted change of the measurement; 1 is right, below 0 the direction was wrong.",
+    ["model", "tier", "kind"],
     buckets=FIDELITY_BUCKETS,
 )
 ledger_entries = Counter("audit_ledger_entries_total", "Entries of the audit ledger.", ["model", "type"])

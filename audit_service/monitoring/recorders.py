@@ -186,12 +186,6 @@ class EngineMetrics:
             or {}
         )
         self._shown: tuple[str, str] | None = None
-        quietly(self._zeros)
-
-    def _zeros(self) -> None:
-        metrics.fidelity.labels(self.model)
-        for state in metrics.JOB_STATES:
-            metrics.jobs.labels(self.model, state).set(0)
 
     def loaded(self, index: str, dataset_digest: str, rows: int, created_s: float) -> None:
         """Shows which index is in use; the one before it gets the value 0.
@@ -230,6 +224,40 @@ class EngineMetrics:
         for stage, spent in timings_ms.items():
             if stage in self._stages:
                 quietly(partial(self._stages[stage].observe, spent / 1000))
+
+
+class JobMetrics:
+    """Background jobs of one model, counted where the service runs: the process that works on them comes and goes."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._fidelity: dict[tuple[str, str], Any] = (
+            quietly(
+                lambda: {
+                    (tier, kind): metrics.fidelity.labels(model, tier, kind)
+                    for tier in metrics.PREDICTING_TIERS
+                    for kind in metrics.CHANGES
+                }
+            )
+            or {}
+        )
+        self.show({})
+
+    def show(self, states: Mapping[str, int]) -> None:
+        """How many jobs there are in each state."""
+
+        def set_all() -> None:
+            for state in metrics.JOB_STATES:
+                metrics.jobs.labels(self._model, state).set(states.get(state, 0))
+
+        quietly(set_all)
+
+    def measured(self, result: Mapping[str, Any]) -> None:
+        """One finished job: its measured change over what each tier predicted, where it predicted any."""
+        for tier, ratio in result["change"]["ratio"].items():
+            cell = self._fidelity.get((tier, result["kind"]))
+            if ratio is not None and cell is not None:
+                quietly(partial(cell.observe, ratio))
 
 
 class OutcomeMetrics:

@@ -12,10 +12,13 @@ from influence_engine.digests import weights_digest
 from influence_engine.training import Run
 
 NOT_RECORDED = (
-    "the training was not recorded: fine-tune with `bento-audit finetune`, or add RecordingCallback to your Trainer"
+    "the training was not recorded: fine-tune with `bento-audit finetune`, add RecordingCallback to your Trainer, or "
+    "measure on a replayable twin (`bento-audit finetune --twin`)"
 )
 
 NOT_REPLAYED = "no directions have been replayed yet: bento-audit index build --directions 8"
+
+MEASURED = "by training again: bento-audit measure, or /audit/jobs/submit of a service"
 
 FOLLOWED = "it refines one step at the final weights, and this index follows the recorded steps"
 
@@ -71,5 +74,5 @@ class Provenance:
             "estimated": "available",
             "refined": later if approximation == "final" else FOLLOWED,
             "replayed": self.why_not_recorded or NOT_REPLAYED,
-            "measured": later if self.why_not_recorded is None else self.why_not_recorded,
+            "measured": self.why_not_recorded or MEASURED,
         }

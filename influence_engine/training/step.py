@@ -99,7 +99,7 @@ def training_step(
         differentiable: Keeps the graph from weights, parameters and state to the result.
     """
     inputs = {name: _input(parameter, differentiable) for name, parameter in parameters.items()}
-    with _seeded(step.seed):
+    with seeded(step.seed):
         gradients, loss, losses = gradient(objective, step, batches, inputs, weights, differentiable=differentiable)
     with contextlib.nullcontext() if differentiable else torch.no_grad():
         gradients, clip_factor = clipped(gradients, max_grad_norm)
@@ -185,7 +185,8 @@ def _input(parameter: Tensor, differentiable: bool) -> Tensor:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
+    """While a step's random numbers (dropout) are drawn; None draws none."""
     if seed is None:
         yield
         return

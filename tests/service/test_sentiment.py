@@ -160,7 +160,7 @@ BAD_QUESTIONS = [
     pytest.param(ask(prediction_id="x"), 400, None, id="both"),
     pytest.param(ask(target={"label": "sideways"}), 400, "target.label", id="unknown label"),
     pytest.param(ask(target="positive"), 400, "target", id="target a string"),
-    pytest.param(ask(tier="measured"), 422, "tier", id="tier that is not there"),
+    pytest.param(ask(tier="refined"), 422, "tier", id="tier that is not there"),
     pytest.param(ask(tier="guessed"), 400, "tier", id="tier that does not exist"),
     pytest.param(ask(polarity="up"), 400, "polarity", id="polarity"),
     pytest.param(ask(include=["tea"]), 400, "include.0", id="include"),

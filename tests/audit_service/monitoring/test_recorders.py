@@ -14,6 +14,7 @@ from audit_service.monitoring.recorders import (
     EngineMetrics,
     ExplanationMetrics,
     InfluenceMetrics,
+    JobMetrics,
     OutcomeMetrics,
     PredictionMetrics,
     outcome_of,
@@ -145,3 +146,19 @@ def test_true_labels_count_by_label_group_and_confidence() -> None:
 def test_a_models_label_names_it_and_its_weights() -> None:
     assert metrics.model_label("sentiment", "0123456789abcdef") == "sentiment:0123456789ab"
     assert metrics.model_label("sentiment", None) == "sentiment:unknown"
+
+
+def test_a_measured_job_is_counted_by_tier_and_kind_and_every_series_is_there_from_the_start() -> None:
+    jobs = JobMetrics("some-model")
+    jobs.measured({"kind": "remove", "change": {"ratio": {"estimated": 0.8, "replayed": None, "other": 1.0}}})
+    found = {
+        (sample.labels["tier"], sample.labels["kind"]): sample.value
+        for metric in metrics.fidelity.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_count") and sample.labels["model"] == "some-model"
+    }
+    assert found == {
+        (tier, kind): float((tier, kind) == ("estimated", "remove"))
+        for tier in metrics.PREDICTING_TIERS
+        for kind in metrics.CHANGES
+    }

@@ -1,0 +1,161 @@
+"""``bento-audit measure``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark, size
+from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+
+if TYPE_CHECKING:
+    from audit_service.config import AuditConfig
+    from audit_service.jobs.measuring import Question
+
+
+@click.command("measure", short_help="Train again without, or with other, examples, and see what changes.")
+@config_argument
+@profile_option
+@click.option("--text", required=True, help="The text whose prediction is measured.")
+@click.option("--target", metavar="LABEL", help="Measure this label's log-odds instead of the predicted one's.")
+@click.option("--without", metavar="EXAMPLES", help="Train without these.")
+@click.option("--relabel", metavar="EXAMPLES", help="Train with the label --label for these.")
+@click.option("--label", metavar="LABEL", help="With --relabel: the label that they get.")
+@click.option("--edit", metavar="EXAMPLE", help="Train with the text --new-text for this one: a handle or an id.")
+@click.option("--new-text", help="With --edit: the text that it gets.")
+@click.option(
+    "--replay", is_flag=True, help="Also predict by differentiating along the recorded steps; takes some trainings."
+)
+@click.option("--dry-run", is_flag=True, help="Only predict time, memory and disk, from a few steps really taken.")
+@json_option
+def command(
+    config: str | None,
+    profile: str | None,
+    text: str,
+    target: str | None,
+    without: str | None,
+    relabel: str | None,
+    label: str | None,
+    edit: str | None,
+    new_text: str | None,
+    replay: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """What would CONFIG's model answer, had its training data differed? Trains again and measures.
+
+    The recorded steps are executed with the change, everything else as it was, and the answer's log-odds are compared
+    with what was predicted. EXAMPLES are the strongest of the explanation (top:10, proponents:10, opponents:10), a
+    group (group:COLUMN=VALUE), or some by their handles or ids (ids:A,B). An interrupted measurement goes on when the
+    same command is given again; what has been trained once is kept for other texts.
+
+    \b
+    Examples:
+      bento-audit measure sentiment --text "a slow start" --without top:10
+      bento-audit measure sentiment --text "a slow start" --without group:label=negative --dry-run
+      bento-audit measure sentiment --text "a slow start" --relabel proponents:3 --label negative
+      bento-audit measure sentiment --text "a slow start" --edit EXAMPLE --new-text "a fine start" --json
+    """
+    if sum(part is not None for part in (without, relabel, edit)) != 1:
+        raise click.UsageError("say what is changed, exactly one of --without, --relabel and --edit")
+    if (relabel is None) != (label is None) or (edit is None) != (new_text is None):
+        raise click.UsageError("--relabel goes with --label, and --edit with --new-text")
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.cli.selecting import selection
+    from audit_service.jobs.measuring import Question
+    from audit_service.schemas import Edit, Relabel
+
+    asked = Question(
+        input={settings.task.text: text},
+        target=target,
+        without=None if without is None else selection(without),
+        relabel=None if relabel is None else Relabel(**selection(relabel).model_dump(), label=label or ""),
+        edit=None if edit is None else Edit(example=edit, text=new_text or ""),
+        replay=replay,
+    )
+    measure_in_terminal(settings, asked, text, dry_run=dry_run, as_json=as_json)
+
+
+def measure_in_terminal(
+    settings: AuditConfig, asked: Question, text: str, *, dry_run: bool = False, as_json: bool = False
+) -> None:
+    """Measures with progress, and shows what was found."""
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.bundle import state_folder
+    from audit_service.jobs.measuring import Measuring
+    from audit_service.jobs.worker import retrainings_folder
+
+    keep_in = retrainings_folder(state_folder(settings))
+    try:
+        with progress_shown() as progress:
+            measuring = Measuring(settings, keep_in, progress, local=True)
+            if dry_run:
+                change = measuring.change(asked)
+                cost = {"changed_examples": len(change.replacements), **asdict(measuring.cost(asked))}
+            else:
+                found = measuring.answer(asked, progress).model_dump(mode="json")
+    except KeyboardInterrupt:
+        remark(f"What is trained is kept in {keep_in}; the same command goes on after it.")
+        raise
+    if dry_run:
+        if as_json:
+            print_json(cost)
+        else:
+            output_console().print(_cost(cost))
+    elif as_json:
+        print_json(found)
+    else:
+        output_console().print(_found(found, text))
+
+
+def _cost(cost: dict[str, Any]) -> Any:
+    replay = cost["replay_seconds"]
+    return facts(
+        {
+            "changed": f"{cost['changed_examples']:,} training examples",
+            "training": f"{cost['steps']:,} steps, about {duration(cost['seconds'])}",
+            "control": f"about {duration(cost['control_seconds'])}, unless it has been done here before",
+            "replay": f"about {duration(replay)}" if replay else None,
+            "memory": f"about {size(cost['memory_bytes'])}",
+            "disk": f"at most {size(cost['disk_bytes'])}",
+        }
+    )
+
+
+DONE = {"remove": "left out", "relabel": "labelled otherwise", "edit": "with another text"}
+
+
+def _found(found: dict[str, Any], text: str) -> Any:
+    change = found["change"]
+    flip = f"{change['label_before']} becomes {change['label_after']}" if change["flipped"] else "stays"
+    before, after = change["probability_before"], change["probability_after"]
+    rows: dict[str, object] = {
+        "text": text,
+        "changed": f"{found['changed_examples']:,} of {found['training_examples']:,} training examples "
+        f"{DONE[found['kind']]}",
+        "target": change["target"],
+        "measured": f"{change['measured']:+.4f} log-odds: from {change['before']:+.4f} to {change['after']:+.4f}, "
+        f"{before:.1%} to {after:.1%}",
+    }
+    for tier, predicted in change["predicted"].items():
+        ratio = change["ratio"][tier]
+        rows[f"predicted ({tier})"] = f"{predicted:+.4f} log-odds, to {change['probability_predicted'][tier]:.1%}" + (
+            "" if ratio is None else f"; measured is {ratio:.2f} times that"
+        )
+    if change["label_before"] is not None:
+        rows["label"] = flip
+    if found["control_gap"] > 0:
+        rows["noise"] = (
+            f"executing the recorded steps here differs by {found['control_gap']:.2g} log-odds from the record"
+        )
+    twin = found.get("twin")
+    if twin is not None:
+        rows["trained again"] = f"not the served model but its twin: {twin['summary']}"
+    rows["time"] = (
+        f"{duration(found['seconds'])} for {found['steps']:,} steps, control {duration(found['control_seconds'])}"
+    )
+    rows["memory"] = f"{size(found['memory_bytes'])}, predicted {size(found['memory_predicted_bytes'])}"
+    return facts(rows)

@@ -1,0 +1,158 @@
+"""The process that works on the jobs of one service: ``python -m audit_service.jobs.worker CONFIG``.
+
+One a state folder, whoever starts it: it holds a lock, and a second one ends at once. It runs at the lowest priority,
+takes one job after the other, and ends when there is nothing to do or when whoever started it has ended (its standard
+input closes); what is unfinished then is gone on with by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audit_service.bundle import state_folder
+from audit_service.config import AuditConfig, load_config
+from audit_service.jobs.measuring import Measuring, Question, seconds_left
+from audit_service.jobs.store import Job, JobStore
+from influence_engine.errors import InfluenceError
+
+LOCK = "jobs.lock"
+IDLE_S = 20.0
+"""How long it waits for another job before it ends and gives its memory back."""
+
+TOLD_EVERY_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class JobCancelledError(Exception):
+    """Raised in the middle of a job that is to stop."""
+
+
+def retrainings_folder(folder: Path) -> Path:
+    """Where retrained parameters are kept, below the state folder."""
+    return folder / "retrainings"
+
+
+class Worker:
+    """Works on the jobs of one config.
+
+    Args:
+        config: The config.
+        store: Its jobs.
+    """
+
+    def __init__(self, config: AuditConfig, store: JobStore) -> None:
+        self.config, self.store = config, store
+        self._measuring: Measuring | None = None
+
+    def work(self, idle_s: float) -> None:
+        """Takes jobs until there has been none for ``idle_s``."""
+        until = time.monotonic() + idle_s
+        while time.monotonic() < until:
+            begun = self.store.begin()
+            if begun is None:
+                time.sleep(0.2)
+                continue
+            self.run(*begun)
+            until = time.monotonic() + idle_s
+
+    def run(self, job: Job, content: dict[str, Any]) -> None:
+        """Works on one job to its end."""
+        told = _Told(self.store, job.job_id)
+        try:
+            if self._measuring is None:
+                self._measuring = Measuring(self.config, retrainings_folder(self.store.folder), told)
+            answer = self._measuring.answer(Question.of(content), told)
+        except JobCancelledError:
+            self.store.end(job.job_id, "cancelled")
+        except InfluenceError as error:
+            self._measuring = None  # what it says may be mended meanwhile
+            self.store.end(job.job_id, "failed", error={"code": error.code, "message": error.message})
+        except Exception as error:
+            logger.exception("job %s failed", job.job_id)
+            self._measuring = None
+            message = f"{type(error).__name__}; the log of the jobs in the state folder says more"
+            self.store.end(job.job_id, "failed", error={"code": "internal_error", "message": message})
+        else:
+            self.store.end(job.job_id, "done", result=answer.model_dump(mode="json"))
+
+
+class _Told:
+    """Progress that goes into the store now and then, and brings back whether to stop."""
+
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self._store, self._job_id = store, job_id
+        self._next = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + TOLD_EVERY_S
+        progress = {"stage": stage, "done": done, "total": total, "seconds_left": seconds_left(note)}
+        if self._store.told(self._job_id, progress):
+            raise JobCancelledError
+
+
+@contextlib.contextmanager
+def holding_the_lock(folder: Path) -> Iterator[bool]:
+    """Whether this process is the one that may work, as long as the context lasts."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def lowest_priority() -> None:
+    """Lets everything else on the machine go first."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def end_with_the_starter(store: JobStore) -> None:
+    """Ends this process when its standard input closes: when the process that holds the other end has ended."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        with contextlib.suppress(InfluenceError):
+            store.forgive()
+        os._exit(0)  # whatever is unfinished is on disk
+
+    threading.Thread(target=watch, name="starter", daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    """Works for the config that the arguments name."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    lowest_priority()
+    config = load_config(arguments[0])
+    torch.set_num_threads(config.jobs.threads)
+    folder = state_folder(config)
+    with holding_the_lock(folder) as held:
+        if held:
+            store = JobStore(folder, waiting=config.jobs.waiting)
+            end_with_the_starter(store)
+            Worker(config, store).work(IDLE_S)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""What is changed in the training data: examples removed, labelled otherwise, or with another text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from influence_engine.digests import json_digest
+from influence_engine.errors import DataError, SettingsError
+from influence_engine.tasks import CheckingTask, Example, Task
+
+VALUES_SHOWN = 8
+"""How many values of a column a message names."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the training data, everything else as recorded.
+
+    Attributes:
+        kind: What is done to the examples.
+        replacements: By example id what takes the example's place; None where nothing does.
+    """
+
+    kind: Literal["remove", "relabel", "edit"]
+    replacements: Mapping[str, Example | None]
+
+    @property
+    def example_ids(self) -> list[str]:
+        """The changed examples, sorted."""
+        return sorted(self.replacements)
+
+    @property
+    def removed(self) -> list[str]:
+        """Ids of the examples in whose place there is nothing, sorted."""
+        return [name for name in self.example_ids if self.replacements[name] is None]
+
+    @property
+    def replaced(self) -> dict[str, Example]:
+        """What takes the place of the others, by their ids."""
+        return {name: example for name, example in sorted(self.replacements.items()) if example is not None}
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for equal changes."""
+        given = {name: None if one is None else dict(one) for name, one in self.replacements.items()}
+        return json_digest(given)
+
+
+def removal(example_ids: Iterable[str]) -> Change:
+    """Training without these.
+
+    Raises:
+        SettingsError: none is named.
+    """
+    return Change("remove", dict.fromkeys(_some(example_ids)))
+
+
+def relabelling(task: Task, train: Sequence[Example], labels: Mapping[str, str]) -> Change:
+    """Training with other labels, by example id.
+
+    Raises:
+        SettingsError: none is named, or the task has no labels.
+        DataError: an example is not there, has that label already, or the task knows no such label.
+    """
+    field = getattr(task, "label", None)
+    if field is None:
+        raise SettingsError("this task has no labels to change", field="relabel")
+    return _replacing("relabel", task, train, labels, str(field))
+
+
+def editing(task: Task, train: Sequence[Example], texts: Mapping[str, str]) -> Change:
+    """Training with other texts, by example id.
+
+    Raises:
+        SettingsError: none is named, or the task has no texts.
+        DataError: an example is not there or has that text already, or the task refuses the text.
+    """
+    field = getattr(task, "text", None)
+    if field is None:
+        raise SettingsError("this task has no texts to edit", field="edit")
+    return _replacing("edit", task, train, texts, str(field))
+
+
+def members(train: Sequence[Example], column: str, value: str) -> list[str]:
+    """Ids of the examples whose ``column``, of their own or of their metadata, has that value, in their order.
+
+    Raises:
+        SettingsError: no example has such a column or such a value in it; the message says what there is.
+    """
+    values = {str(example["example_id"]): _value(example, column) for example in train}
+    if all(value is None for value in values.values()):
+        columns = {name for example in train for name in (*example, *example.get("metadata", {}))} - {"metadata"}
+        raise SettingsError(
+            f"no training example has a {column!r}; they have {', '.join(sorted(columns))}", field="group"
+        )
+    chosen = [example_id for example_id, found in values.items() if found == value]
+    if not chosen:
+        there = sorted({found for found in values.values() if found is not None})
+        more = f" and {len(there) - VALUES_SHOWN} more" if len(there) > VALUES_SHOWN else ""
+        raise SettingsError(
+            f"no training example has the {column} {value!r}; there is {', '.join(there[:VALUES_SHOWN])}{more}",
+            field="group",
+        )
+    return chosen
+
+
+def _value(example: Example, column: str) -> str | None:
+    found = example.get(column)
+    if found is None:
+        found = (example.get("metadata") or {}).get(column)
+    return None if found is None else str(found)
+
+
+def _replacing(
+    kind: Literal["relabel", "edit"], task: Task, train: Sequence[Example], values: Mapping[str, str], field: str
+) -> Change:
+    by_id: dict[str, Example] = {str(example["example_id"]): example for example in train}
+    replacements: dict[str, Example | None] = {}
+    for example_id in _some(values):
+        if example_id not in by_id:
+            raise DataError(f"there is no training example {example_id!r}", field="examples")
+        if by_id[example_id].get(field) == values[example_id]:
+            raise DataError(
+                f"the {field} of the training example {example_id!r} is {values[example_id]!r} already", field=field
+            )
+        other: dict[str, Any] = {**by_id[example_id], field: values[example_id]}
+        if isinstance(task, CheckingTask):
+            task.check(other, labelled=True)
+        replacements[example_id] = other
+    return Change(kind, replacements)
+
+
+def _some(example_ids: Iterable[str]) -> list[str]:
+    found = list(example_ids)
+    if not found:
+        raise SettingsError("no training example is named; name at least one", field="examples")
+    return found

@@ -1,0 +1,66 @@
+"""A retraining on disk, unfinished or finished: what was done is not done again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from influence_engine.files import writing_aside
+from influence_engine.training.optimizers import OptimizerState, Parameters
+
+
+class SavedTraining:
+    """Parameters and optimiser state after some step, in one file that is whole or absent.
+
+    Args:
+        folder: Where it lies.
+        key: Digest of everything that the steps depend on.
+        every_s: Seconds of work that an interruption may cost.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], key: str, every_s: float = 20.0) -> None:
+        self.path = Path(folder) / f"retraining-{key[:32]}.safetensors"
+        self._every_s = every_s
+        self._written = time.monotonic()
+
+    def read(self, device: torch.device) -> tuple[int, Parameters, OptimizerState] | None:
+        """The last step that is done, and what follows it starts from; None where nothing is saved.
+
+        A file that cannot be read counts as none: its steps are executed again.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            found = load_file(self.path)
+        except Exception:  # whatever is wrong with it, the steps are still there
+            return None
+        done = int(found.pop("done"))
+        parameters: Parameters = {}
+        state: OptimizerState = {}
+        for key, tensor in found.items():
+            kind, _, name = key.partition("/")
+            if kind == "parameters":
+                parameters[name] = tensor.to(device)
+            else:
+                state.setdefault(kind, {})[name] = tensor.to(device)
+        return done, parameters, state
+
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return time.monotonic() - self._written >= self._every_s
+
+    def write(self, done: int, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keeps what was reached after step ``done``; without ``state``, for a training that is finished."""
+        tensors = {f"parameters/{name}": tensor for name, tensor in parameters.items()}
+        for kind, named in state.items():
+            tensors |= {f"{kind}/{name}": tensor for name, tensor in named.items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        with writing_aside(self.path) as aside:
+            save_file({**tensors, "done": torch.tensor(done)}, aside)
+        self._written = time.monotonic()
