@@ -370,6 +370,9 @@ class MeasuredAnswer(BaseModel):
     control_gap: float = Field(description="What executing the recorded steps here differs by: below it is noise.")
     seconds: float
     control_seconds: float
+    predicted_error_90: dict[str, float | None] = Field(
+        {}, description="By tier, half of the 90% interval around the predicted change; null where nothing says it."
+    )
     predicted_seconds: dict[str, float] = Field(description="By tier, what the prediction took.")
     memory_bytes: int = Field(description="The most that the worker held.")
     memory_predicted_bytes: int

@@ -142,8 +142,13 @@ def _found(found: dict[str, Any], text: str) -> Any:
     }
     for tier, predicted in change["predicted"].items():
         ratio = change["ratio"][tier]
-        rows[f"predicted ({tier})"] = f"{predicted:+.4f} log-odds, to {change['probability_predicted'][tier]:.1%}" + (
-            "" if ratio is None else f"; measured is {ratio:.2f} times that"
+        error = found["predicted_error_90"].get(tier)
+        interval = "" if error is None else f" ± {error:.4f}"
+        within = "" if error is None else f"; {_within(change['measured'], predicted, error)}"
+        rows[f"predicted ({tier})"] = (
+            f"{predicted:+.4f}{interval} log-odds, to {change['probability_predicted'][tier]:.1%}"
+            + ("" if ratio is None else f"; measured is {ratio:.2f} times that")
+            + within
         )
     if change["label_before"] is not None:
         rows["label"] = flip
@@ -159,3 +164,7 @@ def _found(found: dict[str, Any], text: str) -> Any:
     )
     rows["memory"] = f"{size(found['memory_bytes'])}, predicted {size(found['memory_predicted_bytes'])}"
     return facts(rows)
+
+
+def _within(measured: float, predicted: float, error: float) -> str:
+    return "within its interval" if abs(measured - predicted) <= error else "OUTSIDE its 90% interval"

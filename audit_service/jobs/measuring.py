@@ -154,7 +154,7 @@ class Measuring:
         cost = self.cost(question)
         self._check_memory(cost)
         told = Countdown(progress, _work(cost, question))
-        predicted, seconds = self._predicted([query], change, question, told)
+        predicted, errors, seconds = self._predicted([query], change, question, told)
         task, keep_in = self.data.task, self.keep_in
         found = measure(
             self.run, task, self.train, [query], change, predicted=predicted, keep_in=keep_in, progress=told
@@ -165,6 +165,7 @@ class Measuring:
                 **{name: getattr(found, name) for name in ("control_gap", "seconds", "control_seconds")},
                 "change": asdict(found.queries[0]),
                 "examples": self._described(change),
+                "predicted_error_90": errors,
                 "predicted_seconds": seconds,
                 "memory_bytes": _peak_memory(),
                 "memory_predicted_bytes": cost.memory_bytes,
@@ -176,16 +177,18 @@ class Measuring:
 
     def _predicted(
         self, queries: Sequence[Example], change: Change, question: Question, progress: Progress
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    ) -> tuple[dict[str, Tensor], dict[str, float | None], dict[str, float]]:
         begun = time.monotonic()
         found = estimate(self.loaded.attributor, queries, change, self.train, run=self.run)
         predicted, seconds = {found.tier: found.changes}, {found.tier: time.monotonic() - begun}
+        errors: dict[str, float | None] = {found.tier: found.error_90[0]}
         if question.replay:
             begun = time.monotonic()
             task = self.data.task
             predicted["replayed"] = first_order(self.run, task, self.train, queries, change, progress=progress)
+            errors["replayed"] = None
             seconds["replayed"] = time.monotonic() - begun
-        return predicted, seconds
+        return predicted, errors, seconds
 
     def _chosen(self, question: Question, selection: Selection) -> list[str]:
         """Ids of the selected examples."""

@@ -24,6 +24,8 @@ from influence_engine.curvature import heuristic_damping, recorded_damping
 from influence_engine.empirical.changes import Change
 from influence_engine.errors import DataError
 from influence_engine.gradients import tracing
+from influence_engine.index.calibration import unit_of
+from influence_engine.quality import Errors
 from influence_engine.resources import to_device
 from influence_engine.tasks import Example
 from influence_engine.training import Run
@@ -39,11 +41,14 @@ class Estimate:
         changes: ``[Q]``, double precision, in the measurement's units: with the change minus as it is.
         tier: How it was obtained: ``estimated`` or ``replayed``.
         method: In words.
+        error_90: Half of the 90% interval around each change; None where the index was not checked against
+            retraining, and for what takes the place of an example.
     """
 
     changes: Tensor
     tier: str
     method: str
+    error_90: list[float | None]
 
 
 def estimate(
@@ -76,9 +81,14 @@ def estimate(
     removed = torch.zeros(len(queries), dtype=torch.float64)
     if change.kind != "edit":
         chosen = torch.tensor([rows[example_id] for example_id in change.example_ids])
-        removed -= attributor.scores(queries, "best")[:, chosen].double().sum(1)
-    if not change.replaced:
-        return Estimate(removed, tier, "rows of the index")
+        scores = attributor.scores(queries, "best")
+        removed -= scores[:, chosen].double().sum(1)
+        if not change.replaced:
+            errors = [
+                Errors(index.calibration, tier, unit).error_90(len(chosen), influence)
+                for unit, influence in zip(unit_of(scores).tolist(), removed.tolist(), strict=True)
+            ]
+            return Estimate(removed, tier, "rows of the index", errors)
     gradient = _encoded(attributor, list(change.replaced.values()), "loss").double().sum(0)
     if change.kind == "edit":
         by_id = {example["example_id"]: example for example in train}
@@ -92,7 +102,7 @@ def estimate(
     method = "difference of gradients at the final weights"
     if change.kind == "relabel":
         method = "rows of the index, and the gradient of the other labels at the final weights"
-    return Estimate(removed + added, "estimated", method)
+    return Estimate(removed + added, "estimated", method, [None] * len(queries))
 
 
 def _damping_of(run: Run) -> float | None:

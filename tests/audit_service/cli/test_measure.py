@@ -47,6 +47,19 @@ def test_json_holds_what_was_predicted_and_what_was_measured(films: Path) -> Non
     assert sorted(films.rglob("retraining-*.safetensors")) == kept
 
 
+def test_once_the_index_is_checked_predictions_have_intervals(films: Path) -> None:
+    assert answer("--without", "top:5")["predicted_error_90"] == {"estimated": None}
+    config = films / "configs" / "films.yaml"
+    written = yaml.safe_load(config.read_text())
+    del written["data"]["validation"]["part"]  # all of them: as many as a check needs
+    config.write_text(yaml.safe_dump(written))
+    assert bento_audit("index", "check", "films").exit_code == 0
+    assert answer("--without", "top:5")["predicted_error_90"]["estimated"] > 0
+    shown = bento_audit("measure", "films", "--text", TEXT, "--without", "top:5").stdout
+    assert "±" in shown
+    assert "its 90% interval" in shown or "within its interval" in shown
+
+
 def test_an_explanation_of_the_measured_tier_is_the_same_measurement(films: Path) -> None:
     result = bento_audit("explain", "films", "--text", TEXT, "--tier", "measured", "--top-k", "3", "--json")
     assert result.exit_code == 0, result.output
