@@ -91,7 +91,7 @@ def series_of(reference: Reference, *, outcome_groups: Sequence[str] = ()) -> in
             len(metrics.STAGES) * histogram(metrics.DURATION_BUCKETS),
             len(metrics.JOB_STATES),
             3,  # index info, rows, created
-            histogram(metrics.FIDELITY_BUCKETS),
+            len(metrics.PREDICTING_TIERS) * len(metrics.CHANGES) * histogram(metrics.FIDELITY_BUCKETS),
             len(metrics.DROP_REASONS) + 1,
             2 * labels,
             2 * len(admitted(outcome_groups)),
