@@ -110,5 +110,5 @@ def test_every_committed_place_in_the_table_of_places_exists() -> None:
 def test_the_explanation_shown_is_the_output_of_a_run() -> None:
     shown = README.partition("<!-- explanation:")[2].partition("```text\n")[2].partition("```")[0]
 
-    for part in ("text", "prediction", "base model", "log-odds", "(proponents)", "(opponents)", "estimated"):
+    for part in ("text", "prediction", "base model", "log-odds", "(proponents)", "(opponents)", "replayed"):
         assert part in shown
