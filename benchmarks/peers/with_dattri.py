@@ -37,8 +37,8 @@ def methods() -> list[Method]:
         Method(
             "LoGra influence", "dattri", _logra, {"dimensions": LOGRA_DIMENSIONS, "grid": LOGRA_RELATIVE, "version": 1}
         ),
-        Method("EK-FAC", "dattri", _ekfac_all, {"dampings": EKFAC_DAMPINGS, "version": 1}),
-        Method("EK-FAC, pooler and head only", "dattri", _ekfac_head, {"dampings": EKFAC_DAMPINGS, "version": 1}),
+        Method("EK-FAC", "dattri", _ekfac_all, {"dampings": EKFAC_DAMPINGS, "version": 2}),
+        Method("EK-FAC, pooler and head only", "dattri", _ekfac_head, {"dampings": EKFAC_DAMPINGS, "version": 2}),
     ]
 
 
@@ -241,4 +241,6 @@ def _ekfac(material: Material, model: Classifier, layers: list[str], note: str) 
             influences = material.by_example(scores.detach().float().T.contiguous())
             setting = f"damping {damping:g}" + (", its default" if not number else "")
             candidates.append(Candidate(setting, influences, default=not number))
-    return Scored(candidates, prepare, answer, bytes_an_example=0, bytes_once=0, note=note)
+    factors = [*attributor.cached_lambdas.values(), *(one for pair in attributor.cached_q.values() for one in pair)]
+    once = sum(one.numel() * one.element_size() for one in factors)
+    return Scored(candidates, prepare, answer, bytes_an_example=0, bytes_once=once, note=note)
