@@ -21,7 +21,16 @@ from influence_engine.index.calibration import unit_of
 from influence_engine.prefix import Kept
 from influence_engine.quality import Errors, quality_of
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, CheckingTask, Example, PredictingTask, ProbabilityTask, Task, describe_task
+from influence_engine.tasks import (
+    Batch,
+    CheckingTask,
+    Example,
+    PredictingTask,
+    ProbabilityTask,
+    Task,
+    describe_task,
+    with_predicted_targets,
+)
 
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 """How influences are obtained; ``best`` is the highest that the index holds ready."""
@@ -99,7 +108,7 @@ class Attributor:
         clock = _Clock()
         keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
         with keeping as kept, self._trace(queries) as trace:
-            batch = _with_targets(trace.batch, trace.outputs)
+            batch = with_predicted_targets(trace.batch, trace.outputs)
             measured = self.task.measurement(trace.outputs, batch)
             gradients = trace.layer_gradients(measured)
         outputs, measured = trace.outputs.detach(), measured.detach()
@@ -118,7 +127,7 @@ class Attributor:
         scores = scores * slope
         found = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
         clock.lap("search")
-        errors = [Errors(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
+        errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
         examples = self._fetch(found, answered, measured, errors)
         clock.lap("fetch")
         changes = self._changes(batch, gradients, measured, kept)
@@ -199,7 +208,7 @@ class Attributor:
         """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
         batch = self._batch(queries)
         outputs = self.task.outputs(self.model, batch)
-        return self.task.measurement(outputs, _with_targets(batch, outputs))
+        return self.task.measurement(outputs, with_predicted_targets(batch, outputs))
 
     def _check_layers(self) -> None:
         expected = {layer.name: layer.shape for layer in self.index.manifest.layers}
@@ -229,7 +238,7 @@ class Attributor:
     def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(queries), batch_size):
             with self._trace(queries[start : start + batch_size]) as trace:
-                batch = _with_targets(trace.batch, trace.outputs)
+                batch = with_predicted_targets(trace.batch, trace.outputs)
                 gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
             yield self.index.encoder.encode(gradients)
 
@@ -345,14 +354,3 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = (now - self._last) * 1000
         self._last = now
-
-
-def _with_targets(batch: Batch, outputs: Tensor) -> Batch:
-    """The batch with the model's own prediction as target where a query names none.
-
-    So that the base model is measured on the same target; a task without labels measures what its batch says.
-    """
-    labels = batch.get("labels")
-    if labels is None or labels.dim() != 1 or outputs.dim() != 2:
-        return batch
-    return {**batch, "labels": torch.where(labels < 0, outputs.detach().argmax(-1), labels)}

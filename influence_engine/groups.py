@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,5 +113,5 @@ class Groups:
         return self._known[column]
 
 
-def _largest_first(counted: tuple[Hashable, int]) -> tuple[int, str]:
-    return -counted[1], str(counted[0])
+def _largest_first(counted: tuple[str, int]) -> tuple[int, str]:
+    return -counted[1], counted[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.calibration import LINEAR_ENOUGH, TRUSTED_AGREEMENT, Calibration
+from influence_engine.index.calibration import LINEAR_ENOUGH, TRUSTED_AGREEMENT, Calibration, TierError
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,22 @@ class Errors:
 
     Attributes:
         calibration: Of the index, where it was checked against retraining.
-        tier: That answers.
+        tier: How far the tier that answers was from retraining, where that is known.
         unit: Root mean square of the query's influences.
     """
 
     calibration: Calibration | None
-    tier: str
+    tier: TierError | None
     unit: float
+
+    @classmethod
+    def of(cls, calibration: Calibration | None, tier: str, unit: float) -> Errors:
+        """Of the tier of that name."""
+        return cls(calibration, None if calibration is None else calibration.tiers.get(tier), unit)
 
     def error_90(self, examples: int, influence: float) -> float | None:
         """Half of the 90% interval around the summed ``influence`` of so many examples."""
-        found = None if self.calibration is None else self.calibration.tiers.get(self.tier)
-        return None if found is None else found.error_90(examples, self.unit, influence)
+        return None if self.tier is None else self.tier.error_90(examples, self.unit, influence)
 
 
 def quality_of(
@@ -57,14 +61,13 @@ def quality_of(
     """
     usual = index.manifest.retained.get("p01")
     outside = None if usual is None else retained < usual
-    checked = None if errors.calibration is None else errors.calibration.tiers.get(errors.tier)
     return {
         "share_returned": sum(map(abs, returned)) / total if total > 0 else 0.0,
         "share_in_basis": in_basis,
         "retained": retained,
         "outside_index": outside,
         "error_90": errors.error_90(len(returned), sum(returned)),
-        "agreement": None if checked is None else checked.agreement,
+        "agreement": None if errors.tier is None else errors.tier.agreement,
         "warnings": _warnings(errors, outside=bool(outside)),
     }
 
@@ -73,13 +76,12 @@ def _warnings(errors: Errors, *, outside: bool) -> list[str]:
     found = []
     if outside:
         found.append("the input is unlike the training examples: the index keeps little of its gradient")
-    if errors.calibration is not None:
-        if errors.calibration.nonlinearity > LINEAR_ENOUGH:
-            found.append(
-                f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
-                "influences are rough; fine-tune with a lower learning rate or fewer epochs"
-            )
-        tier = errors.calibration.tiers.get(errors.tier)
-        if tier is not None and tier.agreement < TRUSTED_AGREEMENT:
-            found.append(f"in the index's check, predicted and retrained changes agreed by {tier.agreement:.2f} only")
+    if errors.calibration is not None and errors.calibration.nonlinearity > LINEAR_ENOUGH:
+        found.append(
+            f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
+            "influences are rough; fine-tune with a lower learning rate or fewer epochs"
+        )
+    if errors.tier is not None and errors.tier.agreement < TRUSTED_AGREEMENT:
+        agreement = f"{errors.tier.agreement:.2f}"
+        found.append(f"in the index's check, predicted and retrained changes agreed by {agreement} only")
     return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -50,6 +52,43 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
             "fewer index.dimensions or index.coordinates need less",
             field=str(folder),
         )
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held in main memory so far."""
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class SavedBytes:
+    """Counts the bytes of what autograd keeps for a backward pass, each storage once, while it is entered.
+
+    Args:
+        beside: Tensors that are there anyway and do not count.
+    """
+
+    def __init__(self, beside: Iterable[Tensor] = ()) -> None:
+        self._beside = {tensor.untyped_storage().data_ptr() for tensor in beside}
+        self._kept: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    @property
+    def total(self) -> int:
+        """Bytes so far."""
+        return sum(self._kept.values())
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._hooks.__exit__(*raised)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._beside:
+            self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
 
 def readable_bytes(count: float) -> str:

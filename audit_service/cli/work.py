@@ -5,9 +5,7 @@ Importing this module imports torch; the modules of the verbs do not, so that ``
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from influence_engine.index import InfluenceIndex
 from influence_engine.index.plan import BuildPlan
 from influence_engine.models import add_lora, load_base
 from influence_engine.progress import Progress
+from influence_engine.resources import peak_memory
 from influence_engine.tasks import ExportableTask
 from influence_engine.training import Run, finetune
 from influence_engine.training.schedule import checkpoint_steps, plan_schedule
@@ -218,9 +217,7 @@ def held_out_of(examples: TrainingSet) -> list[dict[str, Any]]:
 
 
 def _peak_memory() -> int:
-    # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+    return peak_memory() + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 
 
 class _Stopwatch:

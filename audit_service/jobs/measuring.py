@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,7 @@ from influence_engine.empirical.measuring import CHANGED, CONTROL
 from influence_engine.empirical.tangent import STAGE as REPLAYING
 from influence_engine.errors import DigestMismatchError, InputError, ResourceError, SettingsError
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import readable_bytes
+from influence_engine.resources import peak_memory, readable_bytes
 from influence_engine.tasks import Example
 from influence_engine.training import Run
 
@@ -167,7 +165,7 @@ class Measuring:
                 "examples": self._described(change),
                 "predicted_error_90": errors,
                 "predicted_seconds": seconds,
-                "memory_bytes": _peak_memory(),
+                "memory_bytes": peak_memory(),
                 "memory_predicted_bytes": cost.memory_bytes,
                 "model": self.loaded.model,
                 "index": self.loaded.index,
@@ -270,7 +268,3 @@ def seconds_left(note: str) -> float | None:
 def _work(cost: Cost, question: Question) -> dict[str, float]:
     work = {CONTROL: cost.control_seconds, CHANGED: cost.seconds}
     return {REPLAYING: cost.replay_seconds, **work} if question.replay else work
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

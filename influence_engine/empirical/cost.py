@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +10,10 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from influence_engine.empirical.tangent import NODES
-from influence_engine.errors import RecordError
-from influence_engine.resources import choose_device
+from influence_engine.resources import SavedBytes, choose_device, peak_memory
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.execution import collate_step
@@ -73,8 +70,7 @@ def predict_cost(
         RecordError: the run cannot be replayed; the message says why.
         DigestMismatchError: task, tokenizer or data are not the recorded ones.
     """
-    if not run.replayable:
-        raise RecordError(f"the run in {run.folder} cannot be executed again: {run.why_not_replayable}")
+    run.require_replayable()
     examples = in_recorded_order(run, task, train)
     held = psutil.Process().memory_info().rss
     model = run.load_base(into).to(choose_device(device))
@@ -103,7 +99,7 @@ def predict_cost(
         seconds=each * total,
         control_seconds=each * total,
         replay_seconds=len(NODES) * DERIVATIVE * each * total if replay else 0.0,
-        memory_bytes=max(held + need, _peak_memory()),
+        memory_bytes=max(held + need, peak_memory()),
         disk_bytes=2 * trained * (1 + kinds),
     )
 
@@ -112,10 +108,6 @@ def _step(objective: Objective, run: Run, step: Step, examples: Sequence[Example
     device = next(iter(parameters.values())).device
     batches = collate_step(objective.task, examples, step, device)
     return training_step(objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm)
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _activations(objective: Objective, run: Run, examples: Sequence[Example]) -> int:
@@ -129,19 +121,9 @@ def _activations(objective: Objective, run: Run, examples: Sequence[Example]) ->
     step = run.schedule.step(number)
     device = next(objective.model.parameters()).device
     batch = collate_step(objective.task, examples, step, device)[place]
-    own = {tensor.data_ptr() for tensor in objective.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     parameters = {
         name: one.requires_grad_() for name, one in trained_parameters(objective.model, run.trainable).items()
     }
-    own |= {tensor.data_ptr() for tensor in parameters.values()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with SavedBytes(beside=[*objective.model.parameters(), *parameters.values()]) as kept:
         objective.evaluate(parameters, batch, torch.ones(len(step.rows[place])))
-    return sum(kept.values())
+    return kept.total

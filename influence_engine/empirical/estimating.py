@@ -85,7 +85,7 @@ def estimate(
         removed -= scores[:, chosen].double().sum(1)
         if not change.replaced:
             errors = [
-                Errors(index.calibration, tier, unit).error_90(len(chosen), influence)
+                Errors.of(index.calibration, tier, unit).error_90(len(chosen), influence)
                 for unit, influence in zip(unit_of(scores).tolist(), removed.tolist(), strict=True)
             ]
             return Estimate(removed, tier, "rows of the index", errors)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from influence_engine.empirical.changes import Change
 from influence_engine.empirical.queries import Queries, label_of, probability
-from influence_engine.errors import RecordError
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
@@ -128,8 +127,7 @@ def measure(
         DigestMismatchError: task, tokenizer, data, base model or a library are not the recorded ones.
         DataError: a changed example is not in the training data.
     """
-    if not run.replayable:
-        raise RecordError(f"the run in {run.folder} cannot be executed again: {run.why_not_replayable}")
+    run.require_replayable()
     trainer = _Trainer(run, task, train, into, device, Path(keep_in), save_every_s, progress)
     model = run.load_model(into).to(choose_device(device))
     asked = Queries(model, task, queries)

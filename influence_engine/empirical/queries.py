@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.resources import to_device
-from influence_engine.tasks import Batch, Example, PredictingTask, Task
+from influence_engine.tasks import Batch, Example, PredictingTask, Task, with_predicted_targets
 
 _BATCH = 32
 
@@ -20,10 +20,7 @@ def with_targets(task: Task, model: nn.Module, batch: Batch) -> Batch:
     if labels is None or labels.dim() != 1 or not bool((labels < 0).any()):
         return batch
     with torch.no_grad():
-        outputs = task.outputs(model, batch)
-    if outputs.dim() != 2:
-        return batch
-    return {**batch, "labels": torch.where(labels < 0, outputs.argmax(-1), labels)}
+        return with_predicted_targets(batch, task.outputs(model, batch))
 
 
 class Queries:

@@ -84,8 +84,7 @@ def first_order(
         DigestMismatchError: task, tokenizer or data are not the recorded ones.
         DataError: a changed example is not there, or the task refuses what takes its place.
     """
-    if not run.replayable:
-        raise RecordError(f"the run in {run.folder} cannot be executed again: {run.why_not_replayable}")
+    run.require_replayable()
     examples = in_recorded_order(run, task, train)
     with_replacements(run, task, examples, change.replaced)  # refuses what cannot be trained on
     model = run.load_base(into).to(choose_device(device))

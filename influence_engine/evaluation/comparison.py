@@ -181,7 +181,7 @@ def evaluate(
         approximation=attributor.index.manifest.approximation,
         damping=attributor.index.manifest.damping,
         damping_tuned=tuned,
-        single=_single(methods[0], retraining, ids, plan, tuning) if plan.single else None,
+        single=_single(methods[0], retraining, recorded, ids, plan, tuning) if plan.single else None,
     )
 
 
@@ -223,7 +223,12 @@ def _row(one: Attributed, truth: _Context) -> LdsRow:
 
 
 def _single(
-    ours: Attributed, retraining: Retraining, ids: Sequence[str], plan: EvaluationPlan, tuning: int
+    ours: Attributed,
+    retraining: Retraining,
+    recorded: Tensor,
+    ids: Sequence[str],
+    plan: EvaluationPlan,
+    tuning: int,
 ) -> SingleRemovals:
     influences = ours.influences[tuning:].double()
     strongest = influences.abs().mean(0).argsort(descending=True)[: (plan.single + 1) // 2].tolist()
@@ -232,7 +237,7 @@ def _single(
     drawn = torch.randperm(len(others), generator=generator)[: plan.single - len(strongest)].tolist()
     chosen = [*strongest, *(others[place] for place in drawn)]
     without = retraining.measurements([Removal.of([ids[row]]) for row in chosen])[:, tuning:]
-    measured = retraining.recorded()[tuning:] - without
+    measured = recorded[tuning:] - without
     estimated = influences[:, chosen].T
     large = estimated.abs() >= estimated.abs().median()
     return SingleRemovals(

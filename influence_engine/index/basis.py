@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -40,6 +39,7 @@ class ReplayBasis:
         scale: ``[N]``, what the part outside the basis is multiplied with.
         damping: ``lambda`` with which the estimated rows agree best with the replayed ones.
         agreement: Mean cosine of replayed and estimated rows before they were made orthonormal.
+        digest: Of its numbers; empty before it was saved and read again.
     """
 
     exact: Tensor
@@ -47,19 +47,12 @@ class ReplayBasis:
     scale: Tensor
     damping: float
     agreement: float
+    digest: str = ""
 
     @property
     def width(self) -> int:
         """``K``."""
         return self.exact.shape[0]
-
-    @cached_property
-    def digest(self) -> str:
-        """Of its numbers."""
-        return weights_digest(self._tensors())
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).cpu().contiguous() for name in ("exact", "estimated", "scale")}
 
     def coefficients(self, estimates: Tensor) -> Tensor:
         """Of estimates ``[Q, N]`` (with this basis' damping) in the estimated rows, ``[Q, K]``."""
@@ -91,11 +84,12 @@ class ReplayBasis:
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
         """Writes it as one safetensors file; ``about`` says what it belongs to."""
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in ("exact", "estimated", "scale")}
         numbers = {"damping": repr(self.damping), "agreement": repr(self.agreement)}
-        facts = {**about, **numbers, "digest": self.digest}
+        facts = {**about, **numbers, "digest": weights_digest(tensors)}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with writing_aside(path) as aside:
-            save_file(self._tensors(), aside, facts)
+            save_file(tensors, aside, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> ReplayBasis | None:
@@ -117,7 +111,9 @@ class ReplayBasis:
             return None
         if weights_digest(tensors) != facts["digest"]:
             raise DigestMismatchError(f"{path} has changed since it was written; make it again", field=str(path))
-        return cls(**tensors, damping=float(facts["damping"]), agreement=float(facts["agreement"]))
+        return cls(
+            **tensors, damping=float(facts["damping"]), agreement=float(facts["agreement"]), digest=facts["digest"]
+        )
 
 
 def choose_directions(estimates: Tensor, width: int) -> Tensor:

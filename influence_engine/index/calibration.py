@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,7 +51,7 @@ class TierError(BaseModel):
 
     def error_90(self, examples: int, unit: float, influence: float) -> float:
         """Half of the 90% interval around the summed ``influence`` of so many examples; ``unit`` is ``u``."""
-        return self.spread * examples**0.5 * unit + self.share * abs(influence)
+        return float(half_width(self.spread, self.share, examples**0.5 * unit, abs(influence)))
 
 
 class Calibration(BaseModel):
@@ -115,15 +116,15 @@ def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tens
         return float(((missed - share * size).clamp_min(0) / scale).flatten().quantile(LEVEL))
 
     def width(share: float) -> float:
-        return float((spread(share) * scale + share * size).mean())
+        return float(half_width(spread(share), share, scale, size).mean())
 
     best = min(_SHARES, key=width)
-    return TierError(
-        spread=spread(best),
-        share=best,
-        agreement=agreement,
-        slope=slope,
-    )
+    return TierError(spread=spread(best), share=best, agreement=agreement, slope=slope)
+
+
+def half_width(spread: float, share: float, scale: Any, size: Any) -> Any:
+    """Half of an interval, of numbers or tensors: ``scale`` is ``sqrt(n) u``, ``size`` what was predicted."""
+    return spread * scale + share * size
 
 
 def slope_of(predicted: Tensor, measured: Tensor) -> float:
@@ -134,9 +135,8 @@ def slope_of(predicted: Tensor, measured: Tensor) -> float:
 
 def covered(error: TierError, predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> float:
     """Share of the measured changes within the intervals; ``predicted`` and ``units`` are of calibrated influences."""
-    half = (
-        error.spread * examples.double().sqrt().unsqueeze(1) * units.double() + error.share * predicted.double().abs()
-    )
+    scale = examples.double().sqrt().unsqueeze(1) * units.double()
+    half = half_width(error.spread, error.share, scale, predicted.double().abs())
     return float(((measured.double() - predicted.double()).abs() <= half).double().mean())
 
 

@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from influence_engine.errors import RecordError
 from influence_engine.replay.reverse import Adjoint, reverse_step
-from influence_engine.resources import choose_device, readable_bytes
+from influence_engine.replay.states import recorded_states
+from influence_engine.resources import SavedBytes, readable_bytes
 from influence_engine.tasks import Example, Task
-from influence_engine.training import Run, in_recorded_order
-from influence_engine.training.frozen import MOST_BYTES, FrozenSteps, KeptSteps
-from influence_engine.training.step import Objective, set_dropout, training_step
-from influence_engine.training.stretches import RecordedStates
+from influence_engine.training import Run
+from influence_engine.training.frozen import MOST_BYTES, KeptSteps
+from influence_engine.training.step import training_step
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,9 @@ def plan_replay(
     Raises:
         RecordError, DigestMismatchError: as ``replay``.
     """
-    if not run.replayable:
-        raise RecordError(f"the run in {run.folder} cannot be replayed: {run.why_not_replayable}")
-    chosen = choose_device(device)
-    examples = in_recorded_order(run, task, train)
-    model = run.load_base(into).to(chosen)
-    set_dropout(model, run.dropout)
+    run.require_replayable("replayed")
     kept = KeptSteps()
-    objective = Objective(model, task, None if run.dropout else FrozenSteps(model, run.trainable, kept))
-    recorded = RecordedStates(run, examples, objective, chosen)
+    recorded = recorded_states(run, task, train, kept, into=into, device=device)
     total = len(run.schedule)
     stretch = max(last - first for first, last in itertools.pairwise(run.checkpoints))
 
@@ -76,12 +69,14 @@ def plan_replay(
     weights = recorded.weights[torch.cat(step.rows)]
 
     def forward() -> None:
-        training_step(objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm)
+        training_step(
+            recorded.objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm
+        )
 
     def back(width: int) -> None:
         adjoint = Adjoint.of({name: one.new_ones(width, *one.shape) for name, one in parameters.items()}, state)
         reverse_step(
-            objective,
+            recorded.objective,
             run.optimizer,
             step,
             batches,
@@ -93,8 +88,7 @@ def plan_replay(
             at_once=1,
         )
 
-    graph = _SavedBytes()
-    with torch.autograd.graph.saved_tensors_hooks(graph.count, _same):
+    with SavedBytes() as graph:
         back(1)
     once, trained = _seconds(lambda: back(1)), _seconds(forward)
     further = max(_seconds(lambda: back(2)) - once, 0.1 * once)
@@ -106,30 +100,10 @@ def plan_replay(
         directions=directions,
         steps=total,
         seconds=total * (trained + once + (directions - 1) * further),
-        disk_bytes=carried + directions * len(examples) * 4,
+        disk_bytes=carried + directions * len(recorded.examples) * 4,
         # Directions, and those carried back; the states of a stretch; a step's graph and one direction's results.
-        memory_bytes=int(directions * one + carried + stretch * (one + moments) + graph.bytes + one + moments + frozen),
+        memory_bytes=int(directions * one + carried + stretch * (one + moments) + graph.total + one + moments + frozen),
     )
-
-
-class _SavedBytes:
-    """Bytes of what a graph keeps, each storage counted once."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._seen: set[int] = set()
-
-    def count(self, tensor: Tensor) -> Tensor:
-        """Called for every tensor that is saved."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _seconds(work: Callable[[], None]) -> float:

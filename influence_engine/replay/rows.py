@@ -20,16 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, weights_digest
-from influence_engine.errors import RecordError, SettingsError
+from influence_engine.errors import SettingsError
 from influence_engine.files import writing_aside
 from influence_engine.progress import Progress, silent
 from influence_engine.replay.reverse import Adjoint, reverse_step
-from influence_engine.resources import choose_device
+from influence_engine.replay.states import recorded_states
 from influence_engine.tasks import Example, Task
-from influence_engine.training import Run, in_recorded_order
-from influence_engine.training.frozen import FrozenSteps, KeptSteps
+from influence_engine.training import Run
+from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.optimizers import Parameters
-from influence_engine.training.step import Objective, set_dropout
 from influence_engine.training.stretches import RecordedStates
 
 STAGE = "replaying the recorded steps"
@@ -70,36 +69,22 @@ def replay(
             the message names the first step that differs.
         SettingsError: the directions are not of the trained parameters.
     """
-    if not run.replayable:
-        raise RecordError(f"the run in {run.folder} cannot be replayed: {run.why_not_replayable}")
+    run.require_replayable("replayed")
     _check(run, directions)
-    player = _Player(run, task, in_recorded_order(run, task, train), into, choose_device(device), kept)
+    player = _Player(recorded_states(run, task, train, kept or KeptSteps(), into=into, device=device))
     saved = None if keep_in is None else _Saved(Path(keep_in), run, directions, save_every_s)
     return player.rows({name: tensor.float() for name, tensor in directions.items()}, at_once, saved, progress)
 
 
 class _Player:
-    def __init__(
-        self,
-        run: Run,
-        task: Task,
-        examples: Sequence[Example],
-        into: nn.Module | None,
-        device: torch.device,
-        kept: KeptSteps | None,
-    ) -> None:
-        self.run, self.examples, self.device = run, examples, device
-        model = run.load_base(into).to(device)
-        set_dropout(model, run.dropout)
-        frozen = None if run.dropout else FrozenSteps(model, run.trainable, kept or KeptSteps())
-        self.objective = Objective(model, task, frozen)
-        self.recorded = RecordedStates(run, examples, self.objective, device)
+    def __init__(self, recorded: RecordedStates) -> None:
+        self.recorded, self.run, self.device = recorded, recorded.run, recorded.device
 
     def rows(self, directions: Parameters, at_once: int, saved: _Saved | None, progress: Progress) -> Tensor:
         total = len(self.run.schedule)
         end = self.recorded.checkpoint(total)
         begun = Adjoint.of({name: directions[name].to(self.device) for name in end[0]}, end[1])
-        rows = torch.zeros(begun.width, len(self.examples))
+        rows = torch.zeros(begun.width, len(self.recorded.examples))
         adjoint, done = begun, total
         if saved is not None:
             rows, adjoint, done = saved.read(rows, begun, total, self.device)
@@ -113,7 +98,7 @@ class _Player:
                 uses = torch.cat(step.rows)
                 parameters, state = states.pop()
                 found = reverse_step(
-                    self.objective,
+                    self.recorded.objective,
                     self.run.optimizer,
                     step,
                     self.recorded.batches(step),

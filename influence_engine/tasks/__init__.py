@@ -12,6 +12,7 @@ from influence_engine.tasks.base import (
     Task,
     describe_task,
     example_sizes,
+    with_predicted_targets,
 )
 from influence_engine.tasks.text_classification import TextClassification
 
@@ -28,4 +29,5 @@ __all__ = [
     "TextClassification",
     "describe_task",
     "example_sizes",
+    "with_predicted_targets",
 ]

@@ -121,6 +121,15 @@ class Run:
         """The reasons, for people; None for a run that can be replayed."""
         return self.manifest["why_not_replayable"]
 
+    def require_replayable(self, what: str = "executed again") -> None:
+        """Refuses what takes the recorded steps, where they do not lead to the recorded weights.
+
+        Raises:
+            RecordError: they do not; the message says why.
+        """
+        if not self.replayable:
+            raise RecordError(f"the run in {self.folder} cannot be {what}: {self.why_not_replayable}")
+
     @property
     def optimizer(self) -> Optimizer:
         """The optimiser whose steps the run consists of.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
-from influence_engine.errors import DataError, DigestMismatchError, RecordError
+from influence_engine.errors import DataError, DigestMismatchError
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
@@ -19,7 +19,7 @@ from influence_engine.training.identity import check_examples, data_digest, task
 from influence_engine.training.record import Run
 from influence_engine.training.saved import SavedTraining
 from influence_engine.training.step import StepResult, trained_parameters
-from influence_engine.training.stretches import LOSS_TOLERANCE
+from influence_engine.training.stretches import check_loss
 
 STAGE = "executing the recorded steps"
 
@@ -66,8 +66,7 @@ def reexecute(
             example does not come out as recorded; the message names it.
         DataError: a weight or another example is given for one that is not there, or the task refuses the other one.
     """
-    if not run.replayable:
-        raise RecordError(f"the run in {run.folder} cannot be executed again: {run.why_not_replayable}")
+    run.require_replayable()
     examples = with_replacements(run, task, in_recorded_order(run, task, train), replaced or {})
     given = run.weights if weights is None else weights
     example_weights = weights_by_row(run.example_ids, given)
@@ -88,7 +87,7 @@ def reexecute(
 
     def told(number: int, result: StepResult) -> None:
         if number <= as_recorded:
-            _check_loss(run, number, float(result.loss))
+            check_loss(run, number, float(result.loss))  # if they do not come out so, nothing can be measured
         if saved is not None and number < total and saved.due():
             saved.write(number, result.parameters, result.state)
         progress(STAGE, number, total, f"loss {float(result.loss):.3f}")
@@ -144,18 +143,6 @@ def with_replacements(
 
 def _listed(replaced: Mapping[str, Example] | None) -> list[Example]:
     return [{**example, "example_id": example_id} for example_id, example in (replaced or {}).items()]
-
-
-def _check_loss(run: Run, number: int, found: float) -> None:
-    """Until the first changed example the steps are the recorded ones: if they are not, nothing can be measured."""
-    recorded = float(run.losses[number - 1])
-    if recorded == recorded and abs(found - recorded) > LOSS_TOLERANCE * max(1.0, abs(recorded)):
-        raise DigestMismatchError(
-            f"step {number} of the run in {run.folder} does not come out as recorded: its loss is {found:.6g}, "
-            f"recorded is {recorded:.6g}. The base model, the data or a library (torch, transformers) is not the one "
-            "it was recorded with",
-            field=f"step {number}",
-        )
 
 
 def in_recorded_order(run: Run, task: Task, train: Sequence[Example]) -> list[Example]:

@@ -88,14 +88,7 @@ class RecordedStates:
                 weights=self.weights,
                 max_grad_norm=self.run.max_grad_norm,
             )
-            recorded, found = float(self.run.losses[number - 1]), float(result.loss)
-            if recorded == recorded and abs(found - recorded) > LOSS_TOLERANCE * max(1.0, abs(recorded)):
-                raise DigestMismatchError(
-                    f"step {number} of the run in {self.run.folder} does not come out as recorded: its loss is "
-                    f"{found:.6g}, recorded is {recorded:.6g}. The base model, the data or a library (torch, "
-                    "transformers) is not the one it was recorded with",
-                    field=f"step {number}",
-                )
+            check_loss(self.run, number, float(result.loss))
             parameters, state = result.parameters, result.state
         self._check_end(start[0], parameters, first, last)
         return states
@@ -111,6 +104,22 @@ class RecordedStates:
                 "changed, or the machine computes differently",
                 field=f"step {first + 1}",
             )
+
+
+def check_loss(run: Run, number: int, found: float) -> None:
+    """Refuses a step whose loss is not the recorded one.
+
+    Raises:
+        DigestMismatchError: it is not; the message names the step.
+    """
+    recorded = float(run.losses[number - 1])
+    if recorded == recorded and abs(found - recorded) > LOSS_TOLERANCE * max(1.0, abs(recorded)):
+        raise DigestMismatchError(
+            f"step {number} of the run in {run.folder} does not come out as recorded: its loss is {found:.6g}, "
+            f"recorded is {recorded:.6g}. The base model, the data or a library (torch, transformers) is not the one "
+            "it was recorded with",
+            field=f"step {number}",
+        )
 
 
 def _distance(one: Parameters, other: Parameters) -> float:
