@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from audit_service.bundle import find, index_version_folder, state_folder
+from audit_service.bundle import index_version_folder, open_predictor, state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
 from audit_service.engine.explaining import input_fields
 from audit_service.errors import error_body, status_of
 from audit_service.ids import new_id
 from audit_service.outcomes import Judged, Outcome, OutcomeStore
-from audit_service.prediction.export import TOKENIZER
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.predictions import OTHER_WORKER_S, PredictionRecord, PredictionStore, is_fresh
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
@@ -24,7 +22,6 @@ from audit_service.watching import Watch
 from influence_engine.errors import InfluenceError
 from influence_engine.index import Manifest
 from influence_engine.index.build import MANIFEST
-from influence_engine.models import load_tokenizer
 
 
 class Audit:
@@ -55,15 +52,7 @@ class Audit:
             RecordError: it has not been exported yet.
             DigestMismatchError: a file has changed, or the task has.
         """
-        folder = find(self.config, "onnx").folder
-        tokenizer = load_tokenizer(folder / TOKENIZER) if Path(folder / TOKENIZER).is_dir() else None
-        predictor = OnnxPredictor(
-            folder,
-            self.config.task_object(tokenizer),
-            threads=self.config.serve.threads,
-            max_chars=self.config.serve.max_text_chars,
-            observe=self.watch.features,
-        )
+        predictor = open_predictor(self.config, self.watch.features)
         self.model_digest = predictor.model_digest
         return predictor
 

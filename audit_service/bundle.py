@@ -19,15 +19,18 @@ from bentoml.exceptions import NotFound
 from audit_service.config import AuditConfig
 from audit_service.monitoring.reference import REFERENCE
 from audit_service.prediction.export import MANIFEST as ONNX_MANIFEST
-from audit_service.prediction.export import export_onnx, is_current, read_export
+from audit_service.prediction.export import TOKENIZER, export_onnx, is_current, read_export
+from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.served import ServedModel, load_model_folder, load_trained_model, model_digests, save_model_folder
 from influence_engine.digests import file_digest
 from influence_engine.errors import RecordError
 from influence_engine.index import current_version
 from influence_engine.index.build import CURRENT, VERSIONS
-from influence_engine.index.index import BASIS
+from influence_engine.index.index import BASIS, CALIBRATION
+from influence_engine.models import load_tokenizer
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example
+from influence_engine.tasks.base import Array
 
 Kind = Literal["model", "index", "onnx"]
 
@@ -60,6 +63,28 @@ def index_version_folder(config: AuditConfig) -> Path:
     """
     folder = find(config, "index").folder
     return folder / VERSIONS / current_version(folder)
+
+
+def open_predictor(config: AuditConfig, observe: Callable[[Array], None] | None = None) -> OnnxPredictor:
+    """The config's model in ONNX Runtime, as it is served.
+
+    Args:
+        config: The config.
+        observe: Given the model's features of every batch.
+
+    Raises:
+        RecordError: it has not been exported yet.
+        DigestMismatchError: a file has changed, or the task has.
+    """
+    folder = find(config, "onnx").folder
+    tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
+    return OnnxPredictor(
+        folder,
+        config.task_object(tokenizer),
+        threads=config.serve.threads,
+        max_chars=config.serve.max_text_chars,
+        observe=observe,
+    )
 
 
 def load_served(config: AuditConfig) -> ServedModel:
@@ -167,7 +192,11 @@ def _manifest_digest(folder: Path) -> dict[str, Any]:
 
 
 def _index_digests(folder: Path) -> dict[str, Any]:
-    beside = {"basis_digest": folder / BASIS, "reference_digest": folder / REFERENCE}
+    beside = {
+        "basis_digest": folder / BASIS,
+        "calibration_digest": folder / CALIBRATION,
+        "reference_digest": folder / REFERENCE,
+    }
     made_later = {name: file_digest(file) for name, file in beside.items() if file.is_file()}
     return _manifest_digest(folder) | made_later
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from audit_service.database import transaction
 from audit_service.errors import ServiceError
 from audit_service.predictions import connect
 
@@ -76,10 +77,8 @@ class OutcomeStore:
             ServiceError: the store cannot be written.
         """
         try:
-            with contextlib.closing(self._connect()) as connection:
-                connection.execute("BEGIN IMMEDIATE")
+            with contextlib.closing(connect(self.folder, SCHEMA)) as connection, transaction(connection):
                 judged = [one for part in _parts(outcomes) for one in _add(connection, part)]
-                connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             raise ServiceError(f"the true labels could not be kept: {error}") from error
         return judged
@@ -94,7 +93,7 @@ class OutcomeStore:
             ServiceError: the store cannot be read.
         """
         try:
-            with contextlib.closing(self._connect()) as connection:
+            with contextlib.closing(connect(self.folder, SCHEMA)) as connection:
                 rows = connection.execute(
                     "SELECT outcomes.label, predictions.label, confidence, groups, predictions.time FROM outcomes "
                     "JOIN predictions USING (prediction_id) WHERE predictions.time >= ?",
@@ -106,15 +105,6 @@ class OutcomeStore:
             {"label": label, "predicted": predicted, "confidence": confidence, "groups": json.loads(groups), "time": at}
             for label, predicted, confidence, groups, at in rows
         ]
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = connect(self.folder)
-        try:
-            connection.executescript(SCHEMA)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
 
 
 def _parts(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:

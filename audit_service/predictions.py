@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from audit_service.database import open_database, transaction
 from audit_service.errors import (
     IdempotencyConflictError,
     InputErasedError,
@@ -224,7 +225,7 @@ class PredictionStore:
         try:
             mac = self._cipher.mac(json_digest(plain(example)))
             prediction_id = derived_id(self._cipher.mac(f"{scope}\0{idempotency_key}"))
-            with contextlib.closing(self._connect()) as connection, _transaction(connection):
+            with contextlib.closing(self._connect()) as connection, transaction(connection):
                 connection.execute(
                     "INSERT OR IGNORE INTO reservations VALUES (?, ?, ?)", (prediction_id, time.time(), mac)
                 )
@@ -244,7 +245,7 @@ class PredictionStore:
     def purge(self, *, now: float | None = None) -> int:
         """Erases inputs whose time is over; returns how many."""
         before = (time.time() if now is None else now) - self.keep_inputs_s
-        with contextlib.closing(self._connect()) as connection, _transaction(connection):
+        with contextlib.closing(self._connect()) as connection, transaction(connection):
             erased = connection.execute(
                 "UPDATE predictions SET input = NULL, input_state = 'erased' WHERE input_state = 'kept' AND time < ?",
                 (before,),
@@ -259,7 +260,7 @@ class PredictionStore:
             PredictionNotFoundError: there is no such prediction.
         """
         self.flush()
-        with contextlib.closing(self._connect()) as connection, _transaction(connection):
+        with contextlib.closing(self._connect()) as connection, transaction(connection):
             changed = connection.execute(
                 "UPDATE predictions SET input = NULL, input_state = 'erased' WHERE prediction_id = ?", (prediction_id,)
             ).rowcount
@@ -313,7 +314,7 @@ class PredictionStore:
             except (TypeError, ValueError):  # one record that cannot be encoded must not hold up the others
                 logger.exception("prediction %s could not be recorded", record.prediction_id)
                 self._dropped("not_encodable", 1)
-        with _transaction(connection):
+        with transaction(connection):
             connection.executemany("INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _row(self, record: PredictionRecord) -> tuple[Any, ...]:
@@ -365,29 +366,8 @@ def is_fresh(prediction_id: str) -> bool:
     return age is not None and abs(age) < 10
 
 
-def connect(folder: Path) -> sqlite3.Connection:
-    """A connection to the store in ``folder``, which is made if it is missing."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    connection = sqlite3.connect(
-        folder / "predictions.sqlite", timeout=5.0, isolation_level=None, check_same_thread=False
+def connect(folder: Path, schema: str = "") -> sqlite3.Connection:
+    """A connection to the store in ``folder``, which is made if it is missing, with further tables of ``schema``."""
+    return open_database(
+        folder / "predictions.sqlite", SCHEMA + schema, synchronous="NORMAL", timeout_s=5.0, one_thread=False
     )
-    try:
-        connection.execute("PRAGMA journal_mode = TRUNCATE")  # a rollback journal, without a new file each time
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.executescript(SCHEMA)
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")

@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 from support import PROJECT, machine
 
+from audit_service.bundle import open_predictor
 from audit_service.cli import referencing
 from audit_service.config import AuditConfig, load_config
 from audit_service.drift.signals import FeatureCatcher, explain_all, group_bins, group_events, predict_all
@@ -85,7 +86,7 @@ class Observer:
         self.config, self.reference = config, reference
         self.loaded = load(config)
         self.catcher = FeatureCatcher()
-        self.predictor = referencing.predictor_of(config, self.catcher)
+        self.predictor = open_predictor(config, self.catcher)
         self.nearest = reference.nearest_centre()
 
     def traffic(self, examples: Sequence[Any]) -> Traffic:

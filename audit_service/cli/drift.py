@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
 from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.config.sections import DURATION
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -29,7 +29,7 @@ def command() -> None:
 
 
 def _span(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"[1-9][0-9]*[smhdw]", value):
+    if value is not None and not DURATION.fullmatch(value):
         raise click.BadParameter(f"found {value!r}; it should be a time such as 24h or 7d")
     return value
 
@@ -93,17 +93,11 @@ def report(
 
 def _facts(found: dict[str, Any]) -> dict[str, object]:
     rows: dict[str, object] = {"inputs": f"{found['inputs_read']:,}, of which {found['inputs_explained']:,} explained"}
-    for one in found["signals"]:
-        name = f"influence by {one['by']}" if one["by"] else one["signal"]
-        p_value = f", p = {one['test']['p_value']:.2g}" if one["test"] else ""
-        moved = " MOVED" if one["moved"] else ""
-        rows[name] = f"PSI {one['psi']:.4f}, alert above {one['threshold']:.4f}{p_value}{moved}"
+    rows |= _signals(found["signals"])
     outside = found["outside_index"]
     if outside:
-        moved = " MOVED" if outside["moved"] else ""
         rows["outside the index"] = (
-            f"{outside['share']:.1%}, {outside['reference']:.1%} in the reference, "
-            f"alert above {outside['threshold']:.1%}{moved}"
+            f"{outside['share']:.1%}, {outside['reference']:.1%} in the reference, {_alert(outside, '.1%')}"
         )
     for one in found["groups"][:4]:
         rows[f"{one['by']}={one['group']}"] = f"{one['change']:+.2%} of influence"
@@ -173,19 +167,29 @@ def _seen(name: str, source: str, snapshot: dict[str, Any], alerts: list[dict[st
         f"{name} traffic": f"{source}; {snapshot['predictions']:,} predictions so far, "
         f"{snapshot['explanations']:,} explained"
     }
-    for one in snapshot["signals"]:
-        label = f"influence by {one['by']}" if one["by"] else one["signal"]
-        if one["psi"] is not None:
-            rows[label] = f"PSI {one['psi']:.4f}, alert above {one['threshold']:.4f}" + (
-                " MOVED" if one["moved"] else ""
-            )
+    rows |= _signals(snapshot["signals"])
     outside = snapshot["outside_index"]
     if outside and outside["share"] is not None:
-        moved = " MOVED" if outside["moved"] else ""
-        rows["outside the index"] = f"{outside['share']:.1%}, alert above {outside['threshold']:.1%}{moved}"
+        rows["outside the index"] = f"{outside['share']:.1%}, {_alert(outside, '.1%')}"
     fired = sorted({f"{one['labels']['alertname']} ({one['labels'].get('signal')})" for one in alerts})
     rows["alerts of Prometheus"] = ", ".join(fired) or "none"
     return rows
+
+
+def _signals(signals: list[dict[str, Any]]) -> dict[str, object]:
+    """A row for each signal that has been seen, with its test where there is one."""
+    rows: dict[str, object] = {}
+    for one in signals:
+        if one["psi"] is not None:
+            name = f"influence by {one['by']}" if one["by"] else one["signal"]
+            test = one.get("test")
+            p_value = f", p = {test['p_value']:.2g}" if test else ""
+            rows[name] = f"PSI {one['psi']:.4f}, {_alert(one, '.4f', p_value)}"
+    return rows
+
+
+def _alert(one: dict[str, Any], form: str, more: str = "") -> str:
+    return f"alert above {one['threshold']:{form}}{more}{' MOVED' if one['moved'] else ''}"
 
 
 def _moved(snapshot: dict[str, Any]) -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.bundle import state_folder
+from audit_service.bundle import open_predictor, state_folder
 from audit_service.cli import referencing
 from audit_service.cli.adopting.columns import KINDS
 from audit_service.config import AuditConfig
-from audit_service.config.sections import SECONDS
+from audit_service.config.sections import seconds_of
 from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
 from audit_service.drift.signals import FeatureCatcher, explain_all, predict_all
@@ -32,7 +32,7 @@ from influence_engine.progress import Progress, silent
 
 def since_s(text: str) -> float:
     """The Unix time that a span such as ``24h`` reaches back to."""
-    return time.time() - int(text[:-1]) * SECONDS[text[-1]]
+    return time.time() - seconds_of(text)
 
 
 def report(
@@ -100,7 +100,7 @@ def _held_against(
     progress: Progress,
 ) -> dict[str, Any]:
     catcher = FeatureCatcher()
-    predicted = predict_all(referencing.predictor_of(config, catcher), catcher, examples, progress)
+    predicted = predict_all(open_predictor(config, catcher), catcher, examples, progress)
     rows = sorted(random.Random(0).sample(range(len(examples)), min(most_explained, len(examples))))
     explained, _ = explain_all(
         loaded.attributor,

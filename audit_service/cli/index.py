@@ -65,7 +65,7 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     with progress_shown() as progress:
         remark(str(work.plan_index(settings, progress)))
         index = work.build_index(settings, progress)
-        if directions:
+        if directions and (index.basis is None or index.basis.width != directions):
             remark(str(replaying.plan_directions(settings, directions, progress)))
             replaying.replay_directions(settings, index, directions, progress)
         exported = work.export_model(settings, progress)

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.bundle import find, index_version_folder, register
+from audit_service.bundle import index_version_folder, open_predictor, register
 from audit_service.config import AuditConfig
 from audit_service.drift.building import build_reference
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all
 from audit_service.engine.loading import load
 from audit_service.monitoring.reference import Reference, read_reference
-from audit_service.prediction.export import TOKENIZER
-from audit_service.prediction.predictor import OnnxPredictor
 from influence_engine.data import load_examples
 from influence_engine.errors import DataError, DigestMismatchError, InputError, RecordError
 from influence_engine.index import Manifest
 from influence_engine.index.build import MANIFEST
-from influence_engine.models import load_tokenizer
 from influence_engine.progress import Progress
 
 
@@ -86,27 +83,10 @@ def of_config(config: AuditConfig) -> Reference | None:
     return read_reference(folder, model_digest=manifest.digests.get("model"), index_digest=manifest.build_digest)
 
 
-def predictor_of(config: AuditConfig, catcher: FeatureCatcher) -> OnnxPredictor:
-    """The config's model as it is served, with its features going to ``catcher``.
-
-    Raises:
-        RecordError: it has not been exported.
-    """
-    folder = find(config, "onnx").folder
-    tokenizer = load_tokenizer(folder / TOKENIZER) if Path(folder / TOKENIZER).is_dir() else None
-    return OnnxPredictor(
-        folder,
-        config.task_object(tokenizer),
-        threads=config.serve.threads,
-        max_chars=config.serve.max_text_chars,
-        observe=catcher,
-    )
-
-
 def _served_predictions(config: AuditConfig, examples: Sequence[Any], progress: Progress) -> Predicted | None:
     try:
         catcher = FeatureCatcher()
-        return predict_all(predictor_of(config, catcher), catcher, examples, progress)
+        return predict_all(open_predictor(config, catcher), catcher, examples, progress)
     except RecordError:  # a service with a predictor of its own: torch predicts the same, without features
         return None
 

@@ -34,14 +34,12 @@ def plan_directions(config: AuditConfig, width: int, progress: Progress) -> Repl
 
 
 def replay_directions(config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress) -> None:
-    """Gives the index a replay basis of ``width`` directions, unless it has one of that width.
+    """Gives the index a replay basis of ``width`` directions.
 
     Raises:
         RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
         DataError: there are no held-out examples to take directions from.
     """
-    if index.basis is not None and index.basis.width == width:
-        return
     run = recorded_run(config)
     examples = read_training_set(config, run.folder / "model", progress)
     for_directions, _ = _shared_out(examples)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from audit_service.cli.work import base_location
+from audit_service.cli.work import base_location, finetune_recorded
 from audit_service.config import AuditConfig
 from audit_service.records import AGREEMENT, read_training_set
 from audit_service.served import load_trained_model
 from influence_engine.empirical import agreement
-from influence_engine.errors import DataError, RecordError, SettingsError
+from influence_engine.errors import DataError, SettingsError
 from influence_engine.files import remove_tree, write_json
 from influence_engine.progress import Progress
-from influence_engine.training import Run, finetune
+from influence_engine.training import Run
 
 
 def train_twin(config: AuditConfig, progress: Progress, *, restart: bool = False) -> tuple[Run, dict[str, Any]]:
@@ -48,20 +48,7 @@ def train_twin(config: AuditConfig, progress: Progress, *, restart: bool = False
         )
     if restart:
         remove_tree(config.twin_folder)
-    try:
-        run = finetune(
-            data.task,
-            location,
-            data.train.examples,
-            data.validation.examples,
-            config.finetune,
-            record_to=config.twin_folder / "run",
-            revision=config.base_model.revision if config.base_model is not None else None,
-            reuse=True,
-            progress=progress,
-        )
-    except RecordError as error:
-        raise RecordError(f"{error.message} --restart deletes it first.", field=error.field) from error
+    run = finetune_recorded(config, location, data, config.twin_folder / "run", progress)
     found = agreement(served.model, run.load_model(), data.task, data.validation.examples, run.trainable)
     about = {**found.to_dict(), "served": served.digests["model"], "twin": run.digests["model"]}
     write_json(config.twin_folder / AGREEMENT, about)

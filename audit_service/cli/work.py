@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +84,17 @@ def run_finetuning(config: AuditConfig, progress: Progress, *, restart: bool = F
     examples = read_training_set(config, location, progress)
     if restart:
         remove_tree(config.run_folder)
+    return finetune_recorded(config, location, examples, config.run_folder, progress)
+
+
+def finetune_recorded(
+    config: AuditConfig, location: str, examples: TrainingSet, folder: Path, progress: Progress
+) -> Run:
+    """Fine-tunes a base model with the config's settings and records it in ``folder``; what is there is kept.
+
+    Raises:
+        RecordError: the folder holds another run.
+    """
     try:
         return finetune(
             examples.task,
@@ -90,7 +102,7 @@ def run_finetuning(config: AuditConfig, progress: Progress, *, restart: bool = F
             examples.train.examples,
             None if examples.validation is None else examples.validation.examples,
             config.finetune,
-            record_to=config.run_folder,
+            record_to=folder,
             revision=config.base_model.revision if config.base_model is not None else None,
             reuse=True,
             progress=progress,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, field_validator
 
-from audit_service.config.sections import SECONDS, Section
-
-DURATION = re.compile(r"[1-9][0-9]*[smhdw]")
+from audit_service.config.sections import DURATION, Section, seconds_of
 
 
 class MonitoringSettings(Section):
@@ -73,7 +69,7 @@ class MonitoringSettings(Section):
     @property
     def stale_after_s(self) -> int:
         """``stale_after`` in seconds."""
-        return int(self.stale_after[:-1]) * SECONDS[self.stale_after[-1]]
+        return seconds_of(self.stale_after)
 
 
 def _check_duration(value: str) -> str:

@@ -18,6 +18,14 @@ TASKS = (TEXT_CLASSIFICATION,)
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+DURATION = re.compile(f"[1-9][0-9]*[{''.join(SECONDS)}]")
+"""How a time is written: ``30d``, ``12h``, ``90m``."""
+
+
+def seconds_of(duration: str) -> int:
+    """A time such as ``12h`` in seconds."""
+    return int(duration[:-1]) * SECONDS[duration[-1]]
+
 
 class Section(BaseModel):
     """A part of a config: unknown keys are refused, values do not change."""
@@ -170,14 +178,14 @@ class ServeSettings(Section):
     @field_validator("keep_inputs", mode="before")
     @classmethod
     def _duration(cls, value: Any) -> Any:
-        if value != "none" and not re.fullmatch(r"[1-9][0-9]*[smhdw]", str(value)):
+        if value != "none" and not DURATION.fullmatch(str(value)):
             raise ValueError(f"found {value!r}; it should be a time such as 30d, 12h or 90m, or none")
         return value
 
     @property
     def keep_inputs_s(self) -> float:
         """``keep_inputs`` in seconds; 0 keeps none."""
-        return 0.0 if self.keep_inputs == "none" else float(int(self.keep_inputs[:-1]) * SECONDS[self.keep_inputs[-1]])
+        return 0.0 if self.keep_inputs == "none" else float(seconds_of(self.keep_inputs))
 
 
 class JobSettings(Section):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audit_service.database import open_database, transaction
 from audit_service.errors import JobNotFoundError, QueueFullError, ServiceError
 from audit_service.ids import derived_id
 from audit_service.schemas import JobState
@@ -228,34 +229,17 @@ class JobStore:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         try:
-            with contextlib.closing(self._connect()) as connection:
+            # A job that was acknowledged survives a power cut.
+            opened = open_database(self.folder / "jobs.sqlite", SCHEMA, synchronous="FULL", timeout_s=10.0)
+            with contextlib.closing(opened) as connection:
                 yield connection
         except (sqlite3.Error, OSError) as error:
             raise ServiceError(f"the jobs in {self.folder} cannot be read or written: {error}") from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-
-    def _connect(self) -> sqlite3.Connection:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        connection = sqlite3.connect(self.folder / "jobs.sqlite", timeout=10.0, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = TRUNCATE")
-            connection.execute("PRAGMA synchronous = FULL")  # a job that was acknowledged survives a power cut
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.executescript(SCHEMA)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+        with self._connected() as connection, transaction(connection):
+            yield connection
 
 
 def _job(row: tuple[Any, ...], before: int | None) -> Job:
