@@ -13,6 +13,7 @@ from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
 from audit_service.engine.explaining import input_fields
 from audit_service.errors import error_body, status_of
+from audit_service.exchange import Reservation
 from audit_service.ids import new_id
 from audit_service.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.prediction.predictor import OnnxPredictor
@@ -74,8 +75,19 @@ class Audit:
         self.watch.close()
         self.store.close()
 
-    def record(self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Puts one prediction on record; never fails, and takes microseconds."""
+    def record(
+        self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any], *, repeated: bool = False
+    ) -> None:
+        """Puts one prediction on record and counts it; never fails, and takes microseconds.
+
+        Args:
+            prediction_id: Its id.
+            example: What was asked.
+            outputs: What was answered.
+            repeated: It was recorded and counted before, and this is a retry.
+        """
+        if repeated:
+            return
         self.store.record(
             PredictionRecord(
                 prediction_id=prediction_id,
@@ -119,8 +131,8 @@ class Audit:
         """Counts predictions that are missing from the record."""
         self.watch.dropped(reason, count)
 
-    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> str:
-        """The prediction id that belongs to an ``Idempotency-Key``; see ``PredictionStore.reserve``."""
+    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> Reservation:
+        """What an ``Idempotency-Key`` stands for; see ``PredictionStore.reserve``."""
         return self.store.reserve(idempotency_key, f"{self.service}\0{method}\0{self.model_digest}", example)
 
     async def explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class Recorder(Protocol):
     """Records the predictions of one request to a batchable method; see ``recording``."""
 
     def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
-        """Fills ``exchange.reserved_id`` for a request with an ``Idempotency-Key``."""
+        """Fills ``exchange.reserved`` for a request with an ``Idempotency-Key``."""
 
     def record_response(self, service: Any, exchange: Exchange, request: Any, response: Any) -> bool:
         """Fills ``exchange.prediction_ids``; true if it wrote into ``response``."""

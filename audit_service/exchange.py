@@ -8,6 +8,19 @@ method writes into it, and the edge reads it when the response comes out.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import NamedTuple
+
+
+class Reservation(NamedTuple):
+    """What an ``Idempotency-Key`` stands for.
+
+    Attributes:
+        prediction_id: The same for every retry.
+        repeated: The request was answered before, and its prediction is on record.
+    """
+
+    prediction_id: str
+    repeated: bool
 
 
 class Exchange:
@@ -16,16 +29,16 @@ class Exchange:
     Attributes:
         batched: The method merges several requests into one call, so nothing within it belongs to this request only.
         idempotency_key: The request's ``Idempotency-Key``, or ``None``.
-        reserved_id: The prediction id that belongs to this key, once it is known (batched methods only).
+        reserved: What this key stands for, once it is known (batched methods only).
         prediction_ids: Ids of the predictions in the response, in its order.
     """
 
-    __slots__ = ("batched", "idempotency_key", "prediction_ids", "reserved_id")
+    __slots__ = ("batched", "idempotency_key", "prediction_ids", "reserved")
 
     def __init__(self, *, batched: bool = False, idempotency_key: str | None = None) -> None:
         self.batched = batched
         self.idempotency_key = idempotency_key
-        self.reserved_id: str | None = None
+        self.reserved: Reservation | None = None
         self.prediction_ids: list[str] = []
 
 

@@ -32,6 +32,7 @@ from audit_service.errors import (
     PredictionNotFoundError,
     ServiceError,
 )
+from audit_service.exchange import Reservation
 from audit_service.ids import derived_id, id_age_s
 from audit_service.sealing import InputCipher, plain
 from influence_engine.digests import json_digest
@@ -211,8 +212,11 @@ class PredictionStore:
             found = [row[0] for row in ids.fetchall()]
         yield from filter(None, map(self._read, found))
 
-    def reserve(self, idempotency_key: str, scope: str, example: Mapping[str, Any]) -> str:
-        """The prediction id that belongs to a key: the same for every retry, on every worker.
+    def reserve(self, idempotency_key: str, scope: str, example: Mapping[str, Any]) -> Reservation:
+        """The prediction id that belongs to a key, the same for every retry on every worker, and whether it is a retry.
+
+        A retry that overtakes the first answer, or reaches another worker before that answer is on disk (a tenth of
+        a second), is not known for one.
 
         Args:
             idempotency_key: The request's ``Idempotency-Key``.
@@ -225,22 +229,26 @@ class PredictionStore:
         try:
             mac = self._cipher.mac(json_digest(plain(example)))
             prediction_id = derived_id(self._cipher.mac(f"{scope}\0{idempotency_key}"))
+            with self._wake:  # before the store is asked: what waits now may be there then, and nothing falls between
+                waiting = prediction_id in self._pending
             with contextlib.closing(self._connect()) as connection, transaction(connection):
                 connection.execute(
                     "INSERT OR IGNORE INTO reservations VALUES (?, ?, ?)", (prediction_id, time.time(), mac)
                 )
-                row = connection.execute(
-                    "SELECT input_mac FROM reservations WHERE prediction_id = ?", (prediction_id,)
+                before, recorded = connection.execute(
+                    "SELECT input_mac, EXISTS (SELECT 1 FROM predictions WHERE prediction_id = ?1) "
+                    "FROM reservations WHERE prediction_id = ?1",
+                    (prediction_id,),
                 ).fetchone()
         except (sqlite3.Error, OSError):
             logger.exception("an Idempotency-Key could not be reserved; its retries become predictions of their own")
-            return derived_id(secrets.token_bytes(16))
-        if not hmac.compare_digest(row[0], mac):
+            return Reservation(derived_id(secrets.token_bytes(16)), repeated=False)
+        if not hmac.compare_digest(before, mac):
             raise IdempotencyConflictError(
                 "this Idempotency-Key came with another input before; use a new key for a new input",
                 field="Idempotency-Key",
             )
-        return prediction_id
+        return Reservation(prediction_id, repeated=waiting or bool(recorded))
 
     def purge(self, *, now: float | None = None) -> int:
         """Erases inputs whose time is over; returns how many."""

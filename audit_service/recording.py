@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from audit_service.errors import error_body, status_of
-from audit_service.exchange import Exchange, current_exchange
+from audit_service.exchange import Exchange, Reservation, current_exchange
 from audit_service.ids import derived_id, new_id
 from audit_service.problems import error_response
 from audit_service.signatures import Path, argument_names, check_output, dig, fields_of, find_inputs, type_hints
@@ -45,11 +45,13 @@ class Auditing(Protocol):
 
     input_fields: Sequence[str] | None
 
-    def record(self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Puts one prediction on record."""
+    def record(
+        self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any], *, repeated: bool = False
+    ) -> None:
+        """Puts one prediction on record, where it is already if it is ``repeated``."""
 
-    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> str:
-        """The prediction id that belongs to an ``Idempotency-Key``."""
+    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> Reservation:
+        """What an ``Idempotency-Key`` stands for."""
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts predictions that are missing from the record."""
@@ -115,7 +117,7 @@ class MethodRecorder:
             self._paths[key] = find_inputs(self.function, fields, self.inputs)
         return self._paths[key]
 
-    def reserve(self, service: Any, exchange: Exchange, arguments: Mapping[str, Any]) -> str:
+    def reserve(self, service: Any, exchange: Exchange, arguments: Mapping[str, Any]) -> Reservation:
         """Reserves the id of a request that has an ``Idempotency-Key``."""
         audit: Auditing = service.audit
         example = _example(self.paths(audit.input_fields), arguments)
@@ -123,10 +125,15 @@ class MethodRecorder:
 
     def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
         """The same for a batchable method, from the request's JSON."""
-        exchange.reserved_id = self.reserve(service, exchange, self._arguments_of_json(request))
+        exchange.reserved = self.reserve(service, exchange, self._arguments_of_json(request))
 
     def finish(
-        self, service: Any, exchange: Exchange | None, reserved: str | None, arguments: Mapping[str, Any], result: Any
+        self,
+        service: Any,
+        exchange: Exchange | None,
+        reserved: Reservation | None,
+        arguments: Mapping[str, Any],
+        result: Any,
     ) -> Any:
         """Records what the method returned; returns it, with its id where the schema has the field."""
         try:
@@ -154,7 +161,7 @@ class MethodRecorder:
         many = isinstance(response, list)
         items = response if many else [response]
         arguments = self._arguments_of_json(request)
-        exchange.prediction_ids.extend(self._record(service, exchange.reserved_id, arguments, items, many))
+        exchange.prediction_ids.extend(self._record(service, exchange.reserved, arguments, items, many))
         named = False
         for item, prediction_id in zip(items, exchange.prediction_ids, strict=True):
             if isinstance(item, dict) and (self._names_id or "prediction_id" in item):
@@ -163,28 +170,35 @@ class MethodRecorder:
         return named
 
     def record_stream(
-        self, service: Any, prediction_id: str, arguments: Mapping[str, Any], chunks: Sequence[Any]
+        self,
+        service: Any,
+        prediction_id: str,
+        arguments: Mapping[str, Any],
+        chunks: Sequence[Any],
+        *,
+        repeated: bool = False,
     ) -> None:
         """Records a stream that has ended, or broken."""
         try:
             audit: Auditing = service.audit
             outputs = self._stream_outputs(chunks)
-            audit.record(prediction_id, _example(self.paths(audit.input_fields), arguments), outputs)
+            example = _example(self.paths(audit.input_fields), arguments)
+            audit.record(prediction_id, example, outputs, repeated=repeated)
         except Exception:  # the stream has gone out whatever becomes of its record
             logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
             _count_dropped(service)
 
     def _record(
-        self, service: Any, reserved: str | None, arguments: Mapping[str, Any], items: list[Any], many: bool
+        self, service: Any, reserved: Reservation | None, arguments: Mapping[str, Any], items: list[Any], many: bool
     ) -> list[str]:
         audit: Auditing = service.audit
         paths = self.paths(audit.input_fields)
         ids = []
         for number, item in enumerate(items):
-            prediction_id = new_id() if reserved is None else _numbered(reserved, number)
+            prediction_id = new_id() if reserved is None else _numbered(reserved.prediction_id, number)
             example = _example(paths, arguments, number if many else None)
             outputs = {part: _pick(item, pick) for part, pick in self.outputs.items() if pick is not None}
-            audit.record(prediction_id, example, outputs)
+            audit.record(prediction_id, example, outputs, repeated=reserved is not None and reserved.repeated)
             ids.append(prediction_id)
         return ids
 
@@ -315,11 +329,12 @@ class _Stream:
         recorder: MethodRecorder,
         service: Any,
         exchange: Exchange | None,
-        reserved: str | None,
+        reserved: Reservation | None,
         arguments: Mapping[str, Any],
     ) -> None:
         self.recorder, self.service, self.arguments = recorder, service, arguments
-        self.prediction_id = reserved or new_id()
+        self.prediction_id = reserved.prediction_id if reserved else new_id()
+        self.repeated = reserved is not None and reserved.repeated
         whole = any(callable(pick) for pick in recorder.outputs.values())
         self.chunks: deque[Any] = deque(maxlen=None if whole else LAST_CHUNKS)
         if exchange is not None:
@@ -330,7 +345,9 @@ class _Stream:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if self.chunks or kind is None:  # a stream that failed before its first chunk answered nothing
-            self.recorder.record_stream(self.service, self.prediction_id, self.arguments, list(self.chunks))
+            self.recorder.record_stream(
+                self.service, self.prediction_id, self.arguments, list(self.chunks), repeated=self.repeated
+            )
 
 
 def _example(paths: Mapping[str, Path], arguments: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:

@@ -150,7 +150,9 @@ def test_no_file_of_the_store_holds_the_input(store: PredictionStore, tmp_path: 
 def test_workers_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
     stores = [PredictionStore(tmp_path) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        ids = set(pool.map(lambda store: store.reserve("key", "scope", {"text": "x"}), stores))
+        ids = {
+            one.prediction_id for one in pool.map(lambda store: store.reserve("key", "scope", {"text": "x"}), stores)
+        }
     assert len(ids) == 1
     assert [file.name for file in tmp_path.iterdir() if "key" in file.name] == ["predictions.key"]
 
@@ -232,6 +234,16 @@ def test_a_key_belongs_to_one_input(store: PredictionStore) -> None:
     assert store.reserve("key", "other scope", {"text": "y"}) != first
     with pytest.raises(IdempotencyConflictError, match="use a new key"):
         store.reserve("key", "scope", {"text": "y"})
+
+
+def test_a_retry_is_known_once_the_first_answer_was_recorded(store: PredictionStore) -> None:
+    first = store.reserve("key", "scope", {"text": "x"})
+    assert not first.repeated
+    assert not store.reserve("key", "scope", {"text": "x"}).repeated  # the first one was never answered
+    store.record(prediction(prediction_id=first.prediction_id))
+    assert store.reserve("key", "scope", {"text": "x"}).repeated
+    assert store.flush()
+    assert store.reserve("key", "scope", {"text": "x"}) == (first.prediction_id, True)
 
 
 class Model(BaseModel):

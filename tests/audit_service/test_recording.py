@@ -50,7 +50,7 @@ class Recorded:
     def audit(self) -> Recorded:
         return self
 
-    def record(self, prediction_id: str, example: Any, outputs: Any) -> None:
+    def record(self, prediction_id: str, example: Any, outputs: Any, *, repeated: bool = False) -> None:
         self.records.append((prediction_id, dict(example), dict(outputs)))
 
 

@@ -43,7 +43,7 @@ data:
 finetune: {trainable: 1, epochs: 2, batch_size: 20, learning_rate: 3.0e-4}
 index: {dimensions: 128}
 serve: {threads: 1, explain_deadline_s: 5}
-monitoring: {sample_rate: 0.2, minimum_predictions: 100, minimum_explanations: 20}
+monitoring: {sample_rate: 0.2, minimum_predictions: 100, minimum_explanations: 20, alert_for: 2s}
 folders: {runs: runs/sentiment, index: index/sentiment, onnx: models/sentiment}
 """
 
@@ -143,6 +143,24 @@ def test_every_label_value_is_there_before_the_first_prediction(fleet: Fleet) ->
     assert groups == set(fleet.reference.groups)
 
 
+def drifting(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    """The drift alerts that fire, by signal."""
+    return {
+        one["labels"]["signal"]: one
+        for one in fleet.prometheus.alerts()
+        if one["state"] == "firing" and one["labels"]["alertname"] == "AuditPredictionDrift"
+    }
+
+
+def test_quiet_traffic_fires_no_alert(fleet: Fleet) -> None:
+    fleet.send(texts_of("movies", 150))
+    fleet.wait_for_scrape_of(150)
+    time.sleep(5)  # the rules have been evaluated, and would have held for two seconds
+    (volume,) = fleet.prometheus.query("model:audit_prediction_volume:1h").values()
+    assert volume >= fleet.reference.minimum_predictions
+    assert drifting(fleet) == {}
+
+
 def check_windows(fleet: Fleet) -> None:
     """What the rules record over a window is within 1% of what all events give."""
     for signal_ in ("prediction", "confidence"):
@@ -152,7 +170,7 @@ def check_windows(fleet: Fleet) -> None:
 
 
 def test_what_prometheus_computes_over_replicas_is_what_all_events_in_one_place_give(fleet: Fleet) -> None:
-    fleet.send(texts_of("movies", 150) + texts_of("tweets", 60))
+    fleet.send(texts_of("tweets", 60))
     fleet.wait_for_scrape_of(len(fleet.events))
     for signal_ in ("prediction", "confidence"):
         rule = RULES[signal_]
@@ -178,6 +196,19 @@ def test_a_restarted_replica_neither_loses_nor_doubles_what_a_window_counts(flee
     )
     time.sleep(2.5)
     check_windows(fleet)
+
+
+def test_a_retry_is_not_counted_twice(fleet: Fleet) -> None:
+    replica, before = fleet.replicas[1], counted(fleet.replicas[1])
+
+    def ask() -> str:
+        answer = replica.client.post("/predict", json={"text": "again"}, headers={"Idempotency-Key": "again"})
+        return str(answer.json()["prediction_id"])
+
+    first = ask()
+    time.sleep(0.5)  # another worker knows it only once it is on disk
+    assert [ask() for _ in range(4)] == [first] * 4
+    assert counted(replica) == before + 1
 
 
 def test_a_replica_adds_no_more_series_than_is_said(fleet: Fleet) -> None:
@@ -252,6 +283,19 @@ def test_every_query_of_every_panel_returns_series(fleet: Fleet) -> None:
         if not fleet.prometheus.query(query.replace("$model", ".*").replace("$__rate_interval", "1m"))
     ]
     assert empty == []
+
+
+def test_an_alert_fires_when_predictions_have_moved(fleet: Fleet) -> None:
+    fleet.send(["A wonderful film, warm and funny."] * 400)
+    firing = 'ALERTS{alertname="AuditPredictionDrift", signal="confidence", alertstate="firing"}'
+    fleet.prometheus.wait_for(firing, len, 30)
+
+    alert = drifting(fleet)["confidence"]
+
+    assert alert["labels"]["model"] == fleet.reference.model
+    assert float(alert["value"]) > fleet.reference.signals["confidence"].level(400)
+    assert alert["annotations"]["runbook_url"].endswith("#auditpredictiondrift")
+    assert "has moved" in alert["annotations"]["summary"]
 
 
 def test_a_worker_killed_under_load_loses_nothing_that_it_had_counted(fleet: Fleet) -> None:
