@@ -12,7 +12,7 @@ MAX_BATCH = 100
 MAX_FEEDBACK = 1_000
 MAX_GROUPINGS = 8
 
-Polarity = Literal["both", "proponents", "opponents"]
+Polarity = Literal["both", "each", "proponents", "opponents"]
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 Part = Literal["examples", "groups", "modules"]
 
@@ -58,7 +58,9 @@ class ExplainRequest(Request):
     input: dict[str, Any] | None = Field(None, description="The fields of one example, such as {'text': ...}.")
     target: Target | None = None
     top_k: int = Field(10, ge=1, le=MAX_TOP_K, strict=True, description="How many examples, strongest first.")
-    polarity: Polarity = "both"
+    polarity: Polarity = Field(
+        "both", description="The strongest of both signs, ``top_k`` of each, or one sign's only."
+    )
     tier: Tier = "best"
     include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")
     group_by: list[str] = Field(

@@ -4,6 +4,7 @@
     python benchmarks/lds.py --fraction 0.05 --fraction 0.2 --single 20
     python benchmarks/lds.py --noise 0 --data amazon      other data
     python benchmarks/lds.py --trainable lora
+    python benchmarks/lds.py --final --queries 24         as for a model without a record, estimated and refined
     python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
 
 Truth: the recorded steps executed without random 5% of the examples. 48 held-out queries are reported, 16 others choose
@@ -45,11 +46,14 @@ def main() -> None:
     parser.add_argument("--afresh", action="store_true", help="also train again in new orders")
     parser.add_argument("--exact", type=int, default=0, help="reported queries that are replayed exactly, one by one")
     parser.add_argument("--single", type=int, default=0)
+    parser.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
     options = parser.parse_args()
 
     work = prepare(options)
     run, task, train, queries, held_out = work.run, work.task, work.train, work.queries, work.held_out
-    index = InfluenceIndex.build_from_run(run, task, train, work.folder / "index", IndexSettings())
+    settings = IndexSettings(approximation="final" if options.final else "auto")
+    where = work.folder / ("index-final" if options.final else "index")
+    index = InfluenceIndex.build_from_run(run, task, train, where, settings)
     attributor = Attributor(run.load_model(), task, index)
     kept = KeptSteps()
     if options.directions and (index.basis is None or index.basis.width != options.directions):
@@ -67,6 +71,7 @@ def main() -> None:
         subsets=options.subsets,
         kinds=("removal", "afresh") if options.afresh else ("removal",),
         single=options.single,
+        refined=options.final,
         seed=options.seed,
     )
     retraining = work.retraining()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,13 +11,15 @@ from torch import Tensor, nn
 
 from influence_engine.differences import BaseDifference
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
-from influence_engine.explanation import Attribution, Influential
+from influence_engine.explanation import Attribution, Changes, Clock, Influential, ranks
 from influence_engine.gradients import LayerGradient, tracing, track
 from influence_engine.groups import DEFAULT_COLUMNS, Groups
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
 from influence_engine.index.calibration import unit_of
 from influence_engine.prefix import Kept
-from influence_engine.quality import Errors, quality_of
+from influence_engine.progress import Progress, silent
+from influence_engine.quality import Errors, quality_of, refinement
+from influence_engine.refinement import Refined, Refiner
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import (
     Batch,
@@ -74,6 +74,22 @@ class Attributor:
             None if base_model is None else BaseDifference(model, base_model.to(self.device), self.tracked)
         )
         self._groups = Groups(index, self.device)
+        self._refiner: Refiner | None = None
+
+    def refine_with(self, train: Sequence[Example], *, progress: Progress = silent) -> None:
+        """Makes the tier ``refined`` available: each of its answers takes passes over all training examples.
+
+        Args:
+            train: The examples that the index was built from, in any order.
+            progress: Told of every batch.
+
+        Raises:
+            TierUnavailableError: the index follows the recorded steps; ``refined`` is of one step at the final weights.
+            DigestMismatchError: the examples are not those of the index.
+        """
+        if self.index.manifest.approximation != "final":
+            raise _unavailable("refined", self.index)
+        self._refiner = Refiner(self.model, self.task, self.index, self.tracked, train, progress=progress)
 
     def attribute(
         self,
@@ -88,7 +104,7 @@ class Attributor:
 
         Args:
             queries: Examples; one that names a label is explained for that label, else for what the model predicts.
-            top_k: Training examples to return for each, 1 to 100.
+            top_k: Training examples to return for each, 1 to 100; with polarity ``each``, so many of either sign.
             tier: How to obtain the influences.
             polarity: Which to return.
             group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
@@ -105,7 +121,7 @@ class Attributor:
         groupings = [self._groups.by(column) for column in dict.fromkeys(group_by)]
         if not queries:
             return []
-        clock = _Clock()
+        clock = Clock()
         keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
         with keeping as kept, self._trace(queries) as trace:
             batch = with_predicted_targets(trace.batch, trace.outputs)
@@ -124,11 +140,16 @@ class Attributor:
             parts, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
             scores = basis.correct(scores, coefficients)
         slope = self._slope(answered)
-        scores = scores * slope
-        found = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+        refined = self._refined(queries) if answered == "refined" else None
+        if refined is None:
+            scores = scores * slope
+            found = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+        else:
+            estimated, scores = scores, refined.influences
+            found = [_strongest(each, top_k, polarity) for each in scores]
         clock.lap("search")
         errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
-        examples = self._fetch(found, answered, measured, errors)
+        examples = self._fetch(found, answered, measured, errors, polarity)
         clock.lap("fetch")
         changes = self._changes(batch, gradients, measured, kept)
         predictions = self._predictions(outputs, batch)
@@ -156,7 +177,8 @@ class Attributor:
                     float(retained[number]),
                     in_basis[number],
                     errors[number],
-                ),
+                )
+                | ({} if refined is None else refinement(refined, estimated[number], number)),
                 timings_ms=clock.laps,
             )
             for number in range(len(queries))
@@ -182,6 +204,8 @@ class Attributor:
             InputError, TierUnavailableError: as ``attribute``.
         """
         answered = self._tier(tier)
+        if answered == "refined":
+            return self._refined(queries).influences.cpu()
         basis = self.index.basis if answered == "replayed" else None
         slope = self._slope(answered) if damping is None else 1.0
         if basis is not None and damping is None:
@@ -227,8 +251,17 @@ class Attributor:
             return "replayed"
         if tier in ("best", "estimated"):
             return "estimated"
-        state = self.index.tiers.get(tier, "not known to this index")
-        raise TierUnavailableError(f"tier {tier!r} cannot be had from this index: {state}", field="tier")
+        if tier == "refined" and self._refiner is not None:
+            return "refined"
+        raise _unavailable(tier, self.index)
+
+    def _refined(self, queries: Sequence[Example]) -> Refined:
+        assert self._refiner is not None  # the tier has been checked
+        parts = [
+            self._refiner.refine(self.measure(queries[start : start + self._refiner.at_once]))
+            for start in range(0, len(queries), self._refiner.at_once)
+        ]
+        return Refined.joined(parts)
 
     def _slope(self, tier: str) -> float:
         """What a tier's influences are multiplied with, so that they say what retraining does."""
@@ -276,6 +309,7 @@ class Attributor:
         tier: str,
         measured: Tensor,
         errors: Sequence[Errors],
+        polarity: Polarity,
     ) -> list[list[Influential]]:
         wanted = sorted({row for rows, _ in found for row in rows})
         known = dict(zip(wanted, self.index.describe(wanted), strict=True))
@@ -291,8 +325,12 @@ class Attributor:
                     tier=tier,
                     **known[row],
                 )
-                for rank, (row, influence, change) in enumerate(
-                    zip(rows, influences, self._probability_changes(measure, influences), strict=True), 1
+                for rank, row, influence, change in zip(
+                    ranks(influences, by_sign=polarity == "each"),
+                    rows,
+                    influences,
+                    self._probability_changes(measure, influences),
+                    strict=True,
                 )
             ]
             for (rows, influences), measure, error in zip(found, measured, errors, strict=True)
@@ -305,13 +343,13 @@ class Attributor:
         changes: list[float] = (self.task.probability(measured) - self.task.probability(without)).tolist()
         return changes
 
-    def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> _Changes:
+    def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> Changes:
         if self.difference is None:
-            return _Changes([None] * len(measured), None, {})
+            return Changes([None] * len(measured), None, {})
         outputs, base = self.difference.measure(self.task, batch, kept)
         changes = self.difference.split(gradients)
         split = dict(zip(changes, torch.stack(list(changes.values())).tolist(), strict=True))
-        return _Changes(self._predictions(outputs, batch), base.tolist(), split)
+        return Changes(self._predictions(outputs, batch), base.tolist(), split)
 
     def _predictions(self, outputs: Tensor, batch: Batch) -> Sequence[dict[str, Any] | None]:
         if isinstance(self.task, PredictingTask):
@@ -326,31 +364,11 @@ class Attributor:
         return str(labels[int(chosen[number])])
 
 
-@dataclass(frozen=True)
-class _Changes:
-    predictions: Sequence[dict[str, Any] | None]
-    base: list[float] | None
-    split: Mapping[str, list[float]]
-
-    def measurement(self, number: int) -> float | None:
-        return None if self.base is None else self.base[number]
-
-    def modules(self, number: int) -> list[dict[str, Any]]:
-        changes = [{"module": name, "change": change[number]} for name, change in self.split.items()]
-        return sorted(changes, key=lambda change: -abs(change["change"]))
-
-    def residual(self, number: int, measured: float) -> float | None:
-        if self.base is None:
-            return None
-        return measured - self.base[number] - sum(change[number] for change in self.split.values())
+def _unavailable(tier: str, index: InfluenceIndex) -> TierUnavailableError:
+    state = index.tiers.get(tier, "not known to this index")
+    return TierUnavailableError(f"tier {tier!r} cannot be had from this index: {state}", field="tier")
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = (now - self._last) * 1000
-        self._last = now
+def _strongest(scores: Tensor, top_k: int, polarity: Polarity) -> tuple[list[int], list[float]]:
+    rows = top_rows(scores, top_k, polarity)
+    return rows.tolist(), scores[rows].tolist()

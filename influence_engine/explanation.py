@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ class Influential:
     """One training example of an explanation.
 
     Attributes:
-        rank: 1 is the strongest.
+        rank: 1 is the strongest; where as many of each polarity were asked for, of its polarity.
         row: In the index.
         influence: Change of the measurement that having had this example in training made; positive supports.
         error_90: Half of the 90% interval around ``influence``, where the index was checked against retraining.
@@ -70,3 +72,59 @@ class Attribution:
     def to_dict(self) -> dict[str, Any]:
         """As a JSON value."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What fine-tuning changed in the answers of a batch.
+
+    Attributes:
+        predictions: Of the base model.
+        base: Its measurements; ``None`` where it is not known.
+        split: First-order changes of the measurements by module.
+    """
+
+    predictions: Sequence[dict[str, Any] | None]
+    base: list[float] | None
+    split: Mapping[str, list[float]]
+
+    def measurement(self, number: int) -> float | None:
+        """Of the base model."""
+        return None if self.base is None else self.base[number]
+
+    def modules(self, number: int) -> list[dict[str, Any]]:
+        """The split of one query, largest change first."""
+        changes = [{"module": name, "change": change[number]} for name, change in self.split.items()]
+        return sorted(changes, key=lambda change: -abs(change["change"]))
+
+    def residual(self, number: int, measured: float) -> float | None:
+        """What the split leaves of the change to ``measured``."""
+        if self.base is None:
+            return None
+        return measured - self.base[number] - sum(change[number] for change in self.split.values())
+
+
+class Clock:
+    """Milliseconds between laps.
+
+    Attributes:
+        laps: By name.
+    """
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Ends a lap."""
+        now = time.perf_counter()
+        self.laps[name] = (now - self._last) * 1000
+        self._last = now
+
+
+def ranks(influences: Sequence[float], *, by_sign: bool) -> list[int]:
+    """Ranks of influences that are sorted, each sign by itself with ``by_sign``."""
+    if not by_sign:
+        return list(range(1, len(influences) + 1))
+    positive = sum(influence >= 0 for influence in influences)
+    return [*range(1, positive + 1), *range(1, len(influences) - positive + 1)]

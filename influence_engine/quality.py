@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.calibration import LINEAR_ENOUGH, TRUSTED_AGREEMENT, Calibration, TierError
+from influence_engine.refinement import Refined
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,24 @@ def _warnings(errors: Errors, *, outside: bool) -> list[str]:
         agreement = f"{errors.tier.agreement:.2f}"
         found.append(f"in the index's check, predicted and retrained changes agreed by {agreement} only")
     return found
+
+
+def refinement(refined: Refined, estimated: Tensor, number: int) -> dict[str, Any]:
+    """How a refined answer was obtained.
+
+    Args:
+        refined: Of a batch of queries.
+        estimated: ``[N]``, what the index says.
+        number: Of the query in the batch.
+
+    Returns:
+        ``refinement``: the ``passes`` over the training examples; the ``last_change`` of the influences by a pass,
+        relative to them; and ``agreement_with_estimated``, the cosine with the index's influences.
+    """
+    agreement = torch.cosine_similarity(refined.influences[number], estimated, dim=0)
+    found = {
+        "passes": refined.passes,
+        "last_change": float(refined.changes[number]),
+        "agreement_with_estimated": float(agreement),
+    }
+    return {"refinement": found}

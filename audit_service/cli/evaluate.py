@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="removal: the recorded steps without the examples. afresh: trained again in a new order.",
 )
 @click.option("--single", type=click.IntRange(0), default=0, help="Also leave out this many examples one at a time.")
+@click.option("--refined", is_flag=True, help="Also the refined tier, which solves anew for every query (slow).")
 @click.option(
     "--planted",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -63,6 +64,7 @@ def command(
     fractions: tuple[float, ...],
     truth: str,
     single: int,
+    refined: bool,
     planted: float | None,
     out: Path | None,
     dry_run: bool,
@@ -96,6 +98,7 @@ def command(
         kinds=("removal", "afresh") if truth == "both" else (truth,),  # type: ignore[arg-type]
         tuning=tuning,
         single=single,
+        refined=refined,
     )
     with progress_shown() as progress:
         if dry_run:

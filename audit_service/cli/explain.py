@@ -13,7 +13,7 @@ from audit_service.cli.rendering import explanation, sharing
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
-    from audit_service.schemas import Polarity
+    from audit_service.schemas import Polarity, Tier
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -45,10 +45,11 @@ INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--tier",
-    type=click.Choice(["best", "measured"]),
+    type=click.Choice(["best", "estimated", "refined", "replayed", "measured"]),
     default="best",
     show_default=True,
-    help="measured: train again without the --top-k strongest examples, and compare with what was predicted.",
+    help="refined: passes over all training examples, of a model without a record. measured: train again without the "
+    "--top-k strongest examples, and compare with what was predicted.",
 )
 @json_option
 def command(
@@ -62,7 +63,7 @@ def command(
     top_k: int,
     polarity: Polarity,
     group_by: tuple[str, ...],
-    tier: str,
+    tier: Tier,
     as_json: bool,
 ) -> None:
     """Say which training examples, and which changes to the base model, made CONFIG's model answer as it does.
@@ -74,6 +75,10 @@ def command(
     that is explained instead of the predicted one. With --only-wrong that label is what the prediction is compared
     with, and what was predicted is explained: proponents are then what led the model astray. An interrupted run goes on
     when the same command is given again.
+
+    With --tier refined, the influences are those of the exact Gauss-Newton matrix at the final weights, by passes over
+    all training examples, for an index that has none of the recorded steps to follow; the answer says how far the
+    estimated ones were from it.
 
     With --tier measured, the recorded training is executed again without the strongest examples; `bento-audit measure`
     can change more than that.
@@ -93,7 +98,13 @@ def command(
     if tier == "measured" and text is None:
         raise click.UsageError("--tier measured goes with --text")
     settings = open_config(config, profile=profile)
-    options: dict[str, Any] = {"target": target, "top_k": top_k, "polarity": polarity, "group_by": list(group_by)}
+    options: dict[str, Any] = {
+        "target": target,
+        "top_k": top_k,
+        "polarity": polarity,
+        "group_by": list(group_by),
+        "tier": tier,
+    }
     if inputs is not None and out is not None:
         summary = _of_a_file(settings, inputs, out, {**options, "only_wrong": only_wrong})
         if as_json:

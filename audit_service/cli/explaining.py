@@ -18,12 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from audit_service.cli.adopting.columns import KINDS
-from audit_service.cli.rendering import both_sides
 from audit_service.cli.sharing import SharedInfluence, shared_examples, shared_groups
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import explain, query_of
 from audit_service.engine.loading import Loaded, load
-from audit_service.schemas import EngineItem, Polarity, Target
+from audit_service.schemas import EngineItem, Polarity, Target, Tier
+from influence_engine.data import load_examples
 from influence_engine.data.examples import scalar
 from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.report import BadRow, bad_row_lines, plural
@@ -53,6 +53,7 @@ class Question:
         top_k: Training examples of each polarity.
         polarity: Which of them.
         group_by: Columns of the training examples that influence is summed by.
+        tier: How influences are obtained.
         only_wrong: Leave out rows whose label is what the model predicts; of the others, explain what it predicts.
     """
 
@@ -60,6 +61,7 @@ class Question:
     top_k: int = 5
     polarity: Polarity = "both"
     group_by: list[str] = field(default_factory=lambda: list(DEFAULT_COLUMNS))
+    tier: Tier = "best"
     only_wrong: bool = False
 
 
@@ -80,7 +82,7 @@ def explain_text(config: AuditConfig, text: str, question: Question, *, progress
         InputError: the text or the target cannot be used.
         InfluenceError: model or index are missing, have changed or do not belong together.
     """
-    loaded = _load(config, progress)
+    loaded = _load(config, question.tier, progress)
     asked = Asked(line=1, id=None, text=text, target=question.target)
     (answer,) = _answers(loaded, [asked], question)
     return answer
@@ -116,7 +118,7 @@ def explain_file(
         raise InputError(f"unknown label {question.target!r}; the labels are {listing(labels)}", field="target")
     table = _table(path)
     columns = _columns(config, table, question)
-    loaded = _load(config, progress)
+    loaded = _load(config, question.tier, progress)
     rows = _rows(loaded, table, columns, question)
     chosen = _wrong(loaded, rows, progress) if question.only_wrong else rows
     index = loaded.attributor.index
@@ -150,22 +152,22 @@ def aside(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _load(config: AuditConfig, progress: Progress) -> Loaded:
+def _load(config: AuditConfig, tier: Tier, progress: Progress) -> Loaded:
     progress("loading model and index", 0, 1)
     loaded = load(config)
     progress("loading model and index", 1, 1)
+    if tier == "refined":
+        examples = load_examples(config.data.train, loaded.task, config.root, progress=progress)
+        loaded.attributor.refine_with(examples.examples, progress=progress)
     return loaded
 
 
 def _answers(loaded: Loaded, rows: Sequence[Asked], question: Question) -> list[dict[str, Any]]:
     """One explanation a row."""
-    sides: list[Polarity] = ["proponents", "opponents"] if question.polarity == "both" else [question.polarity]
-    answers = []
-    for side in sides:
-        asked = {"top_k": question.top_k, "polarity": side, "group_by": question.group_by}
-        items = [_item(loaded, row).model_copy(update=asked) for row in rows]
-        answers.append([_explanation(answer) for answer in explain(loaded, items)])
-    return [both_sides(of_one_row) for of_one_row in zip(*answers, strict=True)]
+    side = "each" if question.polarity == "both" else question.polarity
+    asked = {"top_k": question.top_k, "polarity": side, "group_by": question.group_by, "tier": question.tier}
+    items = [_item(loaded, row).model_copy(update=asked) for row in rows]
+    return [_explanation(answer) for answer in explain(loaded, items)]
 
 
 def _item(loaded: Loaded, row: Asked) -> EngineItem:
@@ -200,7 +202,7 @@ def _explain_rest(
         batch = rows[start : start + BATCH]
         answers = _answers(loaded, batch, question)
         # Every training example's influence on these rows, not only the returned ones': the sums are exact.
-        scores = attributor.scores([query_of(loaded, _item(loaded, row)) for row in batch], "best")
+        scores = attributor.scores([query_of(loaded, _item(loaded, row)) for row in batch], question.tier)
         shared.add(answers, scores, number_of)
         lines = [{"line": row.line, "id": row.id, **answer} for row, answer in zip(batch, answers, strict=True)]
         written.append(lines, shared)

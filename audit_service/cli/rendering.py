@@ -20,18 +20,6 @@ SIDES = {
 }
 
 
-def both_sides(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Two answers to one question, one with its proponents and one with its opponents, as one."""
-    first = dict(answers[0])
-    quality = dict(first["quality"])
-    quality["share_returned"] = sum(answer["quality"]["share_returned"] for answer in answers)
-    if quality["error_90"] is not None:
-        quality["error_90"] = sum(answer["quality"]["error_90"] for answer in answers)
-    first["quality"] = quality
-    first["examples"] = [example for answer in answers for example in answer["examples"]]
-    return first
-
-
 def explanation(answer: Mapping[str, Any], text: str) -> RenderableType:
     """The whole explanation.
 
@@ -223,10 +211,15 @@ def _footer(answer: Mapping[str, Any]) -> Table:
     quality, timings = answer["quality"], answer["timings_ms"]
     tiers = sorted({example["tier"] for example in answer.get("examples") or []})
     share = quality.get("share_returned")
+    solved = quality.get("refinement")
     agreement = {True: "torch and the served model agree", False: "NO: torch disagrees with the served model"}
     return facts(
         {
             "influence": f"{', '.join(tiers)}: by how much training with it raised the log-odds" if tiers else None,
+            "refined": f"{solved['passes']} passes over the training examples, the last changed influences by "
+            f"{solved['last_change']:.1%}; the index's estimates agree by {solved['agreement_with_estimated']:.2f}"
+            if solved
+            else None,
             "shown": f"{share:.1%} of all influence" if share is not None else None,
             "agreement": f"{quality['agreement']:.2f} with retraining, in the index's check; ± is a 90% interval"
             if quality["agreement"] is not None

@@ -14,7 +14,6 @@ import yaml
 
 from audit_service.cli import referencing, replaying, work
 from audit_service.cli.console import remark
-from audit_service.cli.rendering import both_sides
 from audit_service.cli.server import Server, ServerError, free_port, serving
 from audit_service.config import AuditConfig
 from audit_service.records import read_training_set
@@ -123,12 +122,9 @@ def ask(address: str, text: str, *, top_k: int) -> Asked:
     began = time.monotonic()
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         prediction = _post(client, "/predict", {"text": text}, began)
-        question = {"prediction_id": prediction["prediction_id"], "top_k": top_k}
-        sides = [
-            _post(client, "/audit/explain", {**question, "polarity": polarity}, began)
-            for polarity in ("proponents", "opponents")
-        ]
-    return Asked(prediction, both_sides(sides), time.monotonic() - began)
+        question = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
+        explanation = _post(client, "/audit/explain", question, began)
+    return Asked(prediction, explanation, time.monotonic() - began)
 
 
 def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:

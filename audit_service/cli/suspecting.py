@@ -18,8 +18,8 @@ from influence_engine.data import load_examples
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import CrossValidation, Measure, Suspect, rank_suspects, seen_in_training
 from influence_engine.evaluation.baselines import training_losses
-from influence_engine.evaluation.suspects import in_index_order
 from influence_engine.files import writing_aside
+from influence_engine.index.ordering import in_index_order
 from influence_engine.progress import Progress
 from influence_engine.training.schedule import plan_schedule
 

@@ -29,6 +29,7 @@ class EvaluationPlan:
         kinds: What counts as truth; see ``truth.Kind``.
         tuning: So many first queries choose the damping and are not reported; ``None`` is a quarter of them.
         single: Examples left out one at a time.
+        refined: Also evaluate the refined tier; needs an index of approximation ``final``.
         seed: Of the random removals.
     """
 
@@ -37,6 +38,7 @@ class EvaluationPlan:
     kinds: Sequence[Kind] = ("removal",)
     tuning: int | None = None
     single: int = 0
+    refined: bool = False
     seed: int = 0
 
     @property
@@ -149,13 +151,14 @@ def evaluate(
 
     Raises:
         SettingsError: the plan leaves no query to report, or a fraction removes nothing.
+        TierUnavailableError: the refined tier of an index that follows the recorded steps.
     """
     queries = retraining.queries
     tuning = plan.tuning_of(len(queries))
     ids = attributor.index.example_ids
     removals = {fraction: random_removals(ids, fraction, plan.subsets, seed=plan.seed) for fraction in plan.fractions}
     progress("attributing", 0, 2)
-    methods = attribute_all(attributor, retraining.train, queries, base=base)
+    methods = attribute_all(attributor, retraining.train, queries, base=base, refined=plan.refined, progress=progress)
     progress("attributing", 1, 2)
     grid = with_dampings(attributor, queries, methods[0].seconds)
     progress("attributing", 2, 2)

@@ -17,10 +17,12 @@ from influence_engine.evaluation.baselines import (
     signed_by_label,
     training_losses,
 )
-from influence_engine.evaluation.suspects import in_index_order
+from influence_engine.index.ordering import in_index_order
+from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example
 
 ESTIMATED = "estimated"
+REFINED = "refined"
 REPLAYED = "replayed"
 TUNED = "estimated, damping tuned"
 DAMPING_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -55,6 +57,8 @@ def attribute_all(
     queries: Sequence[Example],
     *,
     base: nn.Module | None = None,
+    refined: bool = False,
+    progress: Progress = silent,
 ) -> list[Attributed]:
     """Every method on the same queries.
 
@@ -63,11 +67,19 @@ def attribute_all(
         train: The examples of its index, in any order.
         queries: Each names its label.
         base: The model before fine-tuning, for the similarity of embeddings; left out, so is that.
+        refined: Also solve for each query with passes over all training examples.
+        progress: Told of these passes.
+
+    Raises:
+        TierUnavailableError: ``refined``, of an index that follows the recorded steps.
     """
     rows = in_index_order(attributor.index, train)
     task, model = attributor.task, attributor.model
     label, text = getattr(task, "label", None), getattr(task, "text", None)
     found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"), ESTIMATED)]
+    if refined:
+        attributor.refine_with(train, progress=progress)
+        found.append(_timed(REFINED, lambda: attributor.scores(queries, "refined"), REFINED))
     basis = attributor.index.basis
     if basis is not None:
         name = f"{REPLAYED}, {basis.width} directions"

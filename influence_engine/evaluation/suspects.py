@@ -16,13 +16,13 @@ from torch import Tensor
 
 from influence_engine.attribution import Attributor
 from influence_engine.digests import json_digest
-from influence_engine.errors import DigestMismatchError, SettingsError
+from influence_engine.errors import SettingsError
 from influence_engine.evaluation.baselines import training_losses
-from influence_engine.index import InfluenceIndex
+from influence_engine.index.ordering import in_index_order
 from influence_engine.index.store import RESERVED
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example
-from influence_engine.training.identity import check_examples, data_digest
+from influence_engine.training.identity import check_examples
 
 Measure = Literal["harm", "loss", "self_influence", "out_of_sample_confidence"]
 """What suspects are ranked by: the largest first, of the confidence the smallest."""
@@ -135,23 +135,6 @@ def rank_suspects(
     ]
     order = ranks[by]
     return sorted(suspects, key=lambda suspect: order[suspect.row])
-
-
-def in_index_order(index: InfluenceIndex, train: Sequence[Example]) -> list[Example]:
-    """The training examples in the order of the index's rows.
-
-    Raises:
-        DigestMismatchError: they are not what the index was built from.
-    """
-    digest = data_digest(train)
-    if digest != index.manifest.digests["data"]:
-        raise DigestMismatchError(
-            f"the training examples given are not those of the index in {index.folder}: their digest is {digest}, "
-            f"it was built from {index.manifest.digests['data']}. Build the index again: bento-audit index build",
-            field="data",
-        )
-    by_id = {example["example_id"]: example for example in train}
-    return [by_id[example_id] for example_id in index.example_ids]
 
 
 def seen_in_training(held_out: Sequence[Example], train: Sequence[Example]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from influence_engine.errors import ModelError
@@ -33,6 +34,24 @@ class TrackedLayers:
     def matrices(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors given by parameter name, laid out as one matrix a layer."""
         return {layer.name: layer.matrix(parameters) for layer in self.layers}
+
+    def parameters_of(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of ``matrices``: tensors of the parameters' shapes, by parameter name."""
+        return {name: tensor for layer in self.layers for name, tensor in _taken_apart(layer, matrices).items()}
+
+
+def _taken_apart(layer: Layer, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One layer's matrix as its parameters: numbered places, laid out as their values would be, say where each is."""
+    places: dict[str, Tensor] = {}
+    count = 0
+    for name, parameter in layer.parameters().items():
+        size = parameter.numel()
+        places[name] = torch.arange(count, count + size, device=parameter.device).view(parameter.shape)
+        count += size
+    matrix = matrices[layer.name]
+    values = matrix.new_empty(count)
+    values[layer.matrix(places).flatten()] = matrix.flatten()
+    return {name: values[where] for name, where in places.items()}
 
 
 def track(model: nn.Module, *, allow_left_out: bool = False) -> TrackedLayers:

@@ -20,6 +20,8 @@ NOT_REPLAYED = "no directions have been replayed yet: bento-audit index build --
 
 MEASURED = "by training again: bento-audit measure, or /audit/jobs/submit of a service"
 
+REFINED = "by passes over all training examples: bento-audit explain --tier refined, or Attributor.refine_with(train)"
+
 FOLLOWED = "it refines one step at the final weights, and this index follows the recorded steps"
 
 
@@ -69,10 +71,9 @@ class Provenance:
 
     def tiers(self, approximation: str) -> dict[str, str]:
         """Each tier of an index of that approximation with ``available``, or what is missing for it."""
-        later = "not in this version yet"
         return {
             "estimated": "available",
-            "refined": later if approximation == "final" else FOLLOWED,
+            "refined": REFINED if approximation == "final" else FOLLOWED,
             "replayed": self.why_not_recorded or NOT_REPLAYED,
             "measured": self.why_not_recorded or MEASURED,
         }

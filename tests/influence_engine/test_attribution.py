@@ -138,6 +138,13 @@ def test_top_k_out_of_range_is_refused(top_k: int, attributor: Attributor, vecto
         attributor.attribute(vector_queries[:1], top_k=top_k)
 
 
+def test_each_returns_as_many_of_either_sign_ranked_by_themselves(attributor: Attributor, vector_queries: Any) -> None:
+    sides = [attributor.attribute(vector_queries, top_k=4, polarity=side) for side in ("proponents", "opponents")]  # type: ignore[arg-type]
+    for both, *alone in zip(attributor.attribute(vector_queries, top_k=4, polarity="each"), *sides, strict=True):
+        expected = [(one.row, one.rank) for side in alone for one in side.examples]
+        assert [(one.row, one.rank) for one in both.examples] == expected
+
+
 def test_more_examples_than_there_are_returns_them_all(attributor: Attributor, vector_queries: Any) -> None:
     (explanation,) = attributor.attribute(vector_queries[:1], top_k=100)
     assert len(explanation.examples) == 60
@@ -154,7 +161,7 @@ def test_unknown_tier_and_polarity_are_refused_with_what_is_allowed(
 ) -> None:
     with pytest.raises(SettingsError, match="allowed are best, estimated"):
         attributor.attribute(vector_queries[:1], tier="fast")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="allowed are both, proponents, opponents"):
+    with pytest.raises(SettingsError, match="allowed are both, each, proponents, opponents"):
         attributor.attribute(vector_queries[:1], polarity="positive")  # type: ignore[arg-type]
 
 
@@ -186,3 +193,4 @@ def test_top_rows_of_a_tie_free_vector_are_sorted() -> None:
     assert top_rows(scores, 3, "both").tolist() == [1, 2, 3]
     assert top_rows(scores, 3, "proponents").tolist() == [2, 0]
     assert top_rows(scores, 9, "opponents").tolist() == [1, 3]
+    assert top_rows(scores, 1, "each").tolist() == [2, 1]

@@ -70,6 +70,13 @@ def test_the_adopted_model_is_indexed_and_explained_by_the_command_line(project:
     assert proponents
     assert {example["label"] for example in proponents} == {"good"}
 
+    question = ("--text", "the cast is superb", "--top-k", "5", "--tier", "refined", "--json")
+    refined = json.loads(bento_audit("explain", "support", *question).stdout)
+
+    assert {example["tier"] for example in refined["examples"]} == {"refined"}
+    assert refined["quality"]["refinement"]["agreement_with_estimated"] > 0.9
+    assert refined["quality"]["refinement"]["last_change"] <= 0.01
+
 
 def test_the_adopted_model_is_served_by_the_service_that_init_writes(project: Path) -> None:
     assert bento_audit("init", "--model", "support", "--data", "train.csv").exit_code == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from audit_service.cli.rendering import both_sides, explanation
+from audit_service.cli.rendering import explanation
 
 
 def example(influence: float, text: str | None = "a fine [bold]film[/]") -> dict[str, Any]:
@@ -113,11 +113,13 @@ def test_a_disagreement_between_torch_and_the_served_model_is_said_loudly() -> N
     assert "NO: torch disagrees" in shown(answer(quality={**QUALITY, "parity": False}))
 
 
-def test_two_one_sided_answers_become_one() -> None:
-    both = both_sides([answer(examples=[example(0.5)]), answer(examples=[example(-0.25)])])
+def test_a_refined_answer_says_how_it_was_solved() -> None:
+    solved = {"passes": 7, "last_change": 0.0042, "agreement_with_estimated": 0.951}
 
-    assert [one["influence"] for one in both["examples"]] == [0.5, -0.25]
-    assert both["quality"]["share_returned"] == 0.24
+    output = shown(answer(quality={**QUALITY, "refinement": solved}))
+
+    assert "7 passes over the training examples, the last changed influences by 0.4%" in output
+    assert "agree by 0.95" in output
 
 
 def test_groups_of_columns_with_several_are_shown_with_their_intervals() -> None:

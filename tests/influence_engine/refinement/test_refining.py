@@ -1,0 +1,117 @@
+"""The refined tier is the exact damped Gauss-Newton influence, whatever the index has kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
+from influence_engine.curvature import LayerMetric, adam_metric, exact_influence, identity_metric
+from influence_engine.errors import DigestMismatchError, TierUnavailableError
+from influence_engine.gradients import track
+
+FEW = IndexSettings(approximation="final", dimensions=12, coordinates=48, damping=0.5)
+"""Of 135 parameters: far too few for an estimate."""
+
+
+@pytest.fixture
+def index(
+    vector_run: Run, vector_task: Any, vector_train: Any, index_folder: Path, fresh_network: nn.Module
+) -> InfluenceIndex:
+    return InfluenceIndex.build_from_run(vector_run, vector_task, vector_train, index_folder, FEW, into=fresh_network)
+
+
+@pytest.fixture
+def attributor(index: InfluenceIndex, vector_model: nn.Module, vector_task: Any, vector_train: Any) -> Attributor:
+    attributor = Attributor(vector_model, vector_task, index)
+    attributor.refine_with(vector_train)
+    return attributor
+
+
+def dense(metric: dict[str, LayerMetric]) -> dict[str, Tensor]:
+    return {name: (one.row.unsqueeze(-1) * one.column).pow(-2) for name, one in metric.items()}
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_it_is_the_exact_influence_where_the_index_is_far_off(
+    attributor: Attributor, vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any
+) -> None:
+    model = attributor.model
+    moments, epsilon = vector_run.second_moments(), vector_run.epsilon
+    assert moments is not None
+    assert epsilon is not None
+    tracked = track(model)
+    metric = dense(adam_metric(tracked, moments, epsilon))
+    expected = exact_influence(
+        model, vector_task, tracked, vector_train, vector_queries, damping=FEW.damping or 0.0, metric=metric
+    )
+
+    refined = attributor.scores(vector_queries, "refined")
+
+    assert off(refined, expected) < 0.02
+    assert off(attributor.scores(vector_queries, "estimated"), expected) > 0.2
+
+
+def test_of_a_text_model_without_a_record(
+    task: Any, make_model: Callable[..., nn.Module], make_examples: Any, index_folder: Path
+) -> None:
+    model, train, queries = make_model(), make_examples(24), make_examples(3, seed=9)
+    settings = IndexSettings(dimensions=8, coordinates=200, damping=0.05)
+    attributor = Attributor(model, task, InfluenceIndex.build(model, task, train, index_folder, settings))
+    attributor.refine_with(train[::-1])  # in any order
+    tracked = track(model)
+    metric = dense(identity_metric(tracked))
+    expected = exact_influence(model, task, tracked, train, queries, damping=0.05, metric=metric)
+
+    assert off(attributor.scores(queries, "refined"), expected) < 0.02
+
+
+def test_an_explanation_says_how_it_was_refined(attributor: Attributor, vector_queries: Any) -> None:
+    scores = attributor.scores(vector_queries[:2], "refined")
+
+    found = attributor.attribute(vector_queries[:2], tier="refined", top_k=5)
+
+    for row, one in zip(scores, found, strict=True):
+        assert one.tier == "refined"
+        assert {example.tier for example in one.examples} == {"refined"}
+        strongest = row.abs().topk(5).indices.tolist()
+        assert [example.row for example in one.examples] == strongest
+        assert [example.influence for example in one.examples] == pytest.approx(row[strongest].tolist(), rel=1e-4)
+        assert sum(group["influence"] for group in one.groups if group["by"] == "label") == pytest.approx(
+            float(row.sum()), rel=1e-3
+        )
+        said = one.quality["refinement"]
+        assert 1 < said["passes"] <= 30
+        assert said["last_change"] <= 1e-2
+        assert said["agreement_with_estimated"] < 0.99
+
+
+def test_queries_together_and_alone_give_the_same(attributor: Attributor, vector_queries: Any) -> None:
+    together = attributor.scores(vector_queries, "refined")
+    alone = torch.cat([attributor.scores([query], "refined") for query in vector_queries])
+    assert off(alone, together) < 1e-4
+
+
+def test_other_training_examples_are_refused(
+    index: InfluenceIndex, vector_model: nn.Module, vector_task: Any, vector_train: Any
+) -> None:
+    with pytest.raises(DigestMismatchError, match="not those of the index"):
+        Attributor(vector_model, vector_task, index).refine_with(vector_train[:-1])
+
+
+def test_an_index_that_follows_the_steps_has_nothing_to_refine(
+    vector_run: Run, vector_model: nn.Module, vector_task: Any, vector_train: Any, index_folder: Path
+) -> None:
+    index = InfluenceIndex.build_from_run(
+        vector_run, vector_task, vector_train, index_folder, IndexSettings(), into=vector_model
+    )
+    with pytest.raises(TierUnavailableError, match="follows the recorded steps"):
+        Attributor(vector_model, vector_task, index).refine_with(vector_train)
