@@ -27,7 +27,16 @@ from audit_service.errors import error_body, status_of
 from audit_service.exchange import Exchange, Reservation, current_exchange
 from audit_service.ids import derived_id, new_id
 from audit_service.problems import error_response
-from audit_service.signatures import Path, argument_names, check_output, dig, fields_of, find_inputs, type_hints
+from audit_service.signatures import (
+    Path,
+    argument_names,
+    check_output,
+    dig,
+    example_of,
+    fields_of,
+    find_inputs,
+    type_hints,
+)
 from influence_engine.errors import InfluenceError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -120,7 +129,7 @@ class MethodRecorder:
     def reserve(self, service: Any, exchange: Exchange, arguments: Mapping[str, Any]) -> Reservation:
         """Reserves the id of a request that has an ``Idempotency-Key``."""
         audit: Auditing = service.audit
-        example = _example(self.paths(audit.input_fields), arguments)
+        example = example_of(self.paths(audit.input_fields), arguments)
         return audit.reserve(exchange.idempotency_key or "", self.function.__name__, example)
 
     def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
@@ -182,7 +191,7 @@ class MethodRecorder:
         try:
             audit: Auditing = service.audit
             outputs = self._stream_outputs(chunks)
-            example = _example(self.paths(audit.input_fields), arguments)
+            example = example_of(self.paths(audit.input_fields), arguments)
             audit.record(prediction_id, example, outputs, repeated=repeated)
         except Exception:  # the stream has gone out whatever becomes of its record
             logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
@@ -196,7 +205,7 @@ class MethodRecorder:
         ids = []
         for number, item in enumerate(items):
             prediction_id = new_id() if reserved is None else _numbered(reserved.prediction_id, number)
-            example = _example(paths, arguments, number if many else None)
+            example = example_of(paths, arguments, number if many else None)
             outputs = {part: _pick(item, pick) for part, pick in self.outputs.items() if pick is not None}
             audit.record(prediction_id, example, outputs, repeated=reserved is not None and reserved.repeated)
             ids.append(prediction_id)
@@ -348,25 +357,6 @@ class _Stream:
             self.recorder.record_stream(
                 self.service, self.prediction_id, self.arguments, list(self.chunks), repeated=self.repeated
             )
-
-
-def _example(paths: Mapping[str, Path], arguments: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
-    """The example's fields; with ``number`` those of one item of the arguments that are lists."""
-    example = {}
-    for field, (argument, *rest) in paths.items():
-        if argument not in arguments:
-            continue  # left to its default by the caller
-        value = arguments[argument]
-        if isinstance(value, (list, tuple)) and rest and number is None:
-            example[field] = [dig(item, rest) for item in value]
-            continue
-        if number is not None and isinstance(value, (list, tuple)):
-            value = value[number]
-        value = dig(value, rest)
-        if number is not None and rest and isinstance(value, (list, tuple)):
-            value = value[number]
-        example[field] = value
-    return example
 
 
 def _count_dropped(service: Any) -> None:

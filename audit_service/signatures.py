@@ -122,6 +122,25 @@ def dig(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
+def example_of(paths: Mapping[str, Path], arguments: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
+    """The example's fields; with ``number`` those of one item of the arguments that are lists."""
+    example = {}
+    for field, (argument, *rest) in paths.items():
+        if argument not in arguments:
+            continue  # left to its default by the caller
+        value = arguments[argument]
+        if isinstance(value, (list, tuple)) and rest and number is None:
+            example[field] = [dig(item, rest) for item in value]
+            continue
+        if number is not None and isinstance(value, (list, tuple)):
+            value = value[number]
+        value = dig(value, rest)
+        if number is not None and rest and isinstance(value, (list, tuple)):
+            value = value[number]
+        example[field] = value
+    return example
+
+
 def _given_path(function: Callable[..., Any], field: str, path: str, arguments: Mapping[str, list[str] | None]) -> Path:
     argument, *rest = path.split(".")
     if argument not in arguments:

@@ -33,7 +33,6 @@ from typing import Any
 from peers import ours, with_captum, with_dattri, with_kronfluence, with_trak
 from peers.common import Candidate, Material, Method, Scored, Seconds
 from safetensors import safe_open
-from safetensors.torch import save_file
 from support import PROJECT, machine
 from torch import Tensor
 from work import Work, add_options, prepare
@@ -46,7 +45,7 @@ from influence_engine.evaluation import (
     random_removals,
     spearman,
 )
-from influence_engine.files import writing_aside
+from influence_engine.tensor_files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,8 @@ def scored(method: Method, material: Material) -> Scored:
         "note": found.note,
         "about": about,
     }
-    with writing_aside(path) as aside:
-        tensors = {str(number): one.influences.contiguous() for number, one in enumerate(found.candidates)}
-        save_file(tensors, aside, {"facts": json.dumps(facts)})
+    tensors = {str(number): one.influences for number, one in enumerate(found.candidates)}
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
     shutil.rmtree(folder)
     return found
 

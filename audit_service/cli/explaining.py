@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from audit_service.cli.adopting.columns import KINDS
 from audit_service.cli.sharing import SharedInfluence, shared_examples, shared_groups
@@ -31,11 +30,12 @@ from influence_engine.data.settings import DataSettings, label_key
 from influence_engine.data.sources import Row, Table, open_table
 from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import DataError, InfluenceError, InputError, ModelError, RecordError, SettingsError
-from influence_engine.files import remove_tree, sync_file, sync_folder, writing_aside
+from influence_engine.files import remove_tree, sync_file, sync_folder
 from influence_engine.groups import DEFAULT_COLUMNS
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import to_device
 from influence_engine.tasks import PredictingTask
+from influence_engine.tensor_files import write_tensors
 
 BATCH = 16
 """Rows that share a forward and backward pass, and that an interruption can cost."""
@@ -357,8 +357,7 @@ class _Aside:
         size = self._lines.stat().st_size
         kept = {"about": self._about, "explained": shared.explained, "bytes": size}
         sums = {name: value for name, value in vars(shared).items() if isinstance(value, torch.Tensor)}
-        with writing_aside(self._sums) as unfinished:
-            save_file(sums, unfinished, {"kept": json.dumps(kept)})
+        write_tensors(self._sums, sums, {"kept": json.dumps(kept)})
 
     def publish(self) -> None:
         """The lines become the file."""

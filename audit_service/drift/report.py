@@ -12,7 +12,7 @@ from scipy import stats
 from audit_service.drift.signals import Explained, Predicted, group_bins, group_events, one_hot
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.reference import Distribution, Reference, confidence_bin
-from audit_service.monitoring.statistics import SMALLEST_SHARE, STATISTICS
+from audit_service.monitoring.statistics import SMALLEST_SHARE
 from influence_engine.tasks.base import Array
 
 MOST_INPUTS = 12
@@ -85,20 +85,8 @@ def _signal(
 ) -> dict[str, Any]:
     expected = np.array(list(distribution.shares.values()))
     observed = events.mean(0) if len(events) else np.zeros(len(expected))
-    psi = float(STATISTICS["psi"](observed, expected))
-    return {
-        "signal": name,
-        "by": distribution.by or None,
-        "events": len(events),
-        **{statistic: float(compute(observed, expected)) for statistic, compute in STATISTICS.items()},
-        "threshold": distribution.level(len(events)),
-        "moved": len(events) >= min(distribution.thresholds["psi"]) and psi > distribution.level(len(events)),
-        "test": _chi_square(events.sum(0), expected * reference_events) if counts and len(events) else None,
-        "bins": [
-            {"bin": bin_, "share": float(share), "reference": float(before)}
-            for bin_, share, before in zip(distribution.shares, observed, expected, strict=True)
-        ],
-    }
+    test = _chi_square(events.sum(0), expected * reference_events) if counts and len(events) else None
+    return {**distribution.compare(name, observed, len(events)), "test": test}
 
 
 def _chi_square(observed: Array, reference: Array) -> dict[str, Any] | None:

@@ -14,11 +14,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, TOP_SHARE_BUCKETS, bound
-from audit_service.monitoring.statistics import NearestCentre
+from audit_service.monitoring.statistics import STATISTICS, NearestCentre
 from audit_service.monitoring.values import MAX_VALUES
 from influence_engine.digests import json_digest
 from influence_engine.errors import DigestMismatchError, RecordError
 from influence_engine.files import read_json, write_json
+from influence_engine.tasks.base import Array
 
 FORMAT = 1
 REFERENCE = "reference.json"
@@ -75,6 +76,38 @@ class Distribution(Levels):
 
     by: str = ""
     shares: dict[str, float] = Field(max_length=2 * MAX_VALUES)
+
+    def compare(self, signal: str, observed: Array, volume: int) -> dict[str, Any]:
+        """Holds traffic against it, as a JSON value.
+
+        Args:
+            signal: Its name.
+            observed: Shares of the bins, in their order; all zero where there was no traffic.
+            volume: Events that they are of.
+
+        Returns:
+            ``signal``, ``by``, ``volume``, every statistic (``None`` without traffic), the ``threshold`` for that
+            volume, the ``minimum`` volume, whether it has ``moved``, and the ``bins``.
+        """
+        expected = np.array(list(self.shares.values()))
+        statistics = {
+            name: float(statistic(observed, expected)) if observed.any() else None
+            for name, statistic in STATISTICS.items()
+        }
+        threshold, minimum, psi = self.level(volume), min(self.thresholds["psi"]), statistics["psi"]
+        return {
+            "signal": signal,
+            "by": self.by or None,
+            "volume": volume,
+            **statistics,
+            "threshold": threshold,
+            "minimum": minimum,
+            "moved": psi is not None and volume >= minimum and psi > threshold,
+            "bins": [
+                {"bin": bin_, "share": float(share), "reference": before}
+                for (bin_, before), share in zip(self.shares.items(), observed, strict=True)
+            ],
+        }
 
 
 class Reference(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.reference import Distribution, Reference
-from audit_service.monitoring.statistics import STATISTICS, shares
+from audit_service.monitoring.statistics import shares
 
 Counted = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -102,41 +101,11 @@ def snapshot(model: str, reference: Reference | None, reason: str | None) -> dic
         (signal, one, predictions) for signal, one in reference.signals.items()
     ]
     signals += [("influence", one, explanations) for one in reference.influence]
-    found["signals"] = [
-        _held_against(
-            signal,
-            one,
-            _counts(samples, signal),
-            int(volume),
-            reference.minimum_explanations if signal == "influence" else reference.minimum_predictions,
-        )
-        for signal, one, volume in signals
-    ]
+    for signal, one, volume in signals:
+        counts = _counts(samples, signal)
+        observed = shares(np.array([counts.get(bin_, 0.0) for bin_ in one.shares]))
+        found["signals"].append(one.compare(signal, observed, int(volume)))
     return found
-
-
-def _held_against(
-    signal: str, distribution: Distribution, counts: Mapping[str, float], volume: int, minimum: int
-) -> dict[str, Any]:
-    observed = shares(np.array([counts.get(bin_, 0.0) for bin_ in distribution.shares]))
-    expected = np.array(list(distribution.shares.values()))
-    statistics = {
-        name: float(statistic(observed, expected)) if observed.any() else None for name, statistic in STATISTICS.items()
-    }
-    psi = statistics["psi"]
-    return {
-        "signal": signal,
-        "by": distribution.by or None,
-        **statistics,
-        "threshold": distribution.level(volume),
-        "volume": volume,
-        "minimum": minimum,
-        "moved": psi is not None and volume >= minimum and psi > distribution.level(volume),
-        "bins": [
-            {"bin": bin_, "share": float(share), "reference": float(share_of_reference)}
-            for bin_, share, share_of_reference in zip(distribution.shares, observed, expected, strict=True)
-        ],
-    }
 
 
 def _counts(samples: Samples, signal: str) -> dict[str, float]:

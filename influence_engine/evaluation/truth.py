@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
 from influence_engine.evaluation.removals import Removal
-from influence_engine.files import writing_aside
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task
+from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
 from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.step import put_parameters
@@ -81,9 +81,7 @@ class Retraining:
             path = self._path(removal, kind, seed + number)
             if not path.exists():
                 measured = self._measured(self._retrained(removal, kind, seed + number))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with writing_aside(path) as aside:
-                    save_file({"measurements": measured}, aside)
+                write_tensors(path, {"measurements": measured})
             rows.append(load_file(path)["measurements"])
             self.progress(f"retraining ({kind})", number + 1, len(removals))
         return torch.stack(rows)

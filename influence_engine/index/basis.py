@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from influence_engine.digests import weights_digest
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
-from influence_engine.files import writing_aside
+from influence_engine.tensor_files import write_tensors
 
 FEWEST_DIRECTIONS = 8
 """With fewer exact rows an answer would hardly be a replayed one."""
@@ -87,9 +86,7 @@ class ReplayBasis:
         tensors = {name: getattr(self, name).cpu().contiguous() for name in ("exact", "estimated", "scale")}
         numbers = {"damping": repr(self.damping), "agreement": repr(self.agreement)}
         facts = {**about, **numbers, "digest": weights_digest(tensors)}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with writing_aside(path) as aside:
-            save_file(tensors, aside, facts)
+        write_tensors(path, tensors, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> ReplayBasis | None:

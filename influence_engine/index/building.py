@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from influence_engine.curvature import Metric, fit_eigenbasis
-from influence_engine.files import writing_aside
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.linear_steps import StepLineariser, read_steps
@@ -27,6 +26,7 @@ from influence_engine.index.response import Response
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
+from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.sensitivity import sensitivity_of
 
@@ -107,8 +107,7 @@ class IndexBuilder:
                 "ggn": (curved.T @ curved / sampled).cpu(),
                 "kept": torch.tensor(fitted.kept, dtype=torch.float64),
             }
-            with writing_aside(path) as aside:
-                save_file(tensors, aside)
+            write_tensors(path, tensors)
         return {name: tensor.to(self.passes.device) for name, tensor in load_file(path).items()}
 
     def vectors(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
@@ -136,8 +135,7 @@ class IndexBuilder:
                 done += len(positions)
                 self.progress("indexing the examples", done, len(self.examples))
             self.progress("indexing the examples", wanted.stop, len(self.examples))
-            with writing_aside(path) as aside:
-                save_file({"vectors": result}, aside)
+            write_tensors(path, {"vectors": result})
         return paths
 
     def responses(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
@@ -161,8 +159,7 @@ class IndexBuilder:
                     done = start + count * (number + 1) // len(stretches)
                     self.progress("following the recorded steps", done, len(self.examples))
                 for path, vectors in zip(wanted, torch.split(response.weights.cpu(), SHARD), strict=True):
-                    with writing_aside(path) as aside:
-                        save_file({"vectors": vectors.contiguous()}, aside)
+                    write_tensors(path, {"vectors": vectors})
         return paths
 
     def _shard(self, stage: str, first: int) -> Path:

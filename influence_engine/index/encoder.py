@@ -14,15 +14,14 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from influence_engine.curvature import LayerMetric
 from influence_engine.errors import IndexFormatError
-from influence_engine.files import writing_aside
 from influence_engine.gradients import LayerGradient
 from influence_engine.gradients.coordinates import LayerProjection
 from influence_engine.index.packing import packed, product
+from influence_engine.tensor_files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ class LayerCoordinates:
             tensors[f"layer.{number}.left"] = self.projections[name].left
             tensors[f"layer.{number}.right"] = self.projections[name].right
         names = json.dumps(list(self.projections))
-        with writing_aside(path) as aside:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, aside, {"layers": names})
+        write_tensors(path, tensors, {"layers": names})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> tuple[LayerCoordinates, dict[str, Tensor]]:

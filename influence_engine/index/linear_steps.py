@@ -14,15 +14,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from influence_engine.files import writing_aside
 from influence_engine.gradients import LayerGradient
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.passes import GradientPasses
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
+from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.frozen import FrozenSteps, KeptSteps
 from influence_engine.training.optimizers import Parameters
@@ -139,8 +139,8 @@ class StepLineariser:
                 after = before
                 self.progress(STAGE, total - number + 1, total)
             self._kept.clear()
-            _save(path, tensors)
-            _save(sums, sensitivity.tensors() | {"done": torch.tensor(first)})
+            write_tensors(path, tensors)
+            write_tensors(sums, sensitivity.tensors() | {"done": torch.tensor(first)})
         return paths
 
     def decays(self) -> Tensor:
@@ -230,8 +230,3 @@ def _moved(
         if name in gradients
     }
     return coordinates.project_weighed(gradients, inverse)
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with writing_aside(path) as aside:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)

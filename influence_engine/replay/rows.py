@@ -16,16 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, weights_digest
 from influence_engine.errors import SettingsError
-from influence_engine.files import writing_aside
 from influence_engine.progress import Progress, silent
 from influence_engine.replay.reverse import Adjoint, reverse_step
 from influence_engine.replay.states import recorded_states
 from influence_engine.tasks import Example, Task
+from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.optimizers import Parameters
@@ -147,10 +147,8 @@ class _Saved:
         tensors = {"rows": rows, "done": torch.tensor(done)}
         if done:
             parts = adjoint.tensors()
-            tensors |= {f"adjoint/{number}": part.cpu().contiguous() for number, part in enumerate(parts)}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with writing_aside(self._path) as aside:
-            save_file(tensors, aside)
+            tensors |= {f"adjoint/{number}": part for number, part in enumerate(parts)}
+        write_tensors(self._path, tensors)
         self._written = time.monotonic()
 
 

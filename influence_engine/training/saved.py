@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from influence_engine.files import writing_aside
+from influence_engine.tensor_files import write_tensors
 from influence_engine.training.optimizers import OptimizerState, Parameters
 
 
@@ -60,7 +60,5 @@ class SavedTraining:
         tensors = {f"parameters/{name}": tensor for name, tensor in parameters.items()}
         for kind, named in state.items():
             tensors |= {f"{kind}/{name}": tensor for name, tensor in named.items()}
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        with writing_aside(self.path) as aside:
-            save_file({**tensors, "done": torch.tensor(done)}, aside)
+        write_tensors(self.path, {**tensors, "done": torch.tensor(done)})
         self._written = time.monotonic()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from influence_engine.digests import folder_digests
 from influence_engine.errors import RecordError
-from influence_engine.files import read_json, write_json, writing_aside
+from influence_engine.files import read_json, write_json
 from influence_engine.models import model_digest, save_model
+from influence_engine.tensor_files import write_tensors
 from influence_engine.training.checkpoints import Checkpoint, CheckpointWriter, read_checkpoint, saved_steps
 from influence_engine.training.identity import differences, versions
 from influence_engine.training.record import (
@@ -97,8 +97,7 @@ class RecordWriter:
             "losses": torch.tensor(losses, dtype=torch.float64),
             "clip_factors": torch.tensor(clip_factors, dtype=torch.float64),
         }
-        with writing_aside(self.folder / STEPS) as aside:
-            save_file(tensors, aside)
+        write_tensors(self.folder / STEPS, tensors)
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
