@@ -16,6 +16,27 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = Path(__file__).parent / "apps" / "offline"
 
+REGISTER = """
+import sys
+from audit_service.bundle import register
+from audit_service.config import load_config
+from influence_engine import InfluenceIndex
+from influence_engine.index.calibration import Calibration, TierError
+
+config = load_config(sys.argv[1])
+print(register(config))
+print(register(config))
+index = InfluenceIndex.open(config.index_folder)
+tiers = {"estimated": TierError(spread=0.5, share=0.25, agreement=0.9, slope=1.0)}
+index.keep_calibration(
+    Calibration(about=index.about_calibration(), retrainings=5, queries=8, nonlinearity=0.1, tiers=tiers)
+)
+try:
+    print(register(config))
+finally:
+    (index.folder / "calibration.json").unlink()  # the project is other tests', too
+"""
+
 pytestmark = pytest.mark.service
 
 
@@ -34,12 +55,11 @@ def bento_home(small_project: Any, tmp_path_factory: pytest.TempPathFactory) -> 
         "BENTOML_DO_NOT_TRACK": "True",
         "PYTHONPATH": str(OFFLINE),
     }
-    register = "import sys; from audit_service.bundle import register; from audit_service.config import load_config; "
-    register += "print(register(load_config(sys.argv[1]))); print(register(load_config(sys.argv[1])))"
     config = small_project.environment["BENTO_AUDIT_CONFIG"]
-    done = _run([sys.executable, "-c", register, config], ROOT, environment)
-    first, again = done.splitlines()[-2:]
+    done = _run([sys.executable, "-c", REGISTER, config], ROOT, environment)
+    first, again, checked = done.splitlines()[-3:]
     assert first == again, "what is unchanged was registered twice"
+    assert checked != again, "what a check found has to travel with the index"
     _run([sys.executable, "-m", "bentoml", "build"], project, environment)
     shutil.rmtree(project)
     return home
@@ -57,6 +77,7 @@ def test_a_built_bento_predicts_and_explains_in_another_folder_with_the_network_
     assert answer.status_code == 200, answer.text
     explanation = answer.json()
     assert explanation["quality"]["parity"] is True
+    assert explanation["quality"]["agreement"] == 0.9
     assert explanation["differences"]["base_prediction"] is not None
     assert explanation["model"]["tag"].startswith("sentiment-model:")
     assert explanation["index"]["tag"].startswith("sentiment-index:")
