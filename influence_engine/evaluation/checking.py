@@ -1,8 +1,8 @@
 """Checks an index against its own run: a few retrainings say how far its influences can be trusted.
 
 Some sets of examples are random, as in an LDS; others are aimed, the strongest proponents and opponents of what
-held-out inputs have in common, as in questions about an explanation. One set is also given half its weight: where
-training responds linearly to its examples, that does half as much.
+held-out inputs have in common, as in questions about an explanation; one is half of all examples, as large as a group
+can be. One set is also given half its weight: where training responds linearly to its examples, that does half as much.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from influence_engine.attribution import Attributor, Tier
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Retraining
-from influence_engine.index.calibration import Calibration, fit_error, unit_of
+from influence_engine.index.calibration import Calibration, TierError, fit_error, unit_of, with_bend
 
 FRACTION = 0.05
 """Of the examples that each random set takes."""
@@ -25,11 +25,14 @@ STRONGEST = 10
 """Examples of an aimed set: as many as an explanation shows. A whole twentieth of the strongest lies far outside of
 what a derivative describes."""
 
+LARGE = 0.5
+"""Of the examples that the large set takes."""
+
 RANDOM = 2
 AIMED = 2
 FEWEST_QUERIES = 8
 
-RETRAININGS = RANDOM + AIMED + 1
+RETRAININGS = RANDOM + AIMED + 1 + 1
 
 
 def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0) -> Calibration:
@@ -55,20 +58,25 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
     scores = {tier: attributor.scores(queries, tier) for tier in tiers}
     drawn = random_removals(index.example_ids, FRACTION, RANDOM, seed=seed)
     half = Removal.of(drawn[0].example_ids, weight=0.5)
+    large = random_removals(index.example_ids, LARGE, 1, seed=seed)
     removals = [*drawn, *_aimed(scores["estimated"], index.example_ids, min(STRONGEST, len(drawn[0].example_ids)))]
     recorded = retraining.recorded()
-    *without, halved = retraining.measurements([*removals, half])
+    *without, fewer, halved = retraining.measurements([*removals, *large, half])
     changes = torch.stack([recorded - measured for measured in without])
-    removed = membership(removals, index.example_ids)
-    examples = removed.sum(1)
+    removed, taken = membership(removals, index.example_ids), membership(large, index.example_ids)
+
+    def error_of(one: Tensor) -> TierError:
+        units = unit_of(one)
+        found = fit_error(removed @ one.double().T, changes, removed.sum(1), units)
+        (predicted,) = taken @ one.double().T
+        return with_bend(found, predicted, recorded - fewer, int(taken.sum()), units)
+
     found = Calibration(
         about=index.about_calibration(),
         retrainings=RETRAININGS,
         queries=len(queries),
         nonlinearity=_nonlinearity(changes[0], recorded - halved),
-        tiers={
-            tier: fit_error(removed @ one.double().T, changes, examples, unit_of(one)) for tier, one in scores.items()
-        },
+        tiers={tier: error_of(one) for tier, one in scores.items()},
     )
     index.keep_calibration(found)
     return found

@@ -1,9 +1,10 @@
 """How far an index's influences were from real retraining, and the intervals that follow from it.
 
-The error of a predicted change after ``n`` examples are taken out is modelled as ``a sqrt(n) u + b |predicted|``, with
-``u`` the root mean square of the query's influences: errors of single examples add up like independent ones, and what
-is far from the recorded weights is off by a share. ``a`` and ``b`` are chosen so that nine in ten of the measured
-changes lie within it, and the intervals are as narrow as that allows (split conformal, with one more free number).
+The error of a predicted change after ``n`` examples are taken out is modelled as ``a sqrt(n) u + b |predicted| + c n
+u``, with ``u`` the root mean square of the query's influences: errors of single examples add up like independent ones,
+what is far from the recorded weights is off by a share, and without many of its examples training takes another way.
+``a`` and ``b`` are chosen so that nine in ten of the measured changes lie within it, and the intervals are as narrow as
+that allows (split conformal, with one more free number); then ``c`` so that this holds for a large set, too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TierError(BaseModel):
     Attributes:
         spread: ``a``.
         share: ``b``.
+        bend: ``c``.
         agreement: Cosine of predicted and measured changes, over all of them.
         slope: What influences are multiplied with, so that their sums are what was measured; 1 where they have too
             little in common to say.
@@ -46,12 +48,17 @@ class TierError(BaseModel):
 
     spread: float
     share: float
+    bend: float = 0.0
     agreement: float
     slope: float
 
     def error_90(self, examples: int, unit: float, influence: float) -> float:
         """Half of the 90% interval around the summed ``influence`` of so many examples; ``unit`` is ``u``."""
-        return float(half_width(self.spread, self.share, examples**0.5 * unit, abs(influence)))
+        return float(self.half_width(examples, unit, abs(influence)))
+
+    def half_width(self, examples: Any, unit: Any, size: Any) -> Any:
+        """The same of numbers or tensors; ``size`` is the absolute influence."""
+        return self.spread * examples**0.5 * unit + self.share * size + self.bend * examples * unit
 
 
 class Calibration(BaseModel):
@@ -116,15 +123,26 @@ def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tens
         return float(((missed - share * size).clamp_min(0) / scale).flatten().quantile(LEVEL))
 
     def width(share: float) -> float:
-        return float(half_width(spread(share), share, scale, size).mean())
+        return float((spread(share) * scale + share * size).mean())
 
     best = min(_SHARES, key=width)
     return TierError(spread=spread(best), share=best, agreement=agreement, slope=slope)
 
 
-def half_width(spread: float, share: float, scale: Any, size: Any) -> Any:
-    """Half of an interval, of numbers or tensors: ``scale`` is ``sqrt(n) u``, ``size`` what was predicted."""
-    return spread * scale + share * size
+def with_bend(error: TierError, predicted: Tensor, measured: Tensor, examples: int, units: Tensor) -> TierError:
+    """The error with the least ``bend`` that has nine in ten changes within the intervals when many examples go.
+
+    Args:
+        error: From smaller sets.
+        predicted: ``[Q]``, summed influences, not calibrated yet, of the large set.
+        measured: ``[Q]``, as for ``fit_error``.
+        examples: How many the set has.
+        units: ``[Q]``, as for ``fit_error``.
+    """
+    predicted, units = error.slope * predicted.double(), error.slope * units.double()
+    missed = (measured.double() - predicted).abs() - error.half_width(examples, units, predicted.abs())
+    bend = (missed.clamp_min(0) / (examples * units).clamp_min(1e-30)).quantile(LEVEL)
+    return error.model_copy(update={"bend": error.bend + float(bend)})
 
 
 def slope_of(predicted: Tensor, measured: Tensor) -> float:
@@ -135,8 +153,7 @@ def slope_of(predicted: Tensor, measured: Tensor) -> float:
 
 def covered(error: TierError, predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> float:
     """Share of the measured changes within the intervals; ``predicted`` and ``units`` are of calibrated influences."""
-    scale = examples.double().sqrt().unsqueeze(1) * units.double()
-    half = half_width(error.spread, error.share, scale, predicted.double().abs())
+    half = error.half_width(examples.double().unsqueeze(1), units.double(), predicted.double().abs())
     return float(((measured.double() - predicted.double()).abs() <= half).double().mean())
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_engine.errors import IndexFormatError
-from influence_engine.index.calibration import Calibration, TierError, covered, fit_error
+from influence_engine.index.calibration import Calibration, TierError, covered, fit_error, with_bend
 
 SIZES = torch.tensor([5, 5, 20, 20, 80])
 
@@ -48,6 +48,21 @@ def test_right_predictions_have_narrow_intervals_and_wrong_ones_wide() -> None:
     half = fit_error(predicted, 0.5 * measured, SIZES, units)
     assert half.slope == pytest.approx(0.5, abs=0.01)
     assert half.error_90(4, 0.5, 0.5) < 0.1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 2))
+def test_a_large_set_widens_the_intervals_of_large_sets_until_they_hold(seed: int, bend: float) -> None:
+    predicted, measured, units = changes(seed, 0.1, 0.1)
+    small = fit_error(predicted, measured, SIZES, units)
+    generator = torch.Generator().manual_seed(seed)
+    large = 10 * units * torch.randn(200, generator=generator)
+    off = large + bend * 400 * units * torch.randn(200, generator=generator)
+    fitted = with_bend(small, large, off, 400, units)
+    within = covered(fitted, small.slope * large[None], off[None], torch.tensor([400]), small.slope * units)
+    assert within >= 0.9 - 1e-9
+    assert fitted.bend <= 2.2 * bend + 0.1
+    assert fitted.error_90(1, 1.0, 0.0) == pytest.approx(small.error_90(1, 1.0, 0.0) + fitted.bend)
 
 
 def test_it_is_taken_up_only_for_what_it_was_found_for(tmp_path: Path) -> None:
