@@ -8,10 +8,14 @@ only), and the weakest within it are cut first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_COLUMNS = 1024
+"""Coordinates of the basis that are made orthonormal at once, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +31,29 @@ class Eigenbasis:
     kept: float
 
 
-def fit_eigenbasis(rows: Tensor, dimensions: int) -> Eigenbasis:
-    """Fits the basis.
+def fit_eigenbasis(rows: Sequence[Tensor], dimensions: int) -> Eigenbasis:
+    """Fits the basis; beside the rows and the basis itself, only ``S`` by ``S`` numbers are in memory.
 
     Args:
-        rows: ``[S, m]``, weighted rows of sampled examples in the layers' coordinates.
+        rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates.
         dimensions: The largest ``k``.
     """
-    values, vectors = torch.linalg.eigh((rows @ rows.T).double())
+    values, vectors = torch.linalg.eigh(_products(rows).double())
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     # Below this the singular vectors are noise of the single-precision products.
     rank = int((values > values[0] * 1e-7).sum())
     k = max(1, min(dimensions, rank))
-    basis = rows.T @ (vectors[:, :k] / values[:k].sqrt()).to(rows.dtype)
+    weights = (vectors[:, :k] / values[:k].sqrt()).to(rows[0].dtype)
+    basis = rows[0].new_zeros(rows[0].shape[1], k)
+    for block, part in zip(rows, torch.split(weights, [len(block) for block in rows]), strict=True):
+        basis.addmm_(block.T, part)
     # Nearly orthonormal already; one Cholesky-QR step makes it so for the weakest directions too.
     factor = torch.linalg.cholesky((basis.T @ basis).double())
-    basis = torch.linalg.solve_triangular(factor, basis.T.double(), upper=False).T.to(rows.dtype)
-    return Eigenbasis(basis.contiguous(), float(values[:k].sum() / values.sum()))
+    for part in torch.split(basis, _COLUMNS):
+        part.copy_(torch.linalg.solve_triangular(factor, part.T.double(), upper=False).T)
+    return Eigenbasis(basis, float(values[:k].sum() / values.sum()))
+
+
+def _products(rows: Sequence[Tensor]) -> Tensor:
+    """Inner products of all rows, ``[S, S]``."""
+    return torch.cat([torch.cat([first @ second.T for second in rows], 1) for first in rows])

@@ -11,6 +11,7 @@ Then the vectors are rotated into the GGN's eigenvectors and written with the ex
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,6 +45,48 @@ def sample_sizes(settings: IndexSettings, examples: int, *, unrolled: bool) -> t
     """Examples that the basis is fitted on at the final weights, and at those of earlier checkpoints."""
     each = min(settings.sample // 2 if unrolled else settings.sample, examples)
     return each, each if unrolled else 0
+
+
+@dataclass(frozen=True)
+class _SampledRows:
+    """Fitting rows ``[S, m]`` in blocks, and by which numbers ``[S]`` they become GGN rows and loss gradients."""
+
+    rows: list[Tensor]
+    roots: Tensor
+    losses: Tensor
+    owners: list[int]
+
+    def loss_gradients(self, projected: Tensor) -> dict[int, Tensor]:
+        """By the examples' positions, from the rows in some basis ``[S, k]``: on the processor, in single precision."""
+        places = {position: place for place, position in enumerate(dict.fromkeys(self.owners))}
+        into = torch.tensor([places[position] for position in self.owners], device=projected.device)
+        sums = projected.new_zeros(len(places), projected.shape[1])
+        sums.index_add_(0, into, projected * self.losses.unsqueeze(1))
+        return dict(zip(places, sums.float().cpu(), strict=True))
+
+
+class _Blocks:
+    """Rows gathered batch by batch in blocks, so that they are never in memory twice."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._pending: list[Tensor] = []
+
+    def add(self, rows: Tensor) -> None:
+        """Takes the rows of one batch."""
+        self._pending.append(rows)
+        if sum(map(len, self._pending)) >= SHARD:
+            self._merge()
+
+    def all(self) -> list[Tensor]:
+        """All of them."""
+        if self._pending:
+            self._merge()
+        return self._blocks
+
+    def _merge(self) -> None:
+        self._blocks.append(torch.cat(self._pending))
+        self._pending = []
 
 
 class IndexBuilder:
@@ -98,10 +141,12 @@ class IndexBuilder:
         path = self.folder / "basis.safetensors"
         if not path.exists():
             sampled, met = sample_sizes(self.settings, len(self.examples), unrolled=self.record is not None)
-            rows, roots = self._sampled_rows(coordinates, sampled)
+            found = self._sampled_rows(coordinates, sampled)
             earlier = [] if self._lineariser is None else self._rows_met(self._lineariser, coordinates, met)
-            fitted = fit_eigenbasis(torch.cat([rows, *earlier]), self.settings.dimensions)
-            curved = (rows * roots.unsqueeze(1)) @ fitted.vectors
+            fitted = fit_eigenbasis([*found.rows, *earlier], self.settings.dimensions)
+            projected = torch.cat([block @ fitted.vectors for block in found.rows])
+            self._losses = found.loss_gradients(projected)
+            curved = projected * found.roots.unsqueeze(1)
             tensors = {
                 "basis": fitted.vectors.cpu().contiguous(),
                 "ggn": (curved.T @ curved / sampled).cpu(),
@@ -127,7 +172,7 @@ class IndexBuilder:
                 if known is None:
                     missing.append(position)
                 else:
-                    result[position - start] = (known.to(basis) @ basis).cpu()
+                    result[position - start] = known
             done = wanted.stop - len(missing)
             for positions, examples in self._grouped(missing):
                 encoded = coordinates(self.passes.loss_gradients(examples)) @ basis
@@ -167,34 +212,33 @@ class IndexBuilder:
 
     def _rows_met(self, lineariser: StepLineariser, coordinates: LayerCoordinates, most: int) -> list[Tensor]:
         """Fitting rows as in ``_sampled_rows``, of examples as the model met them in training."""
-        rows: list[Tensor] = []
+        rows = _Blocks()
         done = 0
         for positions, examples in lineariser.sampled(most):
-            rows += [coordinates(row.gradients) * row.importance.unsqueeze(1) for row in self.passes.rows(examples)]
+            for row in self.passes.rows(examples):
+                rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
             done += len(positions)
             self.progress("fitting the basis to the recorded steps", done, most)
-        return rows
+        return rows.all()
 
-    def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> tuple[Tensor, Tensor]:
-        """Fitting rows ``[S, m]`` of the sample, and what makes GGN rows of them ``[S]``.
+    def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> _SampledRows:
+        """Fitting rows of the sample.
 
         A row is ``sqrt(h + c^2) J^T e``: it counts with its curvature and with its share of the loss gradient, so that
         examples that the model is sure of, mislabelled ones among them, keep their place in the basis.
         """
-        rows: list[Tensor] = []
+        rows = _Blocks()
         roots: list[Tensor] = []
+        losses: list[Tensor] = []
+        owners: list[int] = []
         for positions, examples in self._batches(self._shuffled[:sampled], "fitting the GGN's basis"):
-            total: Tensor | None = None
             for row in self.passes.rows(examples):
-                pulled = coordinates(row.gradients)
                 weight = row.importance.clamp_min(1e-30)
-                rows.append(pulled * weight.unsqueeze(1))
+                rows.add(coordinates(row.gradients) * weight.unsqueeze(1))
                 roots.append(row.root_curvature / weight)
-                part = pulled * row.loss.unsqueeze(1)
-                total = part if total is None else total + part
-            assert total is not None
-            self._losses.update(zip(positions, total.to(torch.float32).cpu(), strict=True))
-        return torch.cat(rows), torch.cat(roots)
+                losses.append(row.loss / weight)
+                owners += positions
+        return _SampledRows(rows.all(), torch.cat(roots), torch.cat(losses), owners)
 
     def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[tuple[list[int], list[Example]]]:
         done = 0
