@@ -12,7 +12,6 @@ import click
 
 from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
 from audit_service.cli.options import config_argument, json_option, open_config, profile_option
-from audit_service.config.sections import DURATION
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -29,6 +28,9 @@ def command() -> None:
 
 
 def _span(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.config.sections import DURATION
+
     if value is not None and not DURATION.fullmatch(value):
         raise click.BadParameter(f"found {value!r}; it should be a time such as 24h or 7d")
     return value
