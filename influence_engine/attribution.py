@@ -89,7 +89,7 @@ class Attributor:
         """
         if self.index.manifest.approximation != "final":
             raise _unavailable("refined", self.index)
-        self._refiner = Refiner(self.model, self.task, self.index, self.tracked, train, progress=progress)
+        self._refiner = Refiner(self.model, self.task, self.index, train, progress=progress)
 
     def attribute(
         self,

@@ -19,16 +19,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from influence_engine.empirical.changes import Change
 from influence_engine.empirical.queries import with_targets
 from influence_engine.errors import RecordError
+from influence_engine.gradients.forward_mode import derivative_along, forward
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Batch, Example, Task
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.execution import collate_step, weights_by_row
 from influence_engine.training.optimizers import Parameters, clipped
@@ -41,9 +40,6 @@ from influence_engine.training.step import (
     set_dropout,
     trained_parameters,
 )
-
-forward: Any = _forward_ad
-"""Torch has no annotations for it."""
 
 STAGE = "differentiating along the recorded steps"
 
@@ -170,26 +166,15 @@ def _measured(
     parameters: Mapping[str, Tensor],
     along: Mapping[str, Tensor],
 ) -> Tensor:
+    def measure(model: nn.Module, batch: Batch) -> Tensor:
+        return task.measurement(task.outputs(model, batch), batch)
+
     model.eval()
     parts = []
     for start in range(0, len(queries), 16):
         batch = with_targets(task, model, to_device(task.collate(queries[start : start + 16]), _device(parameters)))
-        with torch.no_grad(), forward.dual_level():
-            dual = {f"model.{name}": forward.make_dual(parameters[name], along[name]) for name in parameters}
-            measured = functional_call(_Measurement(model, task), dual, (batch,))
-            tangent = forward.unpack_dual(measured).tangent
-        parts.append(torch.zeros(len(measured)) if tangent is None else tangent.cpu())
+        parts.append(derivative_along(model, measure, batch, parameters, along).cpu())
     return torch.cat(parts).double()
-
-
-class _Measurement(nn.Module):
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """``[B]``."""
-        return self.task.measurement(self.task.outputs(self.model, batch), batch)
 
 
 Tensors = dict[str, dict[str, Tensor]]

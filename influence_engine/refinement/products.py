@@ -8,24 +8,19 @@ times weights, or ``D^-1/2`` times a gradient, laid out as the layers' matrices 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
-import torch.autograd.forward_ad as _forward_ad
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_engine.curvature import LayerMetric
 from influence_engine.errors import ModelError
 from influence_engine.gradients import TrackedLayers
+from influence_engine.gradients.forward_mode import derivative_along
 from influence_engine.index.passes import GradientPasses
 from influence_engine.resources import to_device
 from influence_engine.tasks import Batch, Example, Task
 from influence_engine.training.frozen import FrozenSteps, KeptSteps
-
-forward: Any = _forward_ad
-"""Torch has no annotations for it."""
 
 Told = Callable[[int], None]
 
@@ -93,7 +88,6 @@ class TrainingProducts:
         self._examples = examples
         self._batches = passes.batches(examples)
         self._frozen = FrozenSteps(passes.model, list(space.parameters), KeptSteps())
-        self._outputs = _Outputs(passes.model, passes.task)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -138,18 +132,12 @@ class TrainingProducts:
 
     def _along(self, direction: Mapping[str, Tensor], batch: Batch, number: int) -> Tensor:
         """``J v`` of a batch."""
-        with self._frozen.running(0, number), torch.no_grad(), forward.dual_level():
-            dual = {
-                f"model.{name}": forward.make_dual(parameter.detach(), direction[name])
-                for name, parameter in self._space.parameters.items()
-            }
-            try:
-                outputs = functional_call(self._outputs, dual, (batch,))
-            except NotImplementedError as error:
-                name = type(self._model).__name__
-                raise ModelError(f"{name} cannot be differentiated in forward mode: {error}", field="tier") from error
-            found = forward.unpack_dual(outputs)
-            return torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+        try:
+            with self._frozen.running(0, number):
+                return derivative_along(self._model, self._task.outputs, batch, self._space.parameters, direction)
+        except NotImplementedError as error:
+            name = type(self._model).__name__
+            raise ModelError(f"{name} cannot be differentiated in forward mode: {error}", field="tier") from error
 
 
 def _curved(task: Task, outputs: Tensor, batch: Batch, changes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -161,13 +149,3 @@ def _curved(task: Task, outputs: Tensor, batch: Batch, changes: Sequence[Tensor]
             return gradient, [torch.zeros_like(change) for change in changes]
         curved = [torch.autograd.grad(gradient, leaf, change, retain_graph=True)[0] for change in changes]
     return gradient.detach(), curved
-
-
-class _Outputs(nn.Module):
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The task's outputs."""
-        return self.task.outputs(self.model, batch)

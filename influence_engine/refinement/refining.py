@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from influence_engine.gradients import TrackedLayers
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.build import ENCODER
+from influence_engine.index.build import ENCODER, passes_for
 from influence_engine.index.encoder import Encoder
 from influence_engine.index.ordering import in_index_order
-from influence_engine.index.passes import GradientPasses
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
 from influence_engine.refinement.preconditioner import IndexPreconditioner
@@ -62,7 +60,6 @@ class Refiner:
         model: The fine-tuned model, in evaluation mode.
         task: Its task.
         index: An index of approximation ``final``.
-        tracked: The model's layers.
         train: The training examples, in any order.
         tolerance: A solve ends when a pass changes the influences by less, relative to them.
         most_passes: After which it ends in any case.
@@ -77,24 +74,15 @@ class Refiner:
         model: nn.Module,
         task: Task,
         index: InfluenceIndex,
-        tracked: TrackedLayers,
         train: Sequence[Example],
         *,
         tolerance: float = 1e-2,
         most_passes: int = 30,
         progress: Progress = silent,
     ) -> None:
-        settings = IndexSettings.model_validate(index.manifest.settings)
-        passes = GradientPasses(
-            model,
-            task,
-            tracked,
-            batch_tokens=settings.batch_tokens,
-            draws=settings.curvature_draws,
-            seed=settings.seed,
-        )
+        passes = passes_for(model, task, IndexSettings.model_validate(index.manifest.settings))
         encoder = Encoder.load(index.folder / ENCODER).to(index.device)
-        self.space = Space(tracked, encoder.coordinates.metric, index.device)
+        self.space = Space(passes.tracked, encoder.coordinates.metric, index.device)
         self._products = TrainingProducts(passes, in_index_order(index, train), self.space)
         self._damping = index.manifest.damping
         self._preconditioned = IndexPreconditioner(encoder, self._damping, self.space)
