@@ -19,18 +19,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
+from floor import bandwidth, passes_ms
 from support import PROJECT, Connection, machine, serving
 
 from audit_service.config import load_config
 from influence_engine import InfluenceIndex, Run, TextClassification
 from influence_engine.data import DataSettings, load_examples
-from influence_engine.gradients import tracing, track
 
 LATENCY_AT_MOST = 2.0
 MEMORY_ROOM = 200 * 1024 * 1024
@@ -73,33 +71,6 @@ def prepare(examples: int) -> Path:
         command = [sys.executable, "-c", "from audit_service.cli import main; main()", *verb, str(config)]
         subprocess.run(command, check=True, env=environment)
     return config
-
-
-def bandwidth() -> float:
-    """Bytes a second at which this machine reads memory it has not just read."""
-    block = torch.ones(64 * 1024 * 1024, dtype=torch.float32)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        block.sum()
-        times.append(time.perf_counter() - start)
-    return block.numel() * 4 / statistics.median(times)
-
-
-def passes_ms(run: Run, texts: list[str]) -> tuple[float, float]:
-    """Medians of forward and of backward over activations."""
-    model, task = run.load_model(), TextClassification(run.load_tokenizer(), ["negative", "positive"])
-    layers = track(model).layers
-    forward, backward = [], []
-    for text in texts:
-        batch = task.collate([{"text": text}])
-        start = time.perf_counter()
-        with tracing(model, task, layers, batch) as trace:
-            middle = time.perf_counter()
-            trace.layer_gradients(task.measurement(trace.outputs, trace.batch))
-        backward.append((time.perf_counter() - middle) * 1000)
-        forward.append((middle - start) * 1000)
-    return statistics.median(forward), statistics.median(backward)
 
 
 async def asked(port: int, path: str, bodies: list[bytes]) -> float:

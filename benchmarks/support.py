@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+
 PROJECT = Path(__file__).resolve().parents[1]
 START_S = 120.0
 
@@ -116,9 +118,10 @@ def free_port() -> int:
 
 
 def machine() -> str:
-    """Processor, cores and Python, for a table of results."""
+    """Processor, cores, GPU where there is one, and Python, for a table of results."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    gpu = f", one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}"

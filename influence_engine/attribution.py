@@ -47,11 +47,12 @@ class Attributor:
         task: Its task.
         index: An index built for this model.
         base_model: The model before fine-tuning, for differences; left out, explanations have none.
-        device: ``auto`` is the GPU where there is one.
+        device: ``auto`` is the index's, to which the models are moved.
 
     Raises:
         DigestMismatchError: the index was built for another task.
         ModelError: a layer cannot be attributed.
+        SettingsError: the index is on another device.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Attributor:
         device: str = "auto",
     ) -> None:
         index.check_task(describe_task(task))
-        self.device = choose_device(device)
+        self.device = _device_of(index, device)
         self.model = model.to(self.device).eval()
         self.task = task
         self.index = index
@@ -362,6 +363,15 @@ class Attributor:
         if labels is None or chosen is None or chosen.dim() != 1:
             return None
         return str(labels[int(chosen[number])])
+
+
+def _device_of(index: InfluenceIndex, name: str) -> torch.device:
+    device = index.device if name == "auto" else choose_device(name)
+    if device != index.device:
+        raise SettingsError(
+            f"the index is on {index.device}, the model should be on {device}; open the index there", field="device"
+        )
+    return device
 
 
 def _unavailable(tier: str, index: InfluenceIndex) -> TierUnavailableError:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         SettingsError: torch knows no such device, or it is not there.
     """
+    # Read when the first matrix is multiplied there: without it, equal products may differ in their last bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -52,6 +55,13 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
             "fewer index.dimensions or index.coordinates need less",
             field=str(folder),
         )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device can still give: the GPU's, or main memory's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def peak_memory() -> int:

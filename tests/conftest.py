@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from audit_service.bundle import export_for_serving
-from audit_service.config import AuditConfig, load_config
 from influence_engine.data import load_examples
 from influence_engine.index import InfluenceIndex
 from influence_engine.models import load_tokenizer
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
+
+if TYPE_CHECKING:  # the engine's tests need no server
+    from audit_service.config import AuditConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +65,9 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
     """
+    from audit_service.bundle import export_for_serving
+    from audit_service.config import load_config
+
     data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     kept = os.environ.get("TEST_PROJECT_FOLDER")

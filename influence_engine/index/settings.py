@@ -24,7 +24,7 @@ class IndexSettings(BaseModel):
         store_examples: What is kept of the examples themselves: their fields ``inline``, ``encrypted`` under a key that
             is not in the index, or ``none``: ids, labels and vectors only, texts come from their source.
         unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
-        batch_tokens: Padded positions a batch; the largest that stays fast on two cores is the default.
+        batch_tokens: Padded positions a batch; by default as many as the device is fast with and has the memory for.
         sample: Examples that the bases are fitted on.
         curvature_draws: Labels drawn an example where the outputs are too many for their exact curvature.
         seed: Of the sample and of drawn labels.
@@ -40,7 +40,7 @@ class IndexSettings(BaseModel):
     dtype: Literal["float16", "float32"] = "float16"
     store_examples: StoreExamples = "inline"
     unsupported_layers: Literal["refuse", "leave_out"] = "refuse"
-    batch_tokens: int = Field(default=2048, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
     sample: int = Field(default=4096, ge=2)
     curvature_draws: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)

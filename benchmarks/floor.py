@@ -1,0 +1,58 @@
+"""What no explanation can be faster than: the passes of its text, and one read of what the index holds in memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from influence_engine import Run, TextClassification
+from influence_engine.gradients import tracing, track
+from influence_engine.resources import choose_device, to_device
+
+
+def bandwidth() -> float:
+    """Bytes a second at which this machine's GPU, or else its processor, reads memory it has not just read."""
+    device = choose_device()
+    block = torch.ones((64 if device.type == "cpu" else 1024) * 1024 * 1024, dtype=torch.float32, device=device)
+    return block.numel() * 4 / statistics.median(seconds(block.sum, 9)[2:])
+
+
+def passes_ms(run: Run, texts: Sequence[str]) -> tuple[float, float]:
+    """Medians of forward and of backward over activations."""
+    device = choose_device()
+    model, task = run.load_model().to(device), TextClassification(run.load_tokenizer(), ["negative", "positive"])
+    layers = track(model).layers
+    forward, backward = [], []
+    for text in texts:
+        batch = to_device(task.collate([{"text": text}]), device)
+        settle()
+        start = time.perf_counter()
+        with tracing(model, task, layers, batch) as trace:
+            settle()
+            middle = time.perf_counter()
+            trace.layer_gradients(task.measurement(trace.outputs, trace.batch))
+            settle()
+        backward.append((time.perf_counter() - middle) * 1000)
+        forward.append((middle - start) * 1000)
+    return statistics.median(forward), statistics.median(backward)
+
+
+def seconds(work: Callable[[], object], times: int) -> list[float]:
+    """What each of so many executions took."""
+    taken = []
+    for _ in range(times):
+        settle()
+        start = time.perf_counter()
+        work()
+        settle()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def settle() -> None:
+    """Waits for the GPU, where there is one: its work is asynchronous."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
