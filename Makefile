@@ -19,7 +19,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints-cpu.txt $(PIP_ARGS)
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints-cpu.txt $(PIP_ARGS)
 
 export BENTOML_DO_NOT_TRACK := True
 

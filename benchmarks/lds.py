@@ -84,7 +84,8 @@ def main() -> None:
             + (
                 ""
                 if row.slope is None
-                else f" (slope {row.slope:.2f}, within the index's intervals {row.coverage:.0%})"
+                else f" (slope {row.slope:.2f}"
+                + (")" if row.coverage is None else f", within the index's intervals {row.coverage:.0%})")
             )
         )
     if options.exact:

@@ -15,6 +15,7 @@ from influence_engine.index.calibration import Calibration
 from influence_engine.progress import Progress
 from influence_engine.replay import ReplayPlan, plan_replay
 from influence_engine.tasks import Example
+from influence_engine.training.frozen import KeptSteps
 
 CHECKED_EVERY = 4
 """One held-out example in so many is for the check, the others are for replayed directions."""
@@ -33,8 +34,10 @@ def plan_directions(config: AuditConfig, width: int, progress: Progress) -> Repl
     return plan_replay(run, examples.task, examples.train.examples, width)
 
 
-def replay_directions(config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress) -> None:
-    """Gives the index a replay basis of ``width`` directions.
+def replay_directions(
+    config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress, kept: KeptSteps | None = None
+) -> None:
+    """Gives the index a replay basis of ``width`` directions; ``kept`` is of this run, for the check that follows.
 
     Raises:
         RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
@@ -49,10 +52,12 @@ def replay_directions(config: AuditConfig, index: InfluenceIndex, width: int, pr
             field="data.validation",
         )
     attributor = Attributor(run.load_model(), examples.task, index)
-    build_basis(run, attributor, examples.train.examples, for_directions, width, progress=progress)
+    build_basis(run, attributor, examples.train.examples, for_directions, width, kept=kept, progress=progress)
 
 
-def check_against_retraining(config: AuditConfig, index: InfluenceIndex, progress: Progress) -> Calibration:
+def check_against_retraining(
+    config: AuditConfig, index: InfluenceIndex, progress: Progress, kept: KeptSteps | None = None
+) -> Calibration:
     """Trains again without some examples, and gives the index's answers the intervals that follow.
 
     What was found for this index before is not found again.
@@ -75,7 +80,7 @@ def check_against_retraining(config: AuditConfig, index: InfluenceIndex, progres
             field="data.validation",
         )
     cache = config.index_folder / "retrainings"
-    retraining = Retraining(run, examples.task, examples.train.examples, queries, cache, progress=progress)
+    retraining = Retraining(run, examples.task, examples.train.examples, queries, cache, kept=kept, progress=progress)
     return check_index(Attributor(run.load_model(), examples.task, index), retraining)
 
 

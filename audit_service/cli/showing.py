@@ -20,6 +20,7 @@ from audit_service.records import read_training_set
 from influence_engine.errors import SettingsError
 from influence_engine.index import InfluenceIndex
 from influence_engine.progress import Progress
+from influence_engine.training.frozen import KeptSteps
 
 HOST = "127.0.0.1"
 DIRECTIONS = 8
@@ -79,6 +80,7 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
 
 def _replay(config: AuditConfig, index: InfluenceIndex, spent: float, progress: Progress) -> None:
     """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
+    kept = KeptSteps()
     if index.basis is None:
         plan = replaying.plan_directions(config, DIRECTIONS, progress)
         if spent + plan.seconds > SECONDS_OF_A_DEMO:
@@ -87,8 +89,8 @@ def _replay(config: AuditConfig, index: InfluenceIndex, spent: float, progress: 
                 f"bento-audit index build {config.spelled} --directions {DIRECTIONS} does it later."
             )
             return
-        replaying.replay_directions(config, index, DIRECTIONS, progress)
-    replaying.check_against_retraining(config, index, progress)
+        replaying.replay_directions(config, index, DIRECTIONS, progress, kept)
+    replaying.check_against_retraining(config, index, progress, kept)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Retraining:
         cache: A folder; each retraining's measurements are kept there by a digest of all that they depend on.
         into: For a module that is not from ``transformers``: a freshly built one, which is filled.
         device: Where to train.
+        kept: Outputs of frozen layers, shared with replays of the run on that device.
         progress: Told after every retraining.
     """
 
@@ -52,6 +53,7 @@ class Retraining:
         *,
         into: nn.Module | None = None,
         device: str = "auto",
+        kept: KeptSteps | None = None,
         progress: Progress = silent,
     ) -> None:
         self.run = run
@@ -62,7 +64,7 @@ class Retraining:
         self.device = choose_device(device)
         self.progress = progress
         self._into = into
-        self._kept = KeptSteps()
+        self._kept = kept or KeptSteps()
         self._identity = {
             "files": run.manifest["files"],
             "queries": json_digest([dict(query) for query in queries]),
