@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from influence_engine.gradients import LayerGradient
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.passes import GradientPasses
 from influence_engine.progress import Progress
@@ -33,6 +32,8 @@ from influence_engine.training.stretches import RecordedStates
 
 STAGE = "linearising the recorded steps"
 SUMS = "sums.safetensors"
+PROJECTED = ("pulled", "direct", "late")
+"""Fields of a step that are ``[n, k]``."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ class StepLineariser:
         gradient: Parameters,
     ) -> LinearStep:
         tracked = self.passes.tracked
-        moved, clipped = tracked.matrices(direct), tracked.matrices(gradient)
-        slow = None if late is None else tracked.matrices(late)
+        moved, clipped = _in_metric(coordinates, tracked.matrices(direct)), tracked.matrices(gradient)
+        slow = None if late is None else _in_metric(coordinates, tracked.matrices(late))
         parts: dict[str, list[Tensor]] = {one.name: [] for one in fields(LinearStep)}
         for number, (rows, shares) in enumerate(zip(step.rows, step.shares, strict=True)):
             source = (shares / step.normalizer).to(self.passes.device)
@@ -169,16 +170,20 @@ class StepLineariser:
             with self._objective.running(step.number, number):
                 for row in self.passes.rows([self.examples[place] for place in rows.tolist()]):
                     parts["examples"].append(rows)
-                    parts["pulled"].append(coordinates(row.gradients) @ basis)
-                    parts["direct"].append(_moved(coordinates, row.gradients, moved) @ basis)
+                    parts["pulled"].append(coordinates(row.gradients))
+                    parts["direct"].append(coordinates.project_weighed(row.gradients, moved))
                     if slow is not None:
-                        parts["late"].append(_moved(coordinates, row.gradients, slow) @ basis)
+                        parts["late"].append(coordinates.project_weighed(row.gradients, slow))
                     parts["curvature"].append(weight * row.root_curvature.pow(2))
                     parts["source"].append(source * row.loss)
                     parts["gradient"].append(weight * row.loss)
                     inner = [found.inner(clipped[name]) for name, found in row.gradients.items()]
                     parts["along"].append(torch.stack(inner).sum(0))
-        one = {name: torch.cat(part) for name, part in parts.items() if part and name != "clip"}
+        one = {name: torch.cat(part) for name, part in parts.items() if part and name not in ("clip", *PROJECTED)}
+        # All at once: reading the basis costs more than multiplying by it.
+        projected = torch.cat([each for name in PROJECTED for each in parts[name]]) @ basis
+        counts = [sum(map(len, parts[name])) for name in PROJECTED]
+        one |= {name: each for name, each in zip(PROJECTED, torch.split(projected, counts), strict=True) if len(each)}
         one.setdefault("late", one["direct"][:0])
         clip, along = self._clipping(step, one["gradient"], one["along"], gradient)
         return LinearStep(**{**one, "along": along, "clip": clip})
@@ -216,17 +221,14 @@ def read_steps(path: Path) -> list[LinearStep]:
     return [LinearStep(**{one.name: found[f"{number}/{one.name}"] for one in fields(LinearStep)}) for number in numbers]
 
 
-def _moved(
-    coordinates: LayerCoordinates, gradients: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]
-) -> Tensor:
-    """Coordinates of gradients times ``matrices``, number by number, as directions of the weights.
+def _in_metric(coordinates: LayerCoordinates, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What gradients are multiplied with, number by number, to be directions of the weights in ``coordinates``.
 
     Weights are measured in the inverse of the gradients' metric. There is no rank-one form here, as of the metric:
     ``L`` has the signs of a gradient, and ``E`` is huge where a weight (of a word not seen yet) had no gradient.
     """
-    inverse = {
+    return {
         name: matrices[name] / (metric.row.unsqueeze(-1) * metric.column)
         for name, metric in coordinates.metric.items()
-        if name in gradients
+        if name in matrices
     }
-    return coordinates.project_weighed(gradients, inverse)

@@ -41,6 +41,6 @@ class IndexSettings(BaseModel):
     store_examples: StoreExamples = "inline"
     unsupported_layers: Literal["refuse", "leave_out"] = "refuse"
     batch_tokens: int | None = Field(default=None, ge=1)
-    sample: int = Field(default=4096, ge=2)
+    sample: int = Field(default=2048, ge=2)
     curvature_draws: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)

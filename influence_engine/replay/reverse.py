@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from influence_engine.tasks import Batch
-from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters
+from influence_engine.training.optimizers import (
+    Optimizer,
+    OptimizerState,
+    Parameters,
+    clipped,
+    clipping_pulled_back,
+)
 from influence_engine.training.schedule import Step
-from influence_engine.training.step import Objective, training_step
+from influence_engine.training.step import Objective, gradient, seeded
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,13 @@ class Adjoint:
         """All tensors: parameters, then state, in the order of ``flat``."""
         return flat(self.parameters, self.state)
 
+    def chunk(self, first: int, last: int) -> Adjoint:
+        """Directions ``first .. last - 1``, in the same memory."""
+        return Adjoint(
+            {name: tensor[first:last] for name, tensor in self.parameters.items()},
+            {kind: {name: one[first:last] for name, one in tensors.items()} for kind, tensors in self.state.items()},
+        )
+
     def like(self, tensors: Sequence[Tensor]) -> Adjoint:
         """An adjoint of this one's names that holds ``tensors``, in the order of ``flat``."""
         rest = iter(tensors)
@@ -74,7 +87,8 @@ def reverse_step(
 ) -> Tensor:
     """From the adjoint after a step to the one before it, in place: many directions of a large model are many bytes.
 
-    The step's graph is made once and walked back for ``at_once`` directions at a time.
+    The optimiser's step and the clipping are walked back by their formulas; the gradient's graph, made once, is walked
+    back for ``at_once`` directions at a time.
 
     Args:
         objective: Model and task.
@@ -92,34 +106,23 @@ def reverse_step(
         ``[K, uses]``: derivatives with respect to the weight of each use.
     """
     start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    carried = {
-        kind: {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-        for kind, tensors in state.items()
-    }
     counted = weights.detach().clone().requires_grad_()
     # The weights of this step's uses alone: a gradient over all examples would be mostly zeros.
     places = list(torch.split(torch.arange(len(counted)), [len(rows) for rows in step.rows]))
-    result = training_step(
-        objective,
-        optimizer,
-        replace(step, rows=places),
-        batches,
-        start,
-        carried,
-        weights=counted,
-        max_grad_norm=max_grad_norm,
-        differentiable=True,
-    )
-    outputs = flat(result.parameters, result.state)
-    inputs = [*flat(start, carried), counted]
-    carried_back = adjoint.tensors()
-    found = adjoint.parameters[next(iter(adjoint.parameters))].new_empty(adjoint.width, len(counted))
+    with seeded(step.seed):
+        graph, _, _ = gradient(objective, replace(step, rows=places), batches, start, counted, differentiable=True)
+    raw = {name: tensor.detach() for name, tensor in graph.items()}
+    used, _ = clipped(raw, max_grad_norm)
+    through = optimizer.adjoint(state, used, step.learning_rate, step.number)
+    outputs, inputs = list(graph.values()), [*start.values(), counted]
+    found = outputs[0].new_empty(adjoint.width, len(counted))
     for first in range(0, adjoint.width, at_once):
         last = min(first + at_once, adjoint.width)
-        chunk = [one[first:last] for one in carried_back]
-        *before, uses = _pulled_back(outputs, inputs, chunk, keep_graph=last < adjoint.width)
-        for one, part in zip(chunk, before, strict=True):
-            one.copy_(part)
+        chunk = adjoint.chunk(first, last)
+        by_gradient = clipping_pulled_back(through.pull_back(chunk.parameters, chunk.state), raw, max_grad_norm)
+        *before, uses = _pulled_back(outputs, inputs, list(by_gradient.values()), keep_graph=last < adjoint.width)
+        for one, part in zip(chunk.parameters.values(), before, strict=True):
+            one.add_(part)
         found[first:last] = uses
     return found
 

@@ -34,8 +34,23 @@ class Optimizer(Protocol):
     ) -> tuple[Parameters, OptimizerState]:
         """Parameters and state after step ``number`` (the first is 1)."""
 
+    def adjoint(self, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int) -> StepAdjoint:
+        """The step's derivative in reverse; ``state`` is the one before it."""
+
     def describe(self) -> dict[str, Any]:
         """A JSON value from which ``optimizer_from_description`` makes the same optimiser."""
+
+
+class StepAdjoint(Protocol):
+    """One step in reverse, without what gradients depend on."""
+
+    def pull_back(self, parameters: Parameters, state: OptimizerState) -> Parameters:
+        """From derivatives after a step to those before it, in place; returns those by the step's gradients.
+
+        Args:
+            parameters: By name ``[K, *shape]``, of ``K`` scalars by the parameters.
+            state: The same for the state.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,21 @@ class AdamW:
             )
         return updated, moments
 
+    def adjoint(self, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int) -> StepAdjoint:
+        """See ``Optimizer``."""
+        beta1, beta2 = self.betas
+        by_first: Parameters = {}
+        by_second: Parameters = {}
+        for name, gradient in gradients.items():
+            # The moments after the step, as ``adamw_update`` makes them.
+            first = torch.lerp(state["first_moment"][name], gradient, 1.0 - beta1)
+            second = (state["second_moment"][name] * beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+            root = (second / (1.0 - beta2**number)).add_(self.epsilon**2).sqrt_()
+            by_first[name] = (-learning_rate / (1.0 - beta1**number)) / root
+            by_second[name] = first.mul_(by_first[name]).div_(root.square_().mul_(-2.0 * (1.0 - beta2**number)))
+        left = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
+        return _AdamWAdjoint(self.betas, gradients, by_first, by_second, left)
+
     def describe(self) -> dict[str, Any]:
         """Type, betas, epsilon and the decay of each name."""
         return {
@@ -118,9 +148,54 @@ class SGD:
             updated[name] = torch.add(parameter * (1.0 - decay), velocity[name], alpha=-learning_rate)
         return updated, {"velocity": velocity}
 
+    def adjoint(self, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int) -> StepAdjoint:
+        """See ``Optimizer``."""
+        left = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
+        return _SGDAdjoint(self.momentum, learning_rate, left)
+
     def describe(self) -> dict[str, Any]:
         """Type, momentum and the decay of each name."""
         return {"type": "sgd", "momentum": self.momentum, "weight_decay": dict(self.weight_decay)}
+
+
+@dataclass(frozen=True)
+class _AdamWAdjoint:
+    """``theta' = left theta + by_first m'`` with ``m', v'`` of the gradient; ``by_second``: by ``v'``."""
+
+    betas: tuple[float, float]
+    gradients: Parameters
+    by_first: Parameters
+    by_second: Parameters
+    left: Mapping[str, float]
+
+    def pull_back(self, parameters: Parameters, state: OptimizerState) -> Parameters:
+        beta1, beta2 = self.betas
+        found: Parameters = {}
+        for name, gradient in self.gradients.items():
+            first, second = state["first_moment"][name], state["second_moment"][name]
+            first.addcmul_(parameters[name], self.by_first[name])
+            second.addcmul_(parameters[name], self.by_second[name])
+            found[name] = torch.mul(first, 1.0 - beta1).addcmul_(second, gradient, value=2.0 * (1.0 - beta2))
+            first.mul_(beta1)
+            second.mul_(beta2)
+            parameters[name].mul_(self.left[name])
+        return found
+
+
+@dataclass(frozen=True)
+class _SGDAdjoint:
+    momentum: float
+    learning_rate: float
+    left: Mapping[str, float]
+
+    def pull_back(self, parameters: Parameters, state: OptimizerState) -> Parameters:
+        found: Parameters = {}
+        for name, factor in self.left.items():
+            velocity = state["velocity"][name]
+            found[name] = velocity.add_(parameters[name], alpha=-self.learning_rate).clone()
+            velocity.mul_(self.momentum)
+            parameters[name].mul_(factor)
+        return found
 
 
 def adamw_update(
@@ -155,6 +230,22 @@ def clipped(gradients: Parameters, max_norm: float | None) -> tuple[Parameters, 
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return {name: gradient * factor for name, gradient in gradients.items()}, factor
+
+
+def clipping_pulled_back(pulled: Parameters, gradients: Parameters, max_norm: float | None) -> Parameters:
+    """From derivatives ``[K, *shape]`` by gradients that ``clipped`` gave to those by the gradients it was given."""
+    if max_norm is None:
+        return pulled
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])))
+    if max_norm / (norm + 1e-6) > 1.0:
+        return pulled
+    # factor = max_norm / (norm + 1e-6); its derivative is along the gradient.
+    factor, bent = max_norm / (norm + 1e-6), -max_norm / ((norm + 1e-6) ** 2 * norm)
+    along = torch.stack([pulled[name].flatten(1) @ gradient.flatten() for name, gradient in gradients.items()]).sum(0)
+    for name, gradient in gradients.items():
+        scale = (bent * along).view(-1, *[1] * gradient.ndim)
+        pulled[name].mul_(factor).addcmul_(scale, gradient)
+    return pulled
 
 
 def optimizer_for(settings: FinetuneSettings, parameters: Mapping[str, Tensor]) -> Optimizer:
