@@ -101,8 +101,9 @@ def plan_replay(
         steps=total,
         seconds=total * (trained + once + (directions - 1) * further),
         disk_bytes=carried + directions * len(recorded.examples) * 4,
-        # Directions, and those carried back; the states of a stretch; a step's graph and one direction's results.
-        memory_bytes=int(directions * one + carried + stretch * (one + moments) + graph.total + one + moments + frozen),
+        # Directions, and those carried back; the states of a stretch; a step's graph, its gradients, what its optimiser
+        # does in reverse, and one direction's results.
+        memory_bytes=int(directions * one + carried + stretch * (one + moments) + graph.total + 6 * one + frozen),
     )
 
 

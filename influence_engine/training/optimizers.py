@@ -1,7 +1,8 @@
 """Optimiser steps as pure, differentiable functions of parameters, state, gradients and learning rate.
 
-Fine-tuning runs them without a graph, re-execution runs them again, and a replay differentiates through them: one
-code for all three. AdamW keeps its epsilon inside the root, so that a step is smooth where a gradient is zero.
+Fine-tuning runs them without a graph, re-execution runs them again, and a replay walks them back by their ``adjoint``,
+which the tests hold against autograd. AdamW keeps its epsilon inside the root, so that a step is smooth where a
+gradient is zero.
 """
 
 from __future__ import annotations

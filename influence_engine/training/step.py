@@ -1,7 +1,7 @@
 """One training step as a function of parameters, optimiser state and example weights.
 
-Fine-tuning and re-execution call it without a graph; a replay calls it with ``differentiable=True`` and differentiates
-the same code with respect to the weights, the parameters or the state.
+Fine-tuning and re-execution call it without a graph. A replay differentiates the same ``gradient`` with respect to
+weights and parameters; with ``differentiable=True`` the whole step can be differentiated.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from influence_engine.training.optimizers import (
     Optimizer,
     SmoothAdamW,
     clipped,
+    clipping_pulled_back,
     optimizer_for,
     optimizer_from_description,
 )
@@ -186,6 +187,38 @@ def test_two_steps_with_clipping_have_the_derivative_of_finite_differences(optim
 
     assert torch.autograd.gradcheck(end, inputs)
     assert torch.autograd.gradgradcheck(end, inputs)
+
+
+@pytest.mark.parametrize("longest", [None, 0.5, 100.0])
+@pytest.mark.parametrize(
+    "optimizer", [AdamW(epsilon=0.1, weight_decay={"matrix": 0.1}), SGD(momentum=0.9, weight_decay={"matrix": 0.1})]
+)
+def test_a_step_walked_back_by_formula_has_the_derivatives_of_autograd(
+    optimizer: Optimizer, longest: float | None
+) -> None:
+    parameters, state = optimizer.step(start(), optimizer.initial_state(start()), gradients_at(1), 0.1, 1)
+    gradients = gradients_at(2)
+    leaves = [*parameters.values(), *(one for part in state.values() for one in part.values()), *gradients.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    used, _ = clipped(gradients, longest)
+    ends, end_state = optimizer.step(parameters, state, used, 0.05, 2)
+    outputs = [*ends.values(), *(one for part in end_state.values() for one in part.values())]
+    draw = torch.Generator().manual_seed(3)
+    carried = [torch.randn(3, *one.shape, generator=draw, dtype=one.dtype) for one in outputs]
+    expected = torch.autograd.grad(outputs, leaves, carried, is_grads_batched=True, materialize_grads=True)
+
+    rest = iter([one.clone() for one in carried])
+    by_parameters = {name: next(rest) for name in parameters}
+    by_state = {kind: {name: next(rest) for name in part} for kind, part in state.items()}
+    plain = {name: one.detach() for name, one in gradients.items()}
+    before = {kind: {name: one.detach() for name, one in part.items()} for kind, part in state.items()}
+    adjoint = optimizer.adjoint(before, {name: one.detach() for name, one in used.items()}, 0.05, 2)
+    by_gradients = clipping_pulled_back(adjoint.pull_back(by_parameters, by_state), plain, longest)
+
+    found = [*by_parameters.values(), *(one for part in by_state.values() for one in part.values())]
+    for one, other in zip([*found, *by_gradients.values()], expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_gradient_of_zero_moves_nothing_and_has_a_finite_derivative() -> None:
