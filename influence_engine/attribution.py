@@ -28,6 +28,7 @@ from influence_engine.tasks import (
     PredictingTask,
     ProbabilityTask,
     Task,
+    batches_of_like_size,
     describe_task,
     with_predicted_targets,
 )
@@ -211,23 +212,23 @@ class Attributor:
         slope = self._slope(answered) if damping is None else 1.0
         if basis is not None and damping is None:
             damping = basis.damping
-        parts = []
-        for encoded in self._encoded(queries, batch_size):
+        scores = torch.empty(len(queries), len(self.index))
+        for places, encoded in self._encoded(queries, batch_size):
             found = self.index.scores(encoded, exact=True, damping=damping)
             if basis is not None:
                 found = basis.correct(found, basis.coefficients(found))
-            parts.append(found.cpu() * slope)
-        return torch.cat(parts) if parts else torch.empty(0, len(self.index))
+            scores[places] = found.cpu() * slope
+        return scores
 
     def scores_by_damping(
         self, queries: Sequence[Example], dampings: Sequence[float], *, batch_size: int = 32
     ) -> dict[float, Tensor]:
         """The estimated tier's ``scores`` at each damping, from one pass over the queries."""
-        parts: dict[float, list[Tensor]] = {damping: [] for damping in dampings}
-        for encoded in self._encoded(queries, batch_size):
-            for damping, found in parts.items():
-                found.append(self.index.scores(encoded, exact=True, damping=damping).cpu())
-        return {damping: torch.cat(found) for damping, found in parts.items()}
+        scores = {damping: torch.empty(len(queries), len(self.index)) for damping in dampings}
+        for places, encoded in self._encoded(queries, batch_size):
+            for damping, rows in scores.items():
+                rows[places] = self.index.scores(encoded, exact=True, damping=damping).cpu()
+        return scores
 
     def measure(self, queries: Sequence[Example]) -> Tensor:
         """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
@@ -269,20 +270,24 @@ class Attributor:
         found = None if self.index.calibration is None else self.index.calibration.tiers.get(tier)
         return 1.0 if found is None else found.slope
 
-    def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[Tensor]:
-        for start in range(0, len(queries), batch_size):
-            with self._trace(queries[start : start + batch_size]) as trace:
+    def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        self._check(queries)
+        for places in batches_of_like_size(self.task, queries, batch_size):
+            with self._trace([queries[place] for place in places]) as trace:
                 batch = with_predicted_targets(trace.batch, trace.outputs)
                 gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
-            yield self.index.encoder.encode(gradients)
+            yield places, self.index.encoder.encode(gradients)
 
     def _trace(self, queries: Sequence[Example]) -> Any:
         return tracing(self.model, self.task, self.tracked.layers, self._batch(queries))
 
-    def _batch(self, queries: Sequence[Example]) -> Batch:
+    def _check(self, queries: Sequence[Example]) -> None:
         if isinstance(self.task, CheckingTask):
             for query in queries:
                 self.task.check(query, labelled=False)
+
+    def _batch(self, queries: Sequence[Example]) -> Batch:
+        self._check(queries)
         return to_device(self.task.collate(queries), self.device)
 
     def _top(

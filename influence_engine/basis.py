@@ -14,7 +14,7 @@ from influence_engine.index.basis import FEWEST_DIRECTIONS, ReplayBasis, choose_
 from influence_engine.index.index import BASIS
 from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
-from influence_engine.tasks import Example
+from influence_engine.tasks import Example, batches_of_like_size
 from influence_engine.training import Run
 from influence_engine.training.frozen import KeptSteps
 
@@ -65,8 +65,8 @@ def build_basis(
     if index.manifest.digests.get("model") != run.digests["model"] or index.example_ids != run.example_ids:
         raise DigestMismatchError(f"the index in {index.folder} is not of the run in {run.folder}", field="run")
     dampings = sorted({factor * index.manifest.damping for factor in DAMPING_FACTORS})
-    estimates = attributor.scores(held_out, "estimated")
-    coefficients = choose_directions(estimates, width)
+    estimated = attributor.scores_by_damping(held_out, dampings)
+    coefficients = choose_directions(estimated[index.manifest.damping], width)
     directions = measurement_directions(attributor, held_out, coefficients, run.trainable)
     exact = replay(
         run,
@@ -80,7 +80,6 @@ def build_basis(
         kept=kept,
         progress=progress,
     )
-    estimated = attributor.scores_by_damping(held_out, dampings)
     basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
     basis.save(index.folder / BASIS, index.about_basis())
     index.reload_basis()
@@ -100,9 +99,9 @@ def measurement_directions(
     """
     parameters = [attributor.model.get_parameter(name) for name in names]
     totals = [torch.zeros(len(coefficients), *parameter.shape) for parameter in parameters]
-    for start in range(0, len(queries), _BATCH):
-        measured = attributor.measure(queries[start : start + _BATCH])
-        weights = coefficients[:, start : start + _BATCH].to(measured)
+    for places in batches_of_like_size(attributor.task, queries, _BATCH):
+        measured = attributor.measure([queries[place] for place in places])
+        weights = coefficients[:, places].to(measured)
         for row, weight in enumerate(weights):
             parts = torch.autograd.grad(
                 measured,

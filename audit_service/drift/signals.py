@@ -12,8 +12,9 @@ from audit_service.monitoring.recorders import other_group, shares_by_group
 from audit_service.monitoring.values import MAX_VALUES, OTHER, clean
 from audit_service.prediction.predictor import OnnxPredictor
 from influence_engine.attribution import Attributor, Tier
+from influence_engine.explanation import Attribution
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example
+from influence_engine.tasks import Example, batches_of_like_size
 from influence_engine.tasks.base import Array
 
 TOP_K = 10
@@ -121,19 +122,20 @@ def explain_all(
     """
     label = getattr(attributor.task, "label", "label")
     queries = [{key: value for key, value in example.items() if key != label} for example in examples]
-    groups, tops, outside, predicted = [], [], [], []
-    answered = str(tier)
-    for start in range(0, len(queries), BATCH):
-        for one in attributor.attribute(
-            queries[start : start + BATCH], top_k=TOP_K, tier=tier, group_by=list(group_by)
-        ):
-            groups.append(shares_by_group(one.groups))
-            tops.append(float(one.quality["share_returned"]))
-            outside.append(one.quality["outside_index"])
-            predicted.append(one.prediction or {})
-            answered = one.tier
-        progress("explanations", min(start + BATCH, len(queries)), len(queries))
-    explained = Explained(answered, groups, tops, outside)
+    found: dict[int, Attribution] = {}
+    for places in batches_of_like_size(attributor.task, queries, BATCH):
+        asked = [queries[place] for place in places]
+        answers = attributor.attribute(asked, top_k=TOP_K, tier=tier, group_by=list(group_by))
+        found |= dict(zip(places, answers, strict=True))
+        progress("explanations", len(found), len(queries))
+    ordered = [found[place] for place in range(len(queries))]
+    explained = Explained(
+        ordered[0].tier if ordered else str(tier),
+        [shares_by_group(one.groups) for one in ordered],
+        [float(one.quality["share_returned"]) for one in ordered],
+        [one.quality["outside_index"] for one in ordered],
+    )
+    predicted = [one.prediction or {} for one in ordered]
     return explained, Predicted([one.get("label") for one in predicted], [one.get("confidence") for one in predicted])
 
 

@@ -118,3 +118,10 @@ def with_predicted_targets(batch: Batch, outputs: Tensor) -> Batch:
 def example_sizes(task: Task, examples: Sequence[Example]) -> list[int]:
     """Positions (tokens, pixels) that each example takes in a batch of its own."""
     return [next(iter(task.collate([example]).values())).numel() for example in examples]
+
+
+def batches_of_like_size(task: Task, examples: Sequence[Example], count: int) -> list[list[int]]:
+    """Places in ``examples``, ``count`` a batch and the longest first, so that little of a batch is padding."""
+    sizes = example_sizes(task, examples)
+    order = sorted(range(len(examples)), key=lambda place: -sizes[place])
+    return [order[start : start + count] for start in range(0, len(order), count)]
