@@ -20,24 +20,37 @@ def bandwidth() -> float:
     return block.numel() * 4 / statistics.median(seconds(block.sum, 9)[2:])
 
 
-def passes_ms(run: Run, texts: Sequence[str]) -> tuple[float, float]:
-    """Medians of forward and of backward over activations."""
-    device = choose_device()
-    model, task = run.load_model().to(device), TextClassification(run.load_tokenizer(), ["negative", "positive"])
-    layers = track(model).layers
-    forward, backward = [], []
-    for text in texts:
-        batch = to_device(task.collate([{"text": text}]), device)
+class Passes:
+    """The passes of single texts through a run's model, forward and back over activations."""
+
+    def __init__(self, run: Run) -> None:
+        self._device = choose_device()
+        self._model = run.load_model().to(self._device)
+        self._task = TextClassification(run.load_tokenizer(), ["negative", "positive"])
+        self._layers = track(self._model).layers
+
+    def ms(self, text: str) -> tuple[float, float]:
+        """Of one text, forward and backward."""
+        batch = to_device(self._task.collate([{"text": text}]), self._device)
         settle()
         start = time.perf_counter()
-        with tracing(model, task, layers, batch) as trace:
+        with tracing(self._model, self._task, self._layers, batch) as trace:
             settle()
             middle = time.perf_counter()
-            trace.layer_gradients(task.measurement(trace.outputs, trace.batch))
+            trace.layer_gradients(self._task.measurement(trace.outputs, trace.batch))
             settle()
-        backward.append((time.perf_counter() - middle) * 1000)
-        forward.append((middle - start) * 1000)
-    return statistics.median(forward), statistics.median(backward)
+        return (middle - start) * 1000, (time.perf_counter() - middle) * 1000
+
+
+def passes_ms(run: Run, texts: Sequence[str]) -> tuple[float, float]:
+    """Medians of forward and of backward over activations."""
+    passes = Passes(run)
+    return medians([passes.ms(text) for text in texts])
+
+
+def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of each."""
+    return statistics.median(one for one, _ in pairs), statistics.median(other for _, other in pairs)
 
 
 def seconds(work: Callable[[], object], times: int) -> list[float]:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from floor import bandwidth, passes_ms, seconds
+from floor import Passes, bandwidth, medians, seconds
 from support import PROJECT, machine
 from torch import Tensor
 from work import base_and_task, snippets
@@ -55,12 +55,16 @@ def main() -> None:
     run = finetune(task, base, train, settings=settings, record_to=folder / "run", reuse=True)
     opened = Run.open(run.folder)
     small = InfluenceIndex.build_from_run(opened, task, train, folder / "index", IndexSettings(approximation="final"))
-    forward, backward = passes_ms(opened, [str(one["text"]) for one in texts])
+    passes = Passes(opened)
     for examples in options.examples or [10_000, 100_000]:
         with tempfile.TemporaryDirectory() as name:
             index = repeated(small, examples, Path(name))
             attributor = Attributor(opened.load_model(), task, index)
-            taken = [timed(attributor, [{"text": one["text"]}]) for one in texts]
+            taken, alone = [], []
+            for one in texts:  # one after the other, so that a slow moment of the machine meets both
+                taken.append(timed(attributor, [{"text": one["text"]}]))
+                alone.append(passes.ms(str(one["text"])))
+            forward, backward = medians(alone)
             read = index.resident_bytes / bandwidth() * 1000
             search = share_of_bandwidth(index)
         floor = forward + backward + read
