@@ -70,7 +70,7 @@ class InfluenceIndex:
         self.store_examples: StoreExamples = manifest.settings.get("store_examples", "inline")
         self.table = ExampleTable(folder / TABLE, contents_for(self.store_examples, key))
         self._source: Mapping[str, Example] = {}
-        self._vectors = self.table.vectors().to(device)
+        self._vectors = _resident(self.table.vectors(), device)
         self._weights = torch.tensor(self.table.column("weight"), device=device)
         if self._vectors.shape != (manifest.rows, manifest.dimensions):
             raise IndexFormatError(
@@ -364,6 +364,8 @@ class InfluenceIndex:
         if exact or self._vectors.dtype == torch.float32:
             blocks = [query @ block.float().T for block in torch.split(self._vectors, _EXACT_BLOCK)]
             products = torch.cat(blocks, 1)
+        elif len(query) == 1 and self._vectors.dtype == torch.bfloat16:
+            products = torch.mv(self._vectors, query[0].bfloat16()).unsqueeze(0).float()
         else:
             products = (query.to(self._vectors.dtype) @ self._vectors.T).float()
         return products * (size / self.manifest.scale) * self._weights
@@ -387,3 +389,10 @@ class InfluenceIndex:
             return encoded / own.sqrt()
         # The stored vectors are whitened with the index's own damping; the query makes up for the difference.
         return encoded * (own.sqrt() / (self.encoder.eigenvalues + damping))
+
+
+def _resident(vectors: Tensor, device: torch.device) -> Tensor:
+    # A processor reads bfloat16 as fast as its memory gives it, and float16 at half of that.
+    if device.type == "cpu" and vectors.dtype == torch.float16:
+        return vectors.bfloat16()
+    return vectors.to(device)
