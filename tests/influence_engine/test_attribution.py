@@ -188,6 +188,19 @@ def test_a_model_whose_trained_layers_are_not_the_indexs_is_refused(
         Attributor(model, vector_task, attributor.index)
 
 
+def test_a_model_on_another_device_than_the_index_is_refused(attributor: Attributor, vector_task: Any) -> None:
+    with pytest.raises(SettingsError, match="the index is on cpu, the model should be on meta"):
+        Attributor(attributor.model, vector_task, attributor.index, device="meta")
+
+
+def test_scores_do_not_depend_on_the_order_or_the_batches_of_queries(
+    attributor: Attributor, vector_queries: Any
+) -> None:
+    scores = attributor.scores(vector_queries)
+    turned = attributor.scores(vector_queries[::-1], batch_size=3).flip(0)
+    torch.testing.assert_close(turned, scores, rtol=0, atol=1e-5 * float(scores.abs().max()))
+
+
 def test_top_rows_of_a_tie_free_vector_are_sorted() -> None:
     scores = torch.tensor([0.1, -0.9, 0.5, -0.2])
     assert top_rows(scores, 3, "both").tolist() == [1, 2, 3]
