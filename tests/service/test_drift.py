@@ -87,10 +87,12 @@ class Fleet:
         return answers
 
     def wait_for_scrape_of(self, count: int) -> None:
-        """Until Prometheus has seen so many predictions."""
-        self.prometheus.wait_for(
-            "sum(audit_predictions_total)", lambda found: found and max(found.values()) >= count, 20
-        )
+        """Until Prometheus has seen so many predictions, and their confidences.
+
+        A scrape reads one file of a worker after the other: the last prediction may be in one, and not in the other.
+        """
+        for name in ("audit_predictions_total", "audit_prediction_confidence_ratio_count"):
+            self.prometheus.wait_for(f"sum({name})", lambda found: found and max(found.values()) >= count, 20)
 
 
 def texts_of(domain: str, limit: int, seed: int = 1) -> list[str]:
