@@ -161,7 +161,7 @@ class SGD:
 
 @dataclass(frozen=True)
 class _AdamWAdjoint:
-    """``theta' = left theta + by_first m'`` with ``m', v'`` of the gradient; ``by_second``: by ``v'``."""
+    """``theta' = left theta + by_first m'``; ``by_second`` is its derivative by ``v'``."""
 
     betas: tuple[float, float]
     gradients: Parameters

@@ -18,6 +18,7 @@ from influence_engine.training import FinetuneSettings, LoraSettings, Run, finet
 from influence_engine.training.execution import collate_step
 from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.step import Objective, set_dropout, trained_parameters, training_step
+from tests.influence_engine.conftest import make_network
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
@@ -83,6 +84,35 @@ def test_rows_are_the_derivatives_through_all_steps_whatever_is_trained_and_how(
     scale = float(expected.abs().max())
     torch.testing.assert_close(one_by_one, expected, rtol=1e-3, atol=1e-4 * scale)
     torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-5 * scale)
+
+
+class WithUnused(nn.Module):
+    """Has weights that its outputs do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = make_network(), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weights_that_nothing_depends_on_only_decay(
+    vector_task: Any, vector_train: Any, tmp_path: Path, optimizer: Any
+) -> None:
+    train = vector_train[:20]
+    settings = FinetuneSettings(
+        trainable="all", epochs=1, batch_size=5, learning_rate=0.01, optimizer=optimizer, weight_decay=0.1
+    )
+    run = finetune(vector_task, WithUnused(), train, settings=settings, record_to=tmp_path)
+    directions = directions_for(run, 2)
+    zeroed = {name: one * ("unused" not in name) for name, one in directions.items()}
+
+    rows = replay(run, vector_task, train, directions, into=WithUnused())
+
+    assert float(rows.abs().max()) > 0
+    torch.testing.assert_close(rows, replay(run, vector_task, train, zeroed, into=WithUnused()))
 
 
 def test_replayed_influence_predicts_leaving_one_out(
