@@ -18,6 +18,9 @@ from influence_engine.training import Run
 from influence_engine.training.frozen import MOST_BYTES, KeptSteps
 from influence_engine.training.step import training_step
 
+_FURTHER = 4
+"""Directions that a step is timed with beyond the first: with fewer, what differs is mostly chance."""
+
 
 @dataclass(frozen=True)
 class ReplayPlan:
@@ -91,7 +94,7 @@ def plan_replay(
     with SavedBytes() as graph:
         back(1)
     once, trained = _seconds(lambda: back(1)), _seconds(forward)
-    further = max(_seconds(lambda: back(2)) - once, 0.1 * once)
+    further = max((_seconds(lambda: back(1 + _FURTHER)) - once) / _FURTHER, 0.1 * once)
     one = sum(tensor.nbytes for tensor in parameters.values())
     moments = sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
     frozen = min(kept.bytes * (len(run.schedule.batch_offsets) - 1) / len(step.rows), MOST_BYTES)
