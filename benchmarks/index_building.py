@@ -28,7 +28,7 @@ from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Example, example_sizes
+from influence_engine.tasks import Example, batches_of_like_size
 
 TRAINED = 1_000
 BATCHES = (32, 256)
@@ -105,9 +105,7 @@ def built(run: Run, task: TextClassification, examples: list[Example], *, follow
 
 def plain_rate(model: torch.nn.Module, task: TextClassification, examples: Sequence[Example], size: int) -> float:
     """Examples a second of forward and backward passes, in batches of ``size`` of like length."""
-    sizes = example_sizes(task, examples)
-    order = sorted(range(len(examples)), key=lambda place: sizes[place])
-    batches = [[examples[place] for place in order[start : start + size]] for start in range(0, len(order), size)]
+    batches = [[examples[place] for place in places] for places in batches_of_like_size(task, examples, size)]
     device = next(model.parameters()).device
     settle()
     start = time.perf_counter()

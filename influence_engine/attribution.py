@@ -124,6 +124,7 @@ class Attributor:
         if not queries:
             return []
         clock = Clock()
+        self._check(queries)
         keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
         with keeping as kept, self._trace(queries) as trace:
             batch = with_predicted_targets(trace.batch, trace.outputs)
@@ -232,7 +233,8 @@ class Attributor:
 
     def measure(self, queries: Sequence[Example]) -> Tensor:
         """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
-        batch = self._batch(queries)
+        self._check(queries)
+        batch = to_device(self.task.collate(queries), self.device)
         outputs = self.task.outputs(self.model, batch)
         return self.task.measurement(outputs, with_predicted_targets(batch, outputs))
 
@@ -279,16 +281,13 @@ class Attributor:
             yield places, self.index.encoder.encode(gradients)
 
     def _trace(self, queries: Sequence[Example]) -> Any:
-        return tracing(self.model, self.task, self.tracked.layers, self._batch(queries))
+        batch = to_device(self.task.collate(queries), self.device)
+        return tracing(self.model, self.task, self.tracked.layers, batch)
 
     def _check(self, queries: Sequence[Example]) -> None:
         if isinstance(self.task, CheckingTask):
             for query in queries:
                 self.task.check(query, labelled=False)
-
-    def _batch(self, queries: Sequence[Example]) -> Batch:
-        self._check(queries)
-        return to_device(self.task.collate(queries), self.device)
 
     def _top(
         self,

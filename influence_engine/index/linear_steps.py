@@ -179,12 +179,12 @@ class StepLineariser:
                     parts["gradient"].append(weight * row.loss)
                     inner = [found.inner(clipped[name]) for name, found in row.gradients.items()]
                     parts["along"].append(torch.stack(inner).sum(0))
-        one = {name: torch.cat(part) for name, part in parts.items() if part and name not in ("clip", *PROJECTED)}
+        projected = {name: parts.pop(name) for name in PROJECTED}
+        one = {name: torch.cat(part) for name, part in parts.items() if part}
         # All at once: reading the basis costs more than multiplying by it.
-        projected = torch.cat([each for name in PROJECTED for each in parts[name]]) @ basis
-        counts = [sum(map(len, parts[name])) for name in PROJECTED]
-        one |= {name: each for name, each in zip(PROJECTED, torch.split(projected, counts), strict=True) if len(each)}
-        one.setdefault("late", one["direct"][:0])
+        together = torch.cat([each for part in projected.values() for each in part]) @ basis
+        counts = [sum(map(len, part)) for part in projected.values()]
+        one |= dict(zip(projected, torch.split(together, counts), strict=True))
         clip, along = self._clipping(step, one["gradient"], one["along"], gradient)
         return LinearStep(**{**one, "along": along, "clip": clip})
 

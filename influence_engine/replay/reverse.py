@@ -15,6 +15,7 @@ from influence_engine.training.optimizers import (
     Parameters,
     clipped,
     clipping_pulled_back,
+    gradient_norm,
 )
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import Objective, gradient, seeded
@@ -112,6 +113,7 @@ def reverse_step(
     with seeded(step.seed):
         graph, _, _ = gradient(objective, replace(step, rows=places), batches, start, counted, differentiable=True)
     raw = {name: tensor.detach() for name, tensor in graph.items()}
+    norm = float(gradient_norm(raw))
     used, _ = clipped(raw, max_grad_norm)
     through = optimizer.adjoint(state, used, step.learning_rate, step.number)
     outputs, inputs = list(graph.values()), [*start.values(), counted]
@@ -119,7 +121,8 @@ def reverse_step(
     for first in range(0, adjoint.width, at_once):
         last = min(first + at_once, adjoint.width)
         chunk = adjoint.chunk(first, last)
-        by_gradient = clipping_pulled_back(through.pull_back(chunk.parameters, chunk.state), raw, max_grad_norm)
+        pulled = through.pull_back(chunk.parameters, chunk.state)
+        by_gradient = clipping_pulled_back(pulled, raw, norm, max_grad_norm)
         *before, uses = _pulled_back(outputs, inputs, list(by_gradient.values()), keep_graph=last < adjoint.width)
         for one, part in zip(chunk.parameters.values(), before, strict=True):
             one.add_(part)

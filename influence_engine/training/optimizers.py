@@ -100,10 +100,8 @@ class AdamW:
         by_first: Parameters = {}
         by_second: Parameters = {}
         for name, gradient in gradients.items():
-            # The moments after the step, as ``adamw_update`` makes them.
-            first = torch.lerp(state["first_moment"][name], gradient, 1.0 - beta1)
-            second = (state["second_moment"][name] * beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-            root = (second / (1.0 - beta2**number)).add_(self.epsilon**2).sqrt_()
+            before = state["first_moment"][name], state["second_moment"][name]
+            first, _, root = _moments(gradient, *before, number=number, betas=self.betas, epsilon=self.epsilon)
             by_first[name] = (-learning_rate / (1.0 - beta1**number)) / root
             by_second[name] = first.mul_(by_first[name]).div_(root.square_().mul_(-2.0 * (1.0 - beta2**number)))
         left = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
@@ -212,13 +210,31 @@ def adamw_update(
     weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One tensor's step: new parameter, first and second moment. ``number`` counts from 1."""
+    first, second, root = _moments(gradient, first_moment, second_moment, number=number, betas=betas, epsilon=epsilon)
+    scale = -learning_rate / (1.0 - betas[0] ** number)
+    return (parameter * (1.0 - learning_rate * weight_decay)).addcdiv_(first, root, value=scale), first, second
+
+
+def _moments(
+    gradient: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
+    *,
+    number: int,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both moments after a step, and ``sqrt(v_hat + epsilon**2)``."""
     beta1, beta2 = betas
     # In place only on tensors made here: half the memory traffic, and autograd sees the same function.
     first = torch.lerp(first_moment, gradient, 1.0 - beta1)
     second = (second_moment * beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-    root = (second / (1.0 - beta2**number)).add_(epsilon**2).sqrt_()
-    scale = -learning_rate / (1.0 - beta1**number)
-    return (parameter * (1.0 - learning_rate * weight_decay)).addcdiv_(first, root, value=scale), first, second
+    return first, second, (second / (1.0 - beta2**number)).add_(epsilon**2).sqrt_()
+
+
+def gradient_norm(gradients: Parameters) -> Tensor:
+    """The norm of all of them together, a scalar."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
 
 
 def clipped(gradients: Parameters, max_norm: float | None) -> tuple[Parameters, Tensor]:
@@ -228,17 +244,21 @@ def clipped(gradients: Parameters, max_norm: float | None) -> tuple[Parameters, 
     """
     if max_norm is None:
         return gradients, torch.ones(())
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+    norm = gradient_norm(gradients)
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return {name: gradient * factor for name, gradient in gradients.items()}, factor
 
 
-def clipping_pulled_back(pulled: Parameters, gradients: Parameters, max_norm: float | None) -> Parameters:
-    """From derivatives ``[K, *shape]`` by gradients that ``clipped`` gave to those by the gradients it was given."""
-    if max_norm is None:
-        return pulled
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])))
-    if max_norm / (norm + 1e-6) > 1.0:
+def clipping_pulled_back(pulled: Parameters, gradients: Parameters, norm: float, max_norm: float | None) -> Parameters:
+    """From derivatives by gradients that ``clipped`` gave to those by the gradients it was given, in place.
+
+    Args:
+        pulled: ``[K, *shape]`` by name.
+        gradients: What ``clipped`` was given.
+        norm: Their ``gradient_norm``, which is the same for every direction.
+        max_norm: As given to ``clipped``.
+    """
+    if max_norm is None or max_norm / (norm + 1e-6) > 1.0:
         return pulled
     # factor = max_norm / (norm + 1e-6); its derivative is along the gradient.
     factor, bent = max_norm / (norm + 1e-6), -max_norm / ((norm + 1e-6) ** 2 * norm)
