@@ -18,9 +18,26 @@ atexit.register(shutil.rmtree, os.environ["BENTOML_HOME"], ignore_errors=True)
 FORBID_SKIPS = os.environ.get("BENTO_AUDIT_FORBID_SKIPS", "") not in ("", "0")
 
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+# Processes that share the processor wait for each other where each of them takes all of it.
+THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
+if WORKERS > 1:
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: what drives a real server comes after all the others."""
-    items.sort(key=lambda item: item.get_closest_marker("service") is not None or "tests/service/" in item.nodeid)
+    """Fast tests first: what drives a real server comes after all the others.
+
+    Beside each other (``make test``) run files; those with servers, which take turns, are one group.
+    """
+    items.sort(key=_drives_a_server)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("servers" if _drives_a_server(item) else str(item.path)))
+
+
+def _drives_a_server(item: pytest.Item) -> bool:
+    return item.get_closest_marker("service") is not None or "tests/service/" in item.nodeid
 
 
 @pytest.hookimpl(wrapper=True)

@@ -77,6 +77,7 @@ class Attributor:
         )
         self._groups = Groups(index, self.device)
         self._refiner: Refiner | None = None
+        self._solved: tuple[list[Example], Refined] | None = None
 
     def refine_with(self, train: Sequence[Example], *, progress: Progress = silent) -> None:
         """Makes the tier ``refined`` available: each of its answers takes passes over all training examples.
@@ -92,6 +93,7 @@ class Attributor:
         if self.index.manifest.approximation != "final":
             raise _unavailable("refined", self.index)
         self._refiner = Refiner(self.model, self.task, self.index, train, progress=progress)
+        self._solved = None
 
     def attribute(
         self,
@@ -261,11 +263,14 @@ class Attributor:
 
     def _refined(self, queries: Sequence[Example]) -> Refined:
         assert self._refiner is not None  # the tier has been checked
-        parts = [
-            self._refiner.refine(self.measure(queries[start : start + self._refiner.at_once]))
-            for start in range(0, len(queries), self._refiner.at_once)
-        ]
-        return Refined.joined(parts)
+        # Kept, since whoever explains queries often wants all their scores next.
+        if self._solved is None or self._solved[0] != list(queries):
+            parts = [
+                self._refiner.refine(self.measure(queries[start : start + self._refiner.at_once]))
+                for start in range(0, len(queries), self._refiner.at_once)
+            ]
+            self._solved = list(queries), Refined.joined(parts)
+        return self._solved[1]
 
     def _slope(self, tier: str) -> float:
         """What a tier's influences are multiplied with, so that they say what retraining does."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor
 
 from influence_engine.errors import ResourceError, SettingsError
+
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where a container sees its own limit, what it uses, and what of that is cached files: versions 2 and 1."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -58,10 +65,42 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device can still give: the GPU's, or main memory's."""
+    """Bytes that a device can still give this process: the GPU's, or main memory's within the container's limits."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    found = [int(psutil.virtual_memory().available), *(_left_in(*names) for names in _CGROUPS)]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - psutil.Process().memory_info().vms)
+    return max(0, min(one for one in found if one is not None))
+
+
+def _left_in(folder: str, most: str, used: str, reclaimable: str) -> int | None:
+    """Bytes left in the control group that a container's processes are in; None where it has no limit."""
+    try:
+        limit = int((Path(folder) / most).read_text())
+        statistics = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
+        return limit - int((Path(folder) / used).read_text()) + int(statistics[reclaimable])
+    except (OSError, ValueError, KeyError):  # no such group, or "max"
+        return None
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Decompositions of matrices on one thread: beside other work they take 20 times as long on two, which wait for
+    each other at every column, and alone not twice as long on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no more memory to give."""
+    # On the processor torch raises a plain RuntimeError; only its text tells.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def peak_memory() -> int:

@@ -69,7 +69,7 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     from audit_service.config import load_config
 
     data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
     kept = os.environ.get("TEST_PROJECT_FOLDER")
     root = Path(kept) if kept else tmp_path_factory.mktemp("project")
     file = root / "configs" / "sentiment.yaml"

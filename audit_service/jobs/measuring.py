@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor
 
 from audit_service.config import AuditConfig
@@ -22,7 +23,7 @@ from influence_engine.empirical.measuring import CHANGED, CONTROL
 from influence_engine.empirical.tangent import STAGE as REPLAYING
 from influence_engine.errors import DigestMismatchError, InputError, ResourceError, SettingsError
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import peak_memory, readable_bytes
+from influence_engine.resources import free_memory, peak_memory, readable_bytes
 from influence_engine.tasks import Example
 from influence_engine.training import Run
 
@@ -222,7 +223,7 @@ class Measuring:
 
     def _check_memory(self, cost: Cost) -> None:
         own = psutil.Process().memory_info().rss
-        free = self.config.jobs.memory_bytes or own + psutil.virtual_memory().available
+        free = self.config.jobs.memory_bytes or own + free_memory(torch.device("cpu"))
         if cost.memory_bytes > free:
             raise ResourceError(
                 f"training again needs about {readable_bytes(cost.memory_bytes)} of memory and there are "

@@ -8,11 +8,13 @@ only), and the weakest within it are cut first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from influence_engine.resources import one_thread
 
 _COLUMNS = 1024
 """Coordinates of the basis that are made orthonormal at once, in double precision."""
@@ -31,22 +33,26 @@ class Eigenbasis:
     kept: float
 
 
-def fit_eigenbasis(rows: Sequence[Tensor], dimensions: int) -> Eigenbasis:
-    """Fits the basis; beside the rows and the basis itself, only ``S`` by ``S`` numbers are in memory.
+def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
+    """Fits the basis; beside two blocks of rows and the basis itself, only ``S`` by ``S`` numbers are in memory.
 
     Args:
-        rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates.
+        rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates; gone through often.
         dimensions: The largest ``k``.
     """
-    values, vectors = torch.linalg.eigh(_products(rows).double())
+    products = _products(rows).double()
+    with one_thread():
+        values, vectors = torch.linalg.eigh(products)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     # Below this the singular vectors are noise of the single-precision products.
     rank = int((values > values[0] * 1e-7).sum())
     k = max(1, min(dimensions, rank))
-    weights = (vectors[:, :k] / values[:k].sqrt()).to(rows[0].dtype)
-    basis = rows[0].new_zeros(rows[0].shape[1], k)
-    for block, part in zip(rows, torch.split(weights, [len(block) for block in rows]), strict=True):
-        basis.addmm_(block.T, part)
+    some, start = next(iter(rows)), 0
+    weights = (vectors[:, :k] / values[:k].sqrt()).to(some.dtype)
+    basis = some.new_zeros(some.shape[1], k)
+    for block in rows:
+        basis.addmm_(block.T, weights[start : start + len(block)])
+        start += len(block)
     # Nearly orthonormal already; one Cholesky-QR step makes it so for the weakest directions too.
     factor = torch.linalg.cholesky((basis.T @ basis).double())
     for part in torch.split(basis, _COLUMNS):
@@ -54,6 +60,6 @@ def fit_eigenbasis(rows: Sequence[Tensor], dimensions: int) -> Eigenbasis:
     return Eigenbasis(basis, float(values[:k].sum() / values.sum()))
 
 
-def _products(rows: Sequence[Tensor]) -> Tensor:
+def _products(rows: Iterable[Tensor]) -> Tensor:
     """Inner products of all rows, ``[S, S]``."""
     return torch.cat([torch.cat([first @ second.T for second in rows], 1) for first in rows])

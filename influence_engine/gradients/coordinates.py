@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from influence_engine.gradients.factors import DenseGradient, IndexedGradient, LayerGradient
+from influence_engine.resources import one_thread
 
 _AT_ONCE = 8
 
@@ -104,15 +105,17 @@ class _Side:
         if matrix.dim() == 1:
             values, vectors = matrix.double().sort(descending=True)
         else:
-            values, vectors = torch.linalg.eigh(matrix.double())
-            values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+            # In single precision: which directions come first and how far is all that matters.
+            with one_thread():
+                values, vectors = torch.linalg.eigh(matrix.float())
+            values, vectors = values.double().flip(0).clamp_min(0), vectors.flip(1)
         total = values.sum().clamp_min(torch.finfo(torch.float64).tiny)
         return _Side(vectors, values.cumsum(0) / total, float(total))
 
     def basis(self, rank: int) -> Tensor:
         if self.vectors.dim() == 1:
             return self.vectors[:rank].clone()
-        return self.vectors[:, :rank].float().contiguous()
+        return self.vectors[:, :rank].contiguous()
 
 
 def _allocate(layers: Mapping[str, tuple[Tensor, Tensor, float]], budget: int) -> dict[str, tuple[int, int]]:

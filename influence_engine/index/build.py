@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from influence_engine.curvature import LayerMetric, adam_metric, heuristic_damping, identity_metric
 from influence_engine.digests import file_digest, json_digest
-from influence_engine.errors import IndexFormatError, SettingsError
+from influence_engine.errors import IndexFormatError, ResourceError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
@@ -21,11 +21,11 @@ from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.finishing import Rotation, Stages, write_vectors
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
 from influence_engine.index.passes import GradientPasses
-from influence_engine.index.plan import BuildPlan, plan_build
+from influence_engine.index.plan import BuildPlan, plan_build, what_fits
 from influence_engine.index.provenance import Provenance
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import require_disk
+from influence_engine.resources import free_memory, readable_bytes, require_disk
 from influence_engine.tasks import Example, Task, describe_task
 from influence_engine.training import Run
 from influence_engine.training.identity import check_examples, versions
@@ -80,7 +80,7 @@ def build_version(
 
     Raises:
         ModelError: layers that cannot be attributed, or a gradient that is not finite.
-        ResourceError: too little disk.
+        ResourceError: too little disk or memory; the message says what would fit.
         SettingsError: the index is to be encrypted and there is no key, or another setting cannot be had.
     """
     contents = contents_for(settings.store_examples, key)
@@ -103,6 +103,12 @@ def build_version(
     if not (final / MANIFEST).exists():
         plan = plan_build(passes, examples, settings, record, probe=False)
         require_disk(path, plan.disk_bytes)
+        if plan.least_memory_bytes > free_memory(passes.device):
+            raise ResourceError(
+                f"building the index needs {readable_bytes(plan.least_memory_bytes)} of memory (estimated); "
+                + what_fits(passes, examples, settings, record),
+                field="index",
+            )
         working = path / "building" / name
         working.mkdir(parents=True, exist_ok=True)
         metric, metric_name = _metric(passes, settings, provenance)
@@ -114,6 +120,7 @@ def build_version(
         rotation = Rotation.of(basis["ggn"])
         damping, source = (0.0, "none") if record else _damping(settings, provenance, rotation.eigenvalues)
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
+        del basis["basis"]  # the encoder holds it in half as many bytes
         encoder.save(working / ENCODER)
         content, scale = write_vectors(
             working / TABLE,

@@ -10,48 +10,44 @@ Then the vectors are rotated into the GGN's eigenvectors and written with the ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from influence_engine.curvature import Metric, fit_eigenbasis
+from influence_engine.errors import ResourceError
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.linear_steps import StepLineariser, read_steps
 from influence_engine.index.passes import GradientPasses
+from influence_engine.index.plan import what_fits
 from influence_engine.index.response import Response
+from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
+from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, SHARD, sample_sizes
 from influence_engine.progress import Progress
+from influence_engine.resources import out_of_memory
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.sensitivity import sensitivity_of
 
-SHARD = 1024
-"""Examples a shard: what a killed build loses at most."""
-
-LAYER_SAMPLE = 1024
-"""Examples that the layers' bases are fitted on; more change the bases little and cost a pass each."""
-
-RESPONSE_SHARD = 8 * SHARD
-"""Examples that run through the steps together: their responses and what is pending of them are in memory."""
-
-
-def sample_sizes(settings: IndexSettings, examples: int, *, unrolled: bool) -> tuple[int, int]:
-    """Examples that the basis is fitted on at the final weights, and at those of earlier checkpoints."""
-    each = min(settings.sample // 2 if unrolled else settings.sample, examples)
-    return each, each if unrolled else 0
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _SampledRows:
-    """Fitting rows ``[S, m]`` in blocks, and by which numbers ``[S]`` they become GGN rows and loss gradients."""
+    """Fitting rows ``[S, m]``, and by which numbers ``[S]`` they become GGN rows and loss gradients."""
 
-    rows: list[Tensor]
+    rows: RowBlocks
     roots: Tensor
     losses: Tensor
     owners: list[int]
@@ -65,32 +61,38 @@ class _SampledRows:
         return dict(zip(places, sums.float().cpu(), strict=True))
 
 
-class _Blocks:
-    """Rows gathered batch by batch in blocks, so that they are never in memory twice."""
+def _within_memory(stage: Callable[Concatenate[IndexBuilder, P], T]) -> Callable[Concatenate[IndexBuilder, P], T]:
+    """The stage, begun again with batches of half the size where memory ran out, as often as that can help.
 
-    def __init__(self) -> None:
-        self._blocks: list[Tensor] = []
-        self._pending: list[Tensor] = []
+    What the stage has on disk by then is not done again.
+    """
 
-    def add(self, rows: Tensor) -> None:
-        """Takes the rows of one batch."""
-        self._pending.append(rows)
-        if sum(map(len, self._pending)) >= SHARD:
-            self._merge()
+    @functools.wraps(stage)
+    def within(builder: IndexBuilder, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return stage(builder, *args, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                tokens = builder.passes.halve()
+                if tokens is None:
+                    fits = what_fits(builder.passes, builder.examples, builder.settings, builder.record)
+                    raise ResourceError(
+                        f"memory ran out while building the index ({stage.__name__}), even for single examples; {fits}",
+                        field="index",
+                    ) from error
+            # Here, since the error held on to the tensors of where it was raised.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            builder.progress(stage.__name__, 0, len(builder.examples), f"memory ran out: {tokens} positions a batch")
 
-    def all(self) -> list[Tensor]:
-        """All of them."""
-        if self._pending:
-            self._merge()
-        return self._blocks
-
-    def _merge(self) -> None:
-        self._blocks.append(torch.cat(self._pending))
-        self._pending = []
+    return within
 
 
 class IndexBuilder:
-    """The three stages.
+    """The four stages.
 
     Args:
         passes: Runs the model.
@@ -124,6 +126,7 @@ class IndexBuilder:
         generator = torch.Generator().manual_seed(settings.seed)
         self._shuffled = torch.randperm(len(examples), generator=generator).tolist()
 
+    @_within_memory
     def layers(self) -> LayerCoordinates:
         """Stage 1."""
         path = self.folder / "layers.safetensors"
@@ -136,14 +139,17 @@ class IndexBuilder:
         coordinates, _ = LayerCoordinates.load(path)
         return coordinates.to(self.passes.device)
 
+    @_within_memory
     def basis(self, coordinates: LayerCoordinates) -> dict[str, Tensor]:
         """Stage 2: ``basis [m, k]``, ``ggn [k, k]`` within it, and ``kept``."""
         path = self.folder / "basis.safetensors"
         if not path.exists():
             sampled, met = sample_sizes(self.settings, len(self.examples), unrolled=self.record is not None)
             found = self._sampled_rows(coordinates, sampled)
-            earlier = [] if self._lineariser is None else self._rows_met(self._lineariser, coordinates, met)
-            fitted = fit_eigenbasis([*found.rows, *earlier], self.settings.dimensions)
+            rows = found.rows
+            if self._lineariser is not None:
+                rows = rows.then(self._rows_met(self._lineariser, coordinates, met))
+            fitted = fit_eigenbasis(rows, self.settings.dimensions)
             projected = torch.cat([block @ fitted.vectors for block in found.rows])
             self._losses = found.loss_gradients(projected)
             curved = projected * found.roots.unsqueeze(1)
@@ -155,6 +161,7 @@ class IndexBuilder:
             write_tensors(path, tensors)
         return {name: tensor.to(self.passes.device) for name, tensor in load_file(path).items()}
 
+    @_within_memory
     def vectors(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
         """Stage 3: loss gradients of all examples in the basis, ``[n, k]`` a shard, in the examples' order."""
         paths = []
@@ -183,6 +190,7 @@ class IndexBuilder:
             write_tensors(path, {"vectors": result})
         return paths
 
+    @_within_memory
     def responses(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
         """Stage 4: how the final weights answer to each example's weight, ``[n, k]`` a shard; none without a record."""
         if self._lineariser is None or self.record is None:
@@ -210,16 +218,16 @@ class IndexBuilder:
     def _shard(self, stage: str, first: int) -> Path:
         return self.folder / f"{stage}-{first:09d}.safetensors"
 
-    def _rows_met(self, lineariser: StepLineariser, coordinates: LayerCoordinates, most: int) -> list[Tensor]:
+    def _rows_met(self, lineariser: StepLineariser, coordinates: LayerCoordinates, most: int) -> RowBlocks:
         """Fitting rows as in ``_sampled_rows``, of examples as the model met them in training."""
-        rows = _Blocks()
+        rows = RowBlocks(self.folder, "met", self.passes.device)
         done = 0
         for positions, examples in lineariser.sampled(most):
             for row in self.passes.rows(examples):
                 rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
             done += len(positions)
             self.progress("fitting the basis to the recorded steps", done, most)
-        return rows.all()
+        return rows.closed()
 
     def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> _SampledRows:
         """Fitting rows of the sample.
@@ -227,7 +235,7 @@ class IndexBuilder:
         A row is ``sqrt(h + c^2) J^T e``: it counts with its curvature and with its share of the loss gradient, so that
         examples that the model is sure of, mislabelled ones among them, keep their place in the basis.
         """
-        rows = _Blocks()
+        rows = RowBlocks(self.folder, "sampled", self.passes.device)
         roots: list[Tensor] = []
         losses: list[Tensor] = []
         owners: list[int] = []
@@ -238,7 +246,7 @@ class IndexBuilder:
                 roots.append(row.root_curvature / weight)
                 losses.append(row.loss / weight)
                 owners += positions
-        return _SampledRows(rows.all(), torch.cat(roots), torch.cat(losses), owners)
+        return _SampledRows(rows.closed(), torch.cat(roots), torch.cat(losses), owners)
 
     def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[tuple[list[int], list[Example]]]:
         done = 0

@@ -15,10 +15,14 @@ from influence_engine.index.contents import Contents
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.store import write_table
 from influence_engine.progress import Progress
+from influence_engine.resources import one_thread
 from influence_engine.tasks import Example
 
 _RANGE = 1024.0
 """Stored vectors are scaled to this largest value: well inside half precision, with room for small ones."""
+
+_COLUMNS = 1024
+"""Coordinates of the basis that are turned at once, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,15 @@ class Rotation:
     @classmethod
     def of(cls, ggn: Tensor) -> Rotation:
         """Decomposes the GGN within the basis, ``[k, k]``."""
-        values, vectors = torch.linalg.eigh(ggn.double())
+        with one_thread():
+            values, vectors = torch.linalg.eigh(ggn.double())
         return cls(vectors.flip(1), values.flip(0).clamp_min(0))
 
     def encoder(self, coordinates: LayerCoordinates, basis: Tensor, dtype: torch.dtype) -> Encoder:
         """The finished encoder; its basis is ``[k, m]``, so that a query reads it row by row."""
-        rotated = (self.matrix.T @ basis.double().T).to(dtype).contiguous()
+        rotated = basis.new_empty(basis.shape[1], basis.shape[0], dtype=dtype)
+        for to, part in zip(torch.split(rotated, _COLUMNS, 1), torch.split(basis, _COLUMNS), strict=True):
+            to.copy_(self.matrix.T @ part.double().T)
         return Encoder(coordinates, rotated, self.eigenvalues.float())
 
 

@@ -70,7 +70,7 @@ class InfluenceIndex:
         self.store_examples: StoreExamples = manifest.settings.get("store_examples", "inline")
         self.table = ExampleTable(folder / TABLE, contents_for(self.store_examples, key))
         self._source: Mapping[str, Example] = {}
-        self._vectors = _resident(self.table.vectors(), device)
+        self._vectors = _resident(self.table, manifest.settings["dtype"], device)
         self._weights = torch.tensor(self.table.column("weight"), device=device)
         if self._vectors.shape != (manifest.rows, manifest.dimensions):
             raise IndexFormatError(
@@ -391,8 +391,7 @@ class InfluenceIndex:
         return encoded * (own.sqrt() / (self.encoder.eigenvalues + damping))
 
 
-def _resident(vectors: Tensor, device: torch.device) -> Tensor:
+def _resident(table: ExampleTable, dtype: str, device: torch.device) -> Tensor:
     # A processor reads bfloat16 as fast as its memory gives it, and float16 at half of that.
-    if device.type == "cpu" and vectors.dtype == torch.float16:
-        return vectors.bfloat16()
-    return vectors.to(device)
+    half = device.type == "cpu" and dtype == "float16"
+    return table.vectors(torch.bfloat16 if half else None).to(device)

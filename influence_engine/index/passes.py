@@ -14,9 +14,9 @@ from influence_engine.curvature import (
     fits_exact_curvature,
     sampled_output_gradients,
 )
-from influence_engine.errors import ModelError
+from influence_engine.errors import ModelError, ResourceError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
-from influence_engine.resources import SavedBytes, free_memory, to_device
+from influence_engine.resources import SavedBytes, free_memory, out_of_memory, to_device
 from influence_engine.tasks import Example, Task, example_sizes
 
 FAST_TOKENS = {"cpu": 2048, "cuda": 65536}
@@ -69,6 +69,8 @@ class GradientPasses:
         self.draws = draws
         self.seed = seed
         self.device = next(model.parameters()).device
+        self._most_together = 0
+        self._position_bytes: float | None = None
 
     def batches(self, examples: Sequence[Example]) -> list[list[int]]:
         """Positions in ``examples`` grouped by size, so that little of a batch is padding; longest first."""
@@ -81,7 +83,24 @@ class GradientPasses:
                 groups[-1].append(position)
             else:
                 groups.append([position])
+        self._most_together = max(map(len, groups), default=0)
         return groups
+
+    def batch_bytes(self, examples: Sequence[Example]) -> tuple[int, int]:
+        """Memory of the longest example alone and of the largest batch, estimated from a forward pass of the former."""
+        sizes = example_sizes(self.task, examples)
+        place = max(range(len(sizes)), key=sizes.__getitem__)
+        longest, size = examples[place], sizes[place]
+        positions = min(max(self._batch_tokens(longest, size), size), sum(sizes))
+        each = self._bytes_a_position(longest, size)
+        return int(each * size), int(each * positions)
+
+    def halve(self) -> int | None:
+        """Takes batches half as large from now on; returns their positions, None where batches are single examples."""
+        if self.batch_tokens is None or self._most_together == 1:
+            return None
+        self.batch_tokens = max(1, self.batch_tokens // 2)
+        return self.batch_tokens
 
     def trace(self, examples: Sequence[Example]) -> AbstractContextManager[Trace]:
         """A traced forward pass of one batch."""
@@ -104,12 +123,26 @@ class GradientPasses:
 
     def _batch_tokens(self, longest: Example, size: int) -> int:
         if self.batch_tokens is None:
-            with SavedBytes(self.model.parameters()) as saved, self.trace([longest]):
-                pass
-            needed = max(saved.total, 1) / size * _BYTES_A_SAVED_BYTE
-            fits = int(_SHARE_OF_FREE * free_memory(self.device) / needed)
+            fits = int(_SHARE_OF_FREE * free_memory(self.device) / self._bytes_a_position(longest, size))
             self.batch_tokens = max(1, min(fits, FAST_TOKENS.get(self.device.type, FAST_TOKENS["cuda"])))
         return self.batch_tokens
+
+    def _bytes_a_position(self, longest: Example, size: int) -> float:
+        if self._position_bytes is None:
+            try:
+                with SavedBytes(self.model.parameters()) as saved, self.trace([longest]):
+                    pass
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                name = longest.get("example_id", "the longest")
+                raise ResourceError(
+                    f"memory ran out for example {name!r} alone, of size {size}; shorter texts (task.max_length) or "
+                    "fewer trained layers need less",
+                    field="index",
+                ) from error
+            self._position_bytes = max(saved.total, 1) / size * _BYTES_A_SAVED_BYTE
+        return self._position_bytes
 
     def _exact_rows(self, trace: Trace) -> Iterator[PulledRow]:
         curvature = exact_output_curvature(self.task, trace.outputs, trace.batch)

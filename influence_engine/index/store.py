@@ -28,6 +28,9 @@ DESCRIBING = ("example_id", "example_handle", "label", "source", "licence", "con
 
 _MAPPINGS = ("fields", "metadata")
 
+_READ = 8192
+"""Rows that are read at once."""
+
 MOST_KEPT = 0.1
 """Columns are kept in memory where they take at most this share of the vectors' bytes."""
 
@@ -75,14 +78,19 @@ class ExampleTable:
         rows = self._dataset.to_table(columns=["example_id", "metadata"]).to_pylist()
         return [self._opened(row)["metadata"] for row in rows]
 
-    def vectors(self) -> Tensor:
-        """``[N, k]``, in row order, with the dtype they are stored in."""
-        blocks = list(self._dataset.to_batches(columns=["vector"], batch_size=max(1, len(self))))
-        if not blocks:
+    def vectors(self, dtype: torch.dtype | None = None) -> Tensor:
+        """``[N, k]``, in row order, with the dtype they are stored in, or another one."""
+        result: Tensor | None = None
+        done = 0
+        for block in self._dataset.to_batches(columns=["vector"], batch_size=_READ):
+            part = _to_tensor(block.column("vector"))
+            if result is None:
+                result = torch.empty(len(self), part.shape[1], dtype=dtype or part.dtype)
+            result[done : done + len(part)] = part
+            done += len(part)
+        if result is None:
             raise IndexFormatError(f"{self.path} has no rows", field=str(self.path))
-        # One block is used as it was read: the only copy in memory.
-        tensors = [_to_tensor(block.column("vector")) for block in blocks]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        return result
 
     def take(self, rows: Sequence[int], columns: Sequence[str] = DESCRIBING) -> list[dict[str, Any]]:
         """Some rows in the order asked, ``fields`` and ``metadata`` as mappings; every column costs time of its own."""

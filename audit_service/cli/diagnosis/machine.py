@@ -10,12 +10,12 @@ import socket
 import sys
 from collections.abc import Iterator
 
-import psutil
 import torch
 from packaging.requirements import Requirement
 
 from audit_service.cli.console import size
 from audit_service.cli.diagnosis.finding import Finding
+from influence_engine.resources import free_memory
 
 DISTRIBUTION = "bento-audit"
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -86,7 +86,7 @@ def torch_build() -> Finding:
 
 def memory() -> Finding:
     """Whether there is room for a model, its index and its server."""
-    available = psutil.virtual_memory().available
+    available = free_memory(torch.device("cpu"))
     found = f"{size(available)} available, {os.cpu_count()} cores"
     if available >= MEMORY_WANTED:
         return Finding("memory", "ok", found)

@@ -100,6 +100,22 @@ def test_queries_together_and_alone_give_the_same(attributor: Attributor, vector
     assert off(alone, together) < 1e-4
 
 
+def test_scores_after_an_explanation_of_the_same_queries_are_not_solved_for_again(
+    attributor: Attributor, vector_train: Any, vector_queries: Any
+) -> None:
+    told: list[str] = []
+    attributor.refine_with(vector_train, progress=lambda stage, done, total, note="": told.append(stage))
+    attributor.attribute(vector_queries[:3], tier="refined")
+    solved = len(told)
+
+    again = attributor.scores(vector_queries[:3], "refined")
+    assert len(told) == solved > 0
+
+    others = attributor.scores(vector_queries[3:6], "refined")
+    assert len(told) > solved
+    assert off(others, again) > 0.1
+
+
 def test_other_training_examples_are_refused(
     index: InfluenceIndex, vector_model: nn.Module, vector_task: Any, vector_train: Any
 ) -> None:

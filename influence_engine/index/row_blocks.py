@@ -1,0 +1,58 @@
+"""Rows that a basis is fitted on, kept on disk in blocks: as many as there are, in the memory of one or two blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from influence_engine.tensor_files import write_tensors
+
+BLOCK_ROWS = 256
+"""Rows of a block, about."""
+
+
+class RowBlocks:
+    """Gathers rows batch by batch and yields them in blocks ``[n, m]``, each read when its turn comes.
+
+    Args:
+        folder: Where the blocks are kept.
+        name: Theirs; blocks of that name are written over.
+        device: Where they are read to.
+    """
+
+    def __init__(self, folder: Path, name: str, device: torch.device) -> None:
+        self._folder, self._name, self._device = folder, name, device
+        self._blocks: list[Path] = []
+        self._pending: list[Tensor] = []
+
+    def add(self, rows: Tensor) -> None:
+        """Takes the rows of one batch."""
+        self._pending.append(rows)
+        if sum(map(len, self._pending)) >= BLOCK_ROWS:
+            self._write()
+
+    def closed(self) -> RowBlocks:
+        """These, when there are no more to come."""
+        if self._pending:
+            self._write()
+        return self
+
+    def then(self, others: RowBlocks) -> RowBlocks:
+        """These and others after them, as one."""
+        both = RowBlocks(self._folder, self._name, self._device)
+        both._blocks = self._blocks + others._blocks
+        return both
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for block in self._blocks:
+            yield load_file(block)["rows"].to(self._device)
+
+    def _write(self) -> None:
+        path = self._folder / f"rows-{self._name}-{len(self._blocks):06d}.safetensors"
+        write_tensors(path, {"rows": torch.cat(self._pending)})
+        self._blocks.append(path)
+        self._pending = []

@@ -1,0 +1,20 @@
+"""How much an index is built from and at once, which both the building and its prediction go by."""
+
+from __future__ import annotations
+
+from influence_engine.index.settings import IndexSettings
+
+SHARD = 1024
+"""Examples a shard: what a killed build loses at most."""
+
+LAYER_SAMPLE = 1024
+"""Examples that the layers' bases are fitted on; more change the bases little and cost a pass each."""
+
+RESPONSE_SHARD = 8 * SHARD
+"""Examples that run through the steps together: their responses and what is pending of them are in memory."""
+
+
+def sample_sizes(settings: IndexSettings, examples: int, *, unrolled: bool) -> tuple[int, int]:
+    """Examples that the basis is fitted on at the final weights, and at those of earlier checkpoints."""
+    each = min(settings.sample // 2 if unrolled else settings.sample, examples)
+    return each, each if unrolled else 0
