@@ -62,7 +62,8 @@ def _dvemb(material: Material, folder: Path) -> Scored:
     examples = in_recorded_order(work.run, work.task, work.train)
     prepare, following = Seconds(), Seconds()
     with following.counted():
-        states = RecordedStates(work.run, examples, Objective(work.run.load_model(), work.task), torch.device("cpu"))
+        objective = Objective(work.run.load_model(), work.task, first_position=work.run.first_position)
+        states = RecordedStates(work.run, examples, objective, torch.device("cpu"))
         pairs = states.stretches()[::-1]
         steps_of_epoch = -(-len(examples) // len(torch.cat(list(work.run.schedule.step(1).rows))))
     for first, last in pairs:

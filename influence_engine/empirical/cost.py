@@ -75,7 +75,7 @@ def predict_cost(
     held = psutil.Process().memory_info().rss
     model = run.load_base(into).to(choose_device(device))
     set_dropout(model, run.dropout)
-    objective = Objective(model, task)
+    objective = Objective(model, task, first_position=run.first_position)
     parameters = trained_parameters(model, run.trainable)
     state = run.optimizer.initial_state(parameters)
     seconds = []

@@ -94,7 +94,8 @@ def first_order(
                 progress(STAGE, before + done, total)
 
             changed = _Changed(run, examples, change, place)
-            parameters, tangents = _carried(run, Objective(model, task), changed, told)
+            objective = Objective(model, task, first_position=run.first_position)
+            parameters, tangents = _carried(run, objective, changed, told)
             measured = run.load_model(into).to(_device(parameters))
             found.append(_measured(measured, task, queries, parameters, tangents))
     except NotImplementedError as error:

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from influence_engine.errors import ModelError
+from influence_engine.first_position import first_position_only
 from influence_engine.gradients.factors import LayerGradient, concatenate
 from influence_engine.gradients.layers import Layer
 from influence_engine.tasks import Batch, Task
@@ -95,7 +96,7 @@ def tracing(model: nn.Module, task: Task, layers: Sequence[Layer], batch: Batch)
     if was_training:
         model.eval()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), first_position_only(model):
             trace.outputs = task.outputs(model, batch)
         for handle in handles:
             handle.remove()

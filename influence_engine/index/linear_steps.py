@@ -86,7 +86,7 @@ class StepLineariser:
         model = passes.model
         self._kept = KeptSteps()
         frozen = None if run.dropout else FrozenSteps(model, run.trainable, self._kept)
-        self._objective = Objective(model, passes.task, frozen)
+        self._objective = Objective(model, passes.task, frozen, first_position=run.first_position)
         self._states = RecordedStates(run, examples, self._objective, passes.device)
 
     def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:

@@ -40,4 +40,4 @@ def recorded_states(
     model = run.load_base(into).to(chosen)
     set_dropout(model, run.dropout)
     frozen = None if run.dropout else FrozenSteps(model, run.trainable, kept)
-    return RecordedStates(run, examples, Objective(model, task, frozen), chosen)
+    return RecordedStates(run, examples, Objective(model, task, frozen, first_position=run.first_position), chosen)

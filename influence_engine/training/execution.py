@@ -38,6 +38,7 @@ def execute(
     dropout: float = 0.0,
     each_step: EachStep | None = None,
     kept: KeptSteps | None = None,
+    first_position: bool = False,
 ) -> Parameters:
     """Runs the steps that follow step ``after``.
 
@@ -57,6 +58,7 @@ def execute(
         dropout: Probability of dropout.
         each_step: Told of every step.
         kept: Outputs of frozen layers, shared by all executions of these steps; unused where there is dropout.
+        first_position: As for ``Objective``.
 
     Returns:
         The trained parameters after the last step.
@@ -66,7 +68,7 @@ def execute(
     """
     set_dropout(model, dropout)
     frozen = None if kept is None or dropout else FrozenSteps(model, list(parameters), kept)
-    objective = Objective(model, task, frozen)
+    objective = Objective(model, task, frozen, first_position=first_position)
     device = next(iter(parameters.values())).device
     with _deterministic(device):
         for step in schedule.steps(after):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
 from influence_engine.errors import SettingsError
+from influence_engine.first_position import reads_first_position
 from influence_engine.models import add_lora, choose_trainable, load_base, model_digest
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
@@ -141,6 +142,7 @@ def finetune(
     sizes, pass_cost = example_sizes(task, train), PASS_COSTS.get(device_used.type, PASS_COSTS["cuda"])
     schedule = plan_schedule(settings, len(train), sizes, pass_cost=pass_cost)
     optimizer = optimizer_for(settings, {name: model.get_parameter(name) for name in trainable})
+    first_position = reads_first_position(model)
     with contextlib.ExitStack() as stack:
         writer: RecordWriter | None = None
         if record_to is not None:
@@ -168,6 +170,7 @@ def finetune(
             max_grad_norm=settings.max_grad_norm,
             dropout=settings.dropout,
             each_step=log.step,
+            first_position=first_position,
         )
         put_parameters(model, parameters)
         measured = None if validation is None else validate(task, model, validation, progress)
@@ -188,6 +191,7 @@ def finetune(
             trainable=trainable,
             max_grad_norm=settings.max_grad_norm,
             dropout=settings.dropout,
+            first_position=first_position,
             weights=_not_one(weights),
             validation=measured,
         )

@@ -156,6 +156,11 @@ class Run:
         return float(self.manifest["dropout"])
 
     @property
+    def first_position(self) -> bool:
+        """Whether the steps left out what the model's head does not read."""
+        return bool(self.manifest.get("first_position", False))
+
+    @property
     def weights(self) -> dict[str, float]:
         """The ``w_i`` that were not 1, by example id."""
         return dict(self.manifest["weights"])

@@ -107,6 +107,7 @@ def reexecute(
             dropout=run.dropout,
             each_step=told,
             kept=None if replaced else kept,
+            first_position=run.first_position,
         )
         if saved is not None:
             saved.write(total, parameters, {})

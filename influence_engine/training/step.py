@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_engine.errors import ModelError
+from influence_engine.first_position import first_position_only
 from influence_engine.tasks import Batch, Task
 from influence_engine.training.frozen import FrozenSteps
 from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters, clipped
@@ -30,13 +31,18 @@ class Objective(nn.Module):
         model: The model.
         task: Its task.
         frozen: Takes the outputs of frozen layers from there instead of computing them in every execution.
+        first_position: Leaves out what the model's head does not read, see ``first_position_only``. A run's steps come
+            out bit for bit only with what it was recorded with.
     """
 
-    def __init__(self, model: nn.Module, task: Task, frozen: FrozenSteps | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, frozen: FrozenSteps | None = None, *, first_position: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self._frozen = frozen
+        self._first_position = first_position
 
     def running(self, step: int, micro_batch: int) -> contextlib.AbstractContextManager[None]:
         """While that micro-batch of that step runs."""
@@ -44,7 +50,9 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``sum_i coefficients_i l_i`` and the losses ``l_i``, ``[B]``."""
-        losses = self.task.loss(self.task.outputs(self.model, batch), batch)
+        with first_position_only(self.model) if self._first_position else contextlib.nullcontext():
+            outputs = self.task.outputs(self.model, batch)
+        losses = self.task.loss(outputs, batch)
         return (coefficients.to(losses.device) * losses).sum(), losses
 
     def evaluate(self, parameters: Parameters, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:

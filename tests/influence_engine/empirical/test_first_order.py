@@ -65,7 +65,8 @@ def whole_graph(run: Run, task: Any, train: Any, queries: Any, change: Change, a
     direction[[rows[name] for name in change.example_ids]] = -1
     direction[len(own) :] = 1
     weights = weights + share * direction
-    objective, parameters = Objective(model, task), trained_parameters(model, run.trainable)
+    objective = Objective(model, task, first_position=run.first_position)
+    parameters = trained_parameters(model, run.trainable)
     state = run.optimizer.initial_state(parameters)
     for step in run.schedule.steps():
         uses, shares = torch.cat(step.rows).tolist(), torch.cat(step.shares)
