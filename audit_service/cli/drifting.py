@@ -12,7 +12,7 @@ from typing import Any
 
 from audit_service.bundle import open_predictor, state_folder
 from audit_service.cli import referencing
-from audit_service.cli.adopting.columns import KINDS
+from audit_service.cli.inputs import column_of, input_table, no_column
 from audit_service.config import AuditConfig
 from audit_service.config.sections import seconds_of
 from audit_service.drift.html import as_html
@@ -23,11 +23,9 @@ from audit_service.monitoring.reference import Reference
 from audit_service.outcomes import OutcomeStore
 from audit_service.prediction.predictor import check_example
 from audit_service.predictions import PredictionStore
-from influence_engine.data import DataSettings
-from influence_engine.data.sources import open_table
 from influence_engine.errors import DataError, InputError, RecordError
 from influence_engine.files import write_text
-from influence_engine.progress import Progress, silent
+from influence_engine.progress import Progress
 
 
 def since_s(text: str) -> float:
@@ -67,20 +65,13 @@ def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[st
     """The texts of a .jsonl, .csv or .parquet file; rows that the task refuses are left out.
 
     Raises:
+        SettingsError: it is a file of another format.
         DataError: the file cannot be read, or has no column with the text.
     """
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path}: the file's name must end with {', '.join(KINDS)}", field="inputs")
-    table = open_table(DataSettings.model_validate({kind: path.resolve()}), path.parent, silent)
-    text = config.task.text
-    column = next((name for name in (config.data.train.columns.get(text), text) if name in table.columns), None)
+    table, text = input_table(path, "inputs"), config.task.text
+    column = column_of(config, table, text)
     if column is None:
-        raise DataError(
-            f"{table.location}: there is no column {text!r} with the inputs. "
-            f"The columns are {', '.join(table.columns)}.",
-            field=text,
-        )
+        raise no_column(table, text, f"there is no column {text!r} with the inputs")
     found = []
     for row in table.rows:
         example = {text: row.values.get(column)}

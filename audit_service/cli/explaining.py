@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from audit_service.cli.adopting.columns import KINDS
+from audit_service.cli.inputs import column_of, input_table, no_column
 from audit_service.cli.sharing import SharedInfluence, shared_examples, shared_groups
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import explain, query_of
@@ -24,15 +24,15 @@ from audit_service.engine.loading import Loaded, load
 from audit_service.schemas import EngineItem, Polarity, Target, Tier
 from influence_engine.data import load_examples
 from influence_engine.data.examples import scalar
-from influence_engine.data.names import did_you_mean, listing
+from influence_engine.data.names import listing
 from influence_engine.data.report import BadRow, bad_row_lines, plural
-from influence_engine.data.settings import DataSettings, label_key
-from influence_engine.data.sources import Row, Table, open_table
+from influence_engine.data.settings import label_key
+from influence_engine.data.sources import Row, Table
 from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import DataError, InfluenceError, InputError, ModelError, RecordError, SettingsError
 from influence_engine.files import remove_tree, sync_file, sync_folder
 from influence_engine.groups import DEFAULT_COLUMNS
-from influence_engine.progress import Progress, silent
+from influence_engine.progress import Progress
 from influence_engine.resources import to_device
 from influence_engine.tasks import PredictingTask
 from influence_engine.tensor_files import write_tensors
@@ -229,10 +229,7 @@ def _wrong(loaded: Loaded, rows: Sequence[Asked], progress: Progress) -> list[As
 
 
 def _table(path: Path) -> Table:
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise SettingsError(f"{path}: the file's name must end with {', '.join(KINDS)}", field="input")
-    table = open_table(DataSettings.model_validate({kind: path.resolve()}), path.parent, silent)
+    table = input_table(path, "input")
     if not table.rows:
         raise DataError(f"{path} has no rows", field="input")
     unreadable = [BadRow(row.line, row.problem) for row in table.rows if row.problem is not None]
@@ -245,23 +242,14 @@ def _table(path: Path) -> Table:
 def _columns(config: AuditConfig, table: Table, question: Question) -> dict[str, str]:
     """The columns of text, label, target and id, as far as there are such."""
     text, label = config.task.text, config.task.label
-    columns = {}
-    for role, key in {"text": text, "label": label, "target": TARGET, "id": "id"}.items():
-        for name in (config.data.train.columns.get(key), key):
-            if name in table.columns:
-                columns[role] = name
-    there = f"The columns are {listing(table.columns)}."
+    roles = {"text": text, "label": label, "target": TARGET, "id": "id"}
+    found = {role: column_of(config, table, key) for role, key in roles.items()}
+    columns = {role: column for role, column in found.items() if column is not None}
     if "text" not in columns:
-        hint = did_you_mean(text, table.columns)
-        raise DataError(
-            f"{table.location}: there is no column {text!r} with the text to explain. {there}{hint}", field=text
-        )
+        raise no_column(table, text, f"there is no column {text!r} with the text to explain")
     if question.only_wrong and not {"label", "target"} & set(columns):
-        raise DataError(
-            f"{table.location}: --only-wrong compares predictions with the rows' labels, and there is no column "
-            f"{label!r} with them. {there}{did_you_mean(label, table.columns)}",
-            field=label,
-        )
+        what = f"--only-wrong compares predictions with the rows' labels, and there is no column {label!r} with them"
+        raise no_column(table, label, what)
     return columns
 
 

@@ -11,7 +11,6 @@ states of one such stretch, about the square root of the number of steps.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,10 +24,10 @@ from influence_engine.progress import Progress, silent
 from influence_engine.replay.reverse import Adjoint, reverse_step
 from influence_engine.replay.states import recorded_states
 from influence_engine.tasks import Example, Task
-from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.frozen import KeptSteps
 from influence_engine.training.optimizers import Parameters
+from influence_engine.training.saved import SavedWork
 from influence_engine.training.stretches import RecordedStates
 
 STAGE = "replaying the recorded steps"
@@ -118,38 +117,28 @@ class _Player:
         return rows
 
 
-class _Saved:
+class _Saved(SavedWork):
     """An unfinished replay, or a finished one, on disk."""
 
     def __init__(self, folder: Path, run: Run, directions: Mapping[str, Tensor], every_s: float) -> None:
-        self._every_s = every_s
-        self._written = time.monotonic()
         key = json_digest({"files": run.manifest["files"], "directions": weights_digest(directions)})
-        self._path = folder / f"replay-{key[:32]}.safetensors"
+        super().__init__(folder / f"replay-{key[:32]}.safetensors", every_s)
 
     def read(self, rows: Tensor, adjoint: Adjoint, total: int, device: torch.device) -> tuple[Tensor, Adjoint, int]:
         """Rows so far, adjoint, and the step before which to go on."""
-        if not self._path.is_file():
+        if not self.path.is_file():
             return rows, adjoint, total
-        found = load_file(self._path)
+        found = load_file(self.path)
         done = int(found["done"])
         if not done:
             return found["rows"], adjoint, 0
         tensors = [found[f"adjoint/{number}"].to(device) for number in range(len(adjoint.tensors()))]
         return found["rows"], adjoint.like(tensors), done
 
-    def due(self) -> bool:
-        """Whether it is time to write again."""
-        return time.monotonic() - self._written >= self._every_s
-
     def write(self, rows: Tensor, adjoint: Adjoint, done: int) -> None:
         """Keeps it; of a finished one only the rows."""
-        tensors = {"rows": rows, "done": torch.tensor(done)}
-        if done:
-            parts = adjoint.tensors()
-            tensors |= {f"adjoint/{number}": part for number, part in enumerate(parts)}
-        write_tensors(self._path, tensors)
-        self._written = time.monotonic()
+        parts = adjoint.tensors() if done else []
+        self.keep({"rows": rows} | {f"adjoint/{number}": part for number, part in enumerate(parts)}, done)
 
 
 def _check(run: Run, directions: Mapping[str, Tensor]) -> None:
