@@ -17,12 +17,10 @@ atexit.register(shutil.rmtree, os.environ["BENTOML_HOME"], ignore_errors=True)
 
 FORBID_SKIPS = os.environ.get("BENTO_AUDIT_FORBID_SKIPS", "") not in ("", "0")
 
-
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-# Processes that share the processor wait for each other where each of them takes all of it.
-THREADS = max(1, min(2, (os.cpu_count() or 1) // WORKERS))
 if WORKERS > 1:
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    # Processes that share the processor wait for each other where each of them takes all of it.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
 
 
 @pytest.hookimpl(tryfirst=True)
