@@ -24,7 +24,7 @@ _ENCODERS = {
 
 
 def reads_first_position(model: nn.Module) -> bool:
-    """Whether ``first_position_only`` changes how the model is computed."""
+    """Whether ``first_position_only`` can change how the model is computed."""
     return _classifier(model) is not None
 
 
@@ -41,6 +41,7 @@ def first_position_only(model: nn.Module) -> Iterator[None]:
     if classifier is None:
         yield
         return
+    before = vars(classifier).get("forward")
     whole = classifier.forward
     attention: Any = getattr(classifier, _ENCODERS[type(classifier).__name__]).encoder.layer[-1].attention
 
@@ -49,7 +50,8 @@ def first_position_only(model: nn.Module) -> Iterator[None]:
         return attention.output(context[:, :1], hidden[:, :1]), *more
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if _asks_for_more(classifier, kwargs):
+        # An attention that answers with what was kept of it (``FrozenPrefix``) is not to be run at all.
+        if _asks_for_more(classifier, kwargs) or "forward" in vars(attention):
             return whole(*args, **kwargs)
         # Only for the classifier's own call: another use of its encoder may read every position.
         attention.forward = first
@@ -63,6 +65,8 @@ def first_position_only(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del classifier.forward
+        if before is not None:
+            classifier.forward = before
 
 
 def _classifier(model: nn.Module) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import shutil
@@ -17,10 +18,19 @@ from torch import Tensor
 from influence_engine.errors import ResourceError, SettingsError
 
 _CGROUPS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-"""Where a container sees its own limit, what it uses, and what of that is cached files: versions 2 and 1."""
+"""Where a container sees its own limit, what it uses, and how its statistics are called: versions 2 and 1."""
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+"""In the texts of errors that are of no class of their own: torch on the processor, safetensors, cuBLAS."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -59,7 +69,7 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
     if free < needed:
         raise ResourceError(
             f"{folder} needs {readable_bytes(needed)} of disk and {readable_bytes(free)} are free; "
-            "fewer index.dimensions or index.coordinates need less",
+            "fewer index.dimensions, index.coordinates or index.sample need less",
             field=str(folder),
         )
 
@@ -67,7 +77,8 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that a device can still give this process: the GPU's, or main memory's within the container's limits."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     found = [int(psutil.virtual_memory().available), *(_left_in(*names) for names in _CGROUPS)]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
@@ -75,12 +86,13 @@ def free_memory(device: torch.device) -> int:
     return max(0, min(one for one in found if one is not None))
 
 
-def _left_in(folder: str, most: str, used: str, reclaimable: str) -> int | None:
+def _left_in(folder: str, most: str, used: str, prefix: str) -> int | None:
     """Bytes left in the control group that a container's processes are in; None where it has no limit."""
     try:
         limit = int((Path(folder) / most).read_text())
         statistics = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
-        return limit - int((Path(folder) / used).read_text()) + int(statistics[reclaimable])
+        cached = sum(int(statistics[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+        return limit - int((Path(folder) / used).read_text()) + cached
     except (OSError, ValueError, KeyError):  # no such group, or "max"
         return None
 
@@ -99,8 +111,14 @@ def one_thread() -> Iterator[None]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no more memory to give."""
-    # On the processor torch raises a plain RuntimeError; only its text tells.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in _OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Gives back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory() -> int:

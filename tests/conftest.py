@@ -61,7 +61,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Fine-tunes on 200 snippets, builds the index, exports to ONNX: about half a minute, once a session.
+    """Fine-tunes on 200 snippets, builds the index, exports to ONNX: about half a minute, once a process.
 
     ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
     """
@@ -69,9 +69,10 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     from audit_service.config import load_config
 
     data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     kept = os.environ.get("TEST_PROJECT_FOLDER")
-    root = Path(kept) if kept else tmp_path_factory.mktemp("project")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # each has its own
+    root = Path(kept) / worker if kept else tmp_path_factory.mktemp("project")
     file = root / "configs" / "sentiment.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(CONFIG, encoding="utf-8")

@@ -28,7 +28,7 @@ def input_table(path: Path, field: str) -> Table:
 
 def column_of(config: AuditConfig, table: Table, key: str) -> str | None:
     """The column of a table that holds a field of the task, by the training data's name for it or its own."""
-    return next((name for name in (key, config.data.train.columns.get(key)) if name in table.columns), None)
+    return next((name for name in (config.data.train.columns.get(key), key) if name in table.columns), None)
 
 
 def no_column(table: Table, key: str, what: str) -> DataError:

@@ -25,7 +25,7 @@ from influence_engine.index.plan import BuildPlan, plan_build, what_fits
 from influence_engine.index.provenance import Provenance
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import free_memory, readable_bytes, require_disk
+from influence_engine.resources import free_memory, out_of_memory, readable_bytes, release_memory, require_disk
 from influence_engine.tasks import Example, Task, describe_task
 from influence_engine.training import Run
 from influence_engine.training.identity import check_examples, versions
@@ -35,6 +35,8 @@ VERSIONS = "versions"
 TABLE = "examples.lance"
 ENCODER = "encoder.safetensors"
 MANIFEST = "manifest.json"
+
+RETAINED = "measuring on held-out examples"
 
 _BASIS_DTYPES = {"float16": torch.bfloat16, "float32": torch.float32}
 """A basis is only multiplied by, which processors do in bfloat16; vectors are ranked too, and keep more digits."""
@@ -83,6 +85,29 @@ def build_version(
         ResourceError: too little disk or memory; the message says what would fit.
         SettingsError: the index is to be encrypted and there is no key, or another setting cannot be had.
     """
+    try:
+        return _version(model, task, examples, path, settings, provenance, held_out, progress, key)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+    # Here, since the error held on to the tensors of where it was raised.
+    release_memory()
+    advice = what_fits(passes_for(model, task, settings), examples, settings, _followed(settings, provenance))
+    raise ResourceError(f"memory ran out while building the index ({said}); {advice}", field="index")
+
+
+def _version(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    path: Path,
+    settings: IndexSettings,
+    provenance: Provenance,
+    held_out: Sequence[Example],
+    progress: Progress,
+    key: bytes | None,
+) -> Path:
     contents = contents_for(settings.store_examples, key)
     contents.seal("", "", "")  # without its key a build would fail at its very end
     passes = passes_for(model, task, settings)
@@ -120,7 +145,7 @@ def build_version(
         rotation = Rotation.of(basis["ggn"])
         damping, source = (0.0, "none") if record else _damping(settings, provenance, rotation.eigenvalues)
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
-        del basis["basis"]  # the encoder holds it in half as many bytes
+        del basis["basis"]  # the encoder holds what is left of it
         encoder.save(working / ENCODER)
         content, scale = write_vectors(
             working / TABLE,
@@ -147,7 +172,9 @@ def build_version(
             damping_source=source,
             metric=metric_name,
             energy_kept=float(basis["kept"]),
-            retained=_retained(passes, encoder, held_out, progress),
+            retained=passes.within_memory(
+                lambda: _retained(passes, encoder, held_out, progress), lambda note: progress(RETAINED, 0, 1, note)
+            ),
             layers=_summaries(passes.tracked, coordinates),
             left_out=dict(passes.tracked.left_out),
             tiers=provenance.tiers("final" if record is None else "unrolled"),
@@ -229,7 +256,7 @@ def _retained(
     for batch in passes.batches(held_out):
         gradients = passes.loss_gradients([held_out[position] for position in batch])
         shares.append(encoder.encode_and_weigh(gradients)[1])
-        progress("measuring on held-out examples", sum(map(len, shares)), len(held_out))
+        progress(RETAINED, sum(map(len, shares)), len(held_out))
     if not shares:
         return {}
     every = torch.cat(shares).double().cpu()

@@ -11,36 +11,36 @@ Then the vectors are rotated into the GGN's eigenvectors and written with the ex
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from influence_engine.curvature import Metric, fit_eigenbasis
-from influence_engine.errors import ResourceError
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.linear_steps import StepLineariser, read_steps
 from influence_engine.index.passes import GradientPasses
-from influence_engine.index.plan import what_fits
 from influence_engine.index.response import Response
 from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, SHARD, sample_sizes
 from influence_engine.progress import Progress
-from influence_engine.resources import out_of_memory
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.sensitivity import sensitivity_of
 
-P = ParamSpec("P")
 T = TypeVar("T")
+
+LAYERS = "fitting the layers' bases"
+ROWS = "fitting the GGN's basis"
+MET = "fitting the basis to the recorded steps"
+INDEXING = "indexing the examples"
 
 
 @dataclass(frozen=True)
@@ -59,36 +59,6 @@ class _SampledRows:
         sums = projected.new_zeros(len(places), projected.shape[1])
         sums.index_add_(0, into, projected * self.losses.unsqueeze(1))
         return dict(zip(places, sums.float().cpu(), strict=True))
-
-
-def _within_memory(stage: Callable[Concatenate[IndexBuilder, P], T]) -> Callable[Concatenate[IndexBuilder, P], T]:
-    """The stage, begun again with batches of half the size where memory ran out, as often as that can help.
-
-    What the stage has on disk by then is not done again.
-    """
-
-    @functools.wraps(stage)
-    def within(builder: IndexBuilder, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        while True:
-            try:
-                return stage(builder, *args, **kwargs)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                tokens = builder.passes.halve()
-                if tokens is None:
-                    fits = what_fits(builder.passes, builder.examples, builder.settings, builder.record)
-                    raise ResourceError(
-                        f"memory ran out while building the index ({stage.__name__}), even for single examples; {fits}",
-                        field="index",
-                    ) from error
-            # Here, since the error held on to the tensors of where it was raised.
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            builder.progress(stage.__name__, 0, len(builder.examples), f"memory ran out: {tokens} positions a batch")
-
-    return within
 
 
 class IndexBuilder:
@@ -126,31 +96,27 @@ class IndexBuilder:
         generator = torch.Generator().manual_seed(settings.seed)
         self._shuffled = torch.randperm(len(examples), generator=generator).tolist()
 
-    @_within_memory
     def layers(self) -> LayerCoordinates:
         """Stage 1."""
         path = self.folder / "layers.safetensors"
         if not path.exists():
-            fit = EnergyFit()
-            for _, examples in self._batches(self._shuffled[:LAYER_SAMPLE], "fitting the layers' bases"):
-                for row in self.passes.rows(examples):
-                    fit.add({n: self.metric[n].scale(g).times(row.importance) for n, g in row.gradients.items()})
+            fit = self._within_memory(LAYERS, self._layers_energy)
             LayerCoordinates(self.metric, fit.projections(self.settings.coordinates)).save(path)
         coordinates, _ = LayerCoordinates.load(path)
         return coordinates.to(self.passes.device)
 
-    @_within_memory
     def basis(self, coordinates: LayerCoordinates) -> dict[str, Tensor]:
         """Stage 2: ``basis [m, k]``, ``ggn [k, k]`` within it, and ``kept``."""
         path = self.folder / "basis.safetensors"
         if not path.exists():
             sampled, met = sample_sizes(self.settings, len(self.examples), unrolled=self.record is not None)
-            found = self._sampled_rows(coordinates, sampled)
+            found = self._within_memory(ROWS, lambda: self._sampled_rows(coordinates, sampled))
             rows = found.rows
-            if self._lineariser is not None:
-                rows = rows.then(self._rows_met(self._lineariser, coordinates, met))
+            if (lineariser := self._lineariser) is not None:
+                rows = rows.then(self._within_memory(MET, lambda: self._rows_met(lineariser, coordinates, met)))
             fitted = fit_eigenbasis(rows, self.settings.dimensions)
             projected = torch.cat([block @ fitted.vectors for block in found.rows])
+            rows.remove()
             self._losses = found.loss_gradients(projected)
             curved = projected * found.roots.unsqueeze(1)
             tensors = {
@@ -161,7 +127,6 @@ class IndexBuilder:
             write_tensors(path, tensors)
         return {name: tensor.to(self.passes.device) for name, tensor in load_file(path).items()}
 
-    @_within_memory
     def vectors(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
         """Stage 3: loss gradients of all examples in the basis, ``[n, k]`` a shard, in the examples' order."""
         paths = []
@@ -170,27 +135,14 @@ class IndexBuilder:
             paths.append(path)
             wanted = range(start, min(start + SHARD, len(self.examples)))
             if path.exists():
-                self.progress("indexing the examples", wanted.stop, len(self.examples))
+                self.progress(INDEXING, wanted.stop, len(self.examples))
                 continue
-            result = torch.empty(len(wanted), basis.shape[1])
-            missing = []
-            for position in wanted:
-                known = self._losses.pop(position, None)
-                if known is None:
-                    missing.append(position)
-                else:
-                    result[position - start] = known
-            done = wanted.stop - len(missing)
-            for positions, examples in self._grouped(missing):
-                encoded = coordinates(self.passes.loss_gradients(examples)) @ basis
-                result[torch.tensor(positions) - start] = encoded.cpu()
-                done += len(positions)
-                self.progress("indexing the examples", done, len(self.examples))
-            self.progress("indexing the examples", wanted.stop, len(self.examples))
-            write_tensors(path, {"vectors": result})
+            these = functools.partial(self._vectors_of, wanted, coordinates, basis)
+            vectors = self._within_memory(INDEXING, these)
+            write_tensors(path, {"vectors": vectors})
+            self.progress(INDEXING, wanted.stop, len(self.examples))
         return paths
 
-    @_within_memory
     def responses(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
         """Stage 4: how the final weights answer to each example's weight, ``[n, k]`` a shard; none without a record."""
         if self._lineariser is None or self.record is None:
@@ -215,6 +167,33 @@ class IndexBuilder:
                     write_tensors(path, {"vectors": vectors})
         return paths
 
+    def _within_memory(self, stage: str, work: Callable[[], T]) -> T:
+        return self.passes.within_memory(work, lambda note: self.progress(stage, 0, len(self.examples), note))
+
+    def _layers_energy(self) -> EnergyFit:
+        fit = EnergyFit()
+        for _, examples in self._batches(self._shuffled[:LAYER_SAMPLE], LAYERS):
+            for row in self.passes.rows(examples):
+                fit.add({n: self.metric[n].scale(g).times(row.importance) for n, g in row.gradients.items()})
+        return fit
+
+    def _vectors_of(self, wanted: range, coordinates: LayerCoordinates, basis: Tensor) -> Tensor:
+        """Loss gradients of a shard's examples in the basis; those of sampled examples are known."""
+        result = torch.empty(len(wanted), basis.shape[1])
+        missing = []
+        for position in wanted:
+            if position in self._losses:
+                result[position - wanted.start] = self._losses[position]
+            else:
+                missing.append(position)
+        done = wanted.stop - len(missing)
+        for positions, examples in self._grouped(missing):
+            encoded = coordinates(self.passes.loss_gradients(examples)) @ basis
+            result[torch.tensor(positions) - wanted.start] = encoded.cpu()
+            done += len(positions)
+            self.progress(INDEXING, done, len(self.examples))
+        return result
+
     def _shard(self, stage: str, first: int) -> Path:
         return self.folder / f"{stage}-{first:09d}.safetensors"
 
@@ -226,7 +205,7 @@ class IndexBuilder:
             for row in self.passes.rows(examples):
                 rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
             done += len(positions)
-            self.progress("fitting the basis to the recorded steps", done, most)
+            self.progress(MET, done, most)
         return rows.closed()
 
     def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> _SampledRows:
@@ -239,7 +218,7 @@ class IndexBuilder:
         roots: list[Tensor] = []
         losses: list[Tensor] = []
         owners: list[int] = []
-        for positions, examples in self._batches(self._shuffled[:sampled], "fitting the GGN's basis"):
+        for positions, examples in self._batches(self._shuffled[:sampled], ROWS):
             for row in self.passes.rows(examples):
                 weight = row.importance.clamp_min(1e-30)
                 rows.add(coordinates(row.gradients) * weight.unsqueeze(1))

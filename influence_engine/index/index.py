@@ -123,7 +123,7 @@ class InfluenceIndex:
             DataError: no examples, or ids missing or doubled.
             ModelError: layers that cannot be attributed, or a gradient that is not finite.
             SettingsError: a setting that does not go with the model.
-            ResourceError: too little disk.
+            ResourceError: too little disk or memory; the message says what would fit.
         """
         check_examples(task, train, "training")
         digests = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,18 @@ from influence_engine.curvature import (
 )
 from influence_engine.errors import ModelError, ResourceError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
-from influence_engine.resources import SavedBytes, free_memory, out_of_memory, to_device
+from influence_engine.resources import SavedBytes, free_memory, out_of_memory, release_memory, to_device
 from influence_engine.tasks import Example, Task, example_sizes
+
+T = TypeVar("T")
 
 FAST_TOKENS = {"cpu": 2048, "cuda": 65536}
 """Most padded positions of a batch: more are slower on two cores; on a GPU they took 11 GB for two layers of MiniLM."""
 
 _SHARE_OF_FREE = 0.25
+_SIZED = 2000
+"""Examples whose sizes say how large the largest is."""
+
 _BYTES_A_SAVED_BYTE = 4
 """Of what autograd keeps: gradients of outputs, their scaled copies and projections come on top."""
 
@@ -45,6 +51,21 @@ class PulledRow:
     def importance(self) -> Tensor:
         """``sqrt(h + c^2)``, ``[B]``: what a row counts with its curvature and its share of the loss gradient."""
         return (self.root_curvature.pow(2) + self.loss.pow(2)).sqrt()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What passes over some examples take.
+
+    Attributes:
+        single: Bytes for the longest example alone, estimated.
+        batch: Bytes for the largest batch, estimated.
+        rows: Pulled-back rows of one example.
+    """
+
+    single: int
+    batch: int
+    rows: int
 
 
 class GradientPasses:
@@ -86,21 +107,39 @@ class GradientPasses:
         self._most_together = max(map(len, groups), default=0)
         return groups
 
-    def batch_bytes(self, examples: Sequence[Example]) -> tuple[int, int]:
-        """Memory of the longest example alone and of the largest batch, estimated from a forward pass of the former."""
-        sizes = example_sizes(self.task, examples)
+    def needs(self, examples: Sequence[Example]) -> Needs:
+        """What batches of them take, measured on the longest of a sample."""
+        every = max(1, len(examples) // _SIZED)
+        sizes = example_sizes(self.task, examples[::every])
         place = max(range(len(sizes)), key=sizes.__getitem__)
-        longest, size = examples[place], sizes[place]
-        positions = min(max(self._batch_tokens(longest, size), size), sum(sizes))
+        longest, size = examples[place * every], sizes[place]
+        positions = min(max(self._batch_tokens(longest, size), size), every * sum(sizes))
         each = self._bytes_a_position(longest, size)
-        return int(each * size), int(each * positions)
+        try:
+            rows = sum(1 for _ in self.rows([longest]))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self._too_large(longest, size) from error
+        return Needs(single=int(each * size), batch=int(each * positions), rows=rows)
 
-    def halve(self) -> int | None:
-        """Takes batches half as large from now on; returns their positions, None where batches are single examples."""
-        if self.batch_tokens is None or self._most_together == 1:
-            return None
-        self.batch_tokens = max(1, self.batch_tokens // 2)
-        return self.batch_tokens
+    def within_memory(self, work: Callable[[], T], told: Callable[[str], None]) -> T:
+        """The result of work that goes through ``batches``: where memory runs out, begun again with half as large ones.
+
+        Raises:
+            RuntimeError, MemoryError: as the work raised it, where even single examples do not fit.
+        """
+        while True:
+            self._most_together = 0
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.batch_tokens in (None, 1) or self._most_together <= 1:
+                    raise
+            # Here, since the error held on to the tensors of where it was raised.
+            release_memory()
+            self.batch_tokens = max(1, (self.batch_tokens or 1) // 2)
+            told(f"memory ran out; going on with batches of {self.batch_tokens:,} positions")
 
     def trace(self, examples: Sequence[Example]) -> AbstractContextManager[Trace]:
         """A traced forward pass of one batch."""
@@ -135,14 +174,16 @@ class GradientPasses:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                name = longest.get("example_id", "the longest")
-                raise ResourceError(
-                    f"memory ran out for example {name!r} alone, of size {size}; shorter texts (task.max_length) or "
-                    "fewer trained layers need less",
-                    field="index",
-                ) from error
+                raise self._too_large(longest, size) from error
             self._position_bytes = max(saved.total, 1) / size * _BYTES_A_SAVED_BYTE
         return self._position_bytes
+
+    def _too_large(self, longest: Example, size: int) -> ResourceError:
+        return ResourceError(
+            f"memory ran out for example {longest.get('example_id')!r} alone, of size {size}; shorter texts "
+            "(task.max_length) or fewer trained layers need less",
+            field="index",
+        )
 
     def _exact_rows(self, trace: Trace) -> Iterator[PulledRow]:
         curvature = exact_output_curvature(self.task, trace.outputs, trace.batch)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from influence_engine.index.passes import GradientPasses
+from influence_engine.index.passes import GradientPasses, Needs
 from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, sample_sizes
@@ -18,7 +18,7 @@ from influence_engine.training import Run
 _PROBED = 2
 _FEWEST_DIMENSIONS = 64
 _DECOMPOSITION_FLOPS = 1e10
-"""Floating-point operations a second that an eigendecomposition reaches on two cores; an estimate on the safe side."""
+"""Floating-point operations a second that an eigendecomposition reaches; an estimate on the safe side."""
 
 
 @dataclass(frozen=True)
@@ -61,52 +61,38 @@ def plan_build(
     *,
     probe: bool = True,
 ) -> BuildPlan:
-    """Predicts the build; with ``probe`` it runs a few batches to see how fast this machine is.
+    """Predicts the build from passes of its longest example; with ``probe`` also from how fast a few batches are.
 
     Args:
         record: The run whose steps are followed, or none.
     """
-    shapes = [layer.shape for layer in passes.tracked.layers]
-    coordinates = min(settings.coordinates, sum(d0 * d1 for d0, d1 in shapes))
-    sample = sum(sample_sizes(settings, len(examples), unrolled=record is not None))
-    dimensions = min(settings.dimensions, sample)
-    width = 2 if settings.dtype == "float16" else 4
-    texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
-    vectors = len(examples) * dimensions
-    # A look-up table keeps chosen rows only; the other sides are square bases before they are cut.
-    sides = sum(min(d0, 4096) ** 2 + min(d1, 4096) ** 2 for d0, d1 in shapes)
-    disk = int(vectors * (width + 4) + coordinates * dimensions * (width + 4) + len(examples) * texts + sides)
-    disk += sample * coordinates * 4
-    # The basis in single precision and the finished one, products of the sampled rows; a batch of them, two blocks.
-    memory = int(4 * sides + 3 * 8 * sample**2 + coordinates * (dimensions * 8 + 4 * BLOCK_ROWS * 4))
-    uses = 0
-    if record is not None:
-        uses = len(record.schedule.rows)
-        # Pulled-back rows and where they move the weights; responses and what is pending of them; a stretch's states.
-        disk += uses * dimensions * 3 * 4 + vectors * 4 + 8 * passes.tracked.parameters
-        stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
-        memory += min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4 + 12 * passes.tracked.parameters * stretch
-    seconds = _seconds(passes, examples, sample, uses) if probe else None
-    single, batch = passes.batch_bytes(examples)
+    needs = passes.needs(examples)
+    uses = 0 if record is None else len(record.schedule.rows)
+    disk, memory = _bytes(passes, examples, settings, record, needs)
+    sizes = sample_sizes(settings, len(examples), unrolled=record is not None)
+    rows = needs.rows * sum(sizes)
     return BuildPlan(
         examples=len(examples),
-        dimensions=dimensions,
-        coordinates=coordinates,
+        dimensions=min(settings.dimensions, rows),
+        coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
-        seconds=seconds,
+        seconds=_seconds(passes, examples, sum(sizes), rows, uses) if probe else None,
         disk_bytes=disk,
-        memory_bytes=memory + batch,
-        least_memory_bytes=memory + single,
+        memory_bytes=memory + needs.batch,
+        least_memory_bytes=memory + needs.single,
     )
 
 
 def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None) -> str:
     """Which smaller settings are predicted to fit in the memory that is free now, as advice."""
-    free = free_memory(passes.device)
+    free, needs = free_memory(passes.device), passes.needs(examples)
+
+    def least(tried: IndexSettings) -> int:
+        return _bytes(passes, examples, tried, record, needs)[1] + needs.single
+
     smaller = settings
     # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
-    expected = plan_build(passes, examples, settings, record, probe=False).least_memory_bytes
-    while expected > free and smaller.dimensions > _FEWEST_DIMENSIONS:
+    while least(smaller) > free and smaller.dimensions > _FEWEST_DIMENSIONS:
         smaller = smaller.model_copy(
             update={
                 "dimensions": smaller.dimensions // 2,
@@ -114,16 +100,43 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
                 "sample": max(2, smaller.sample // 2),
             }
         )
-        needed = plan_build(passes, examples, smaller, record, probe=False).least_memory_bytes
-        if needed <= free:
-            return (
-                f"index.dimensions: {smaller.dimensions}, index.coordinates: {smaller.coordinates} and index.sample: "
-                f"{smaller.sample} need {readable_bytes(needed)} of the {readable_bytes(free)} there are (estimated)"
-            )
-    return f"{readable_bytes(free)} are free; fewer trained layers, or shorter texts (task.max_length), need less"
+    if smaller is settings or least(smaller) > free:
+        return f"{readable_bytes(free)} are free; fewer trained layers, or shorter texts (task.max_length), need less"
+    return (
+        f"index.dimensions: {smaller.dimensions}, index.coordinates: {smaller.coordinates} and index.sample: "
+        f"{smaller.sample} need {readable_bytes(least(smaller))} of the {readable_bytes(free)} there are (estimated)"
+    )
 
 
-def _seconds(passes: GradientPasses, examples: Sequence[Example], sample: int, uses: int) -> float:
+def _coordinates(passes: GradientPasses, settings: IndexSettings) -> int:
+    return min(settings.coordinates, sum(d0 * d1 for d0, d1 in (layer.shape for layer in passes.tracked.layers)))
+
+
+def _bytes(
+    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, needs: Needs
+) -> tuple[int, int]:
+    """Of disk and, beside the batches, of memory."""
+    coordinates = _coordinates(passes, settings)
+    rows = needs.rows * sum(sample_sizes(settings, len(examples), unrolled=record is not None))
+    dimensions = min(settings.dimensions, rows)
+    width = 2 if settings.dtype == "float16" else 4
+    texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
+    vectors = len(examples) * dimensions
+    # A look-up table keeps chosen rows only; the other sides are square bases before they are cut.
+    sides = sum(min(side, 4096) ** 2 for layer in passes.tracked.layers for side in layer.shape)
+    disk = int(vectors * (width + 4) + coordinates * dimensions * (width + 4) + len(examples) * texts + sides)
+    disk += rows * coordinates * 4
+    # Products of the sampled rows, decomposed; the basis in single precision and the finished one; rows on their way.
+    memory = int(4 * sides + 32 * rows**2 + coordinates * (dimensions * 8 + 4 * BLOCK_ROWS * 4))
+    if record is not None:
+        # Pulled-back rows and where they move the weights; responses and what is pending of them; a stretch's states.
+        disk += len(record.schedule.rows) * dimensions * 3 * 4 + vectors * 4 + 8 * passes.tracked.parameters
+        stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
+        memory += min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4 + 12 * passes.tracked.parameters * stretch
+    return disk, memory
+
+
+def _seconds(passes: GradientPasses, examples: Sequence[Example], sample: int, rows: int, uses: int) -> float:
     shapes = [layer.shape for layer in passes.tracked.layers]
     probed = examples[: 64 * _PROBED]
     batches = passes.batches(probed)
@@ -134,8 +147,8 @@ def _seconds(passes: GradientPasses, examples: Sequence[Example], sample: int, u
             for gradient in row.gradients.values():
                 gradient.squared_norms()
     each = (time.perf_counter() - started) / sum(len(batch) for batch in batches[:_PROBED])
-    # Fitting the layers' bases costs about twice a plain pass; the decompositions do not depend on the model.
-    # A use of a recorded step is trained again, pulled back, and multiplied with dense matrices.
-    passed = 3 * min(LAYER_SAMPLE, len(examples)) + len(examples) + 4 * uses
-    decompositions = 20 * sample**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
+    # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
+    # step is trained again, pulled back, and multiplied with dense matrices.
+    passed = 3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + 4 * uses
+    decompositions = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
     return each * passed * 1.3 + decompositions / _DECOMPOSITION_FLOPS

@@ -47,6 +47,11 @@ class RowBlocks:
         both._blocks = self._blocks + others._blocks
         return both
 
+    def remove(self) -> None:
+        """Deletes the blocks."""
+        for block in self._blocks:
+            block.unlink(missing_ok=True)
+
     def __iter__(self) -> Iterator[Tensor]:
         for block in self._blocks:
             yield load_file(block)["rows"].to(self._device)

@@ -25,6 +25,7 @@ from transformers import (
 
 from influence_engine.first_position import first_position_only, reads_first_position
 from influence_engine.models import add_lora
+from influence_engine.prefix import FrozenPrefix
 
 SIZES = {
     "vocab_size": 24,
@@ -140,6 +141,37 @@ def test_a_class_of_ones_own_with_the_same_name_is_left_as_it_is(batch: dict[str
     with first_position_only(model):
         assert torch.equal(model(**batch), whole)
     assert not reads_first_position(model)
+
+
+def test_a_last_attention_that_answers_with_what_was_kept_is_left_alone(batch: dict[str, Tensor]) -> None:
+    model = made(KINDS["bert"])
+    trained = [name for name, _ in model.named_parameters() if "layer.1.output" in name or "classifier" in name]
+    prefix = FrozenPrefix(model, trained)
+    whole = model(**batch).logits
+    with first_position_only(model):
+        with prefix.keeping() as kept:
+            model(**batch)
+        for _ in range(2):
+            with prefix.recalling(kept):
+                torch.testing.assert_close(model(**batch).logits, whole, rtol=1e-10, atol=1e-12)
+    assert any(name.endswith("layer.1.attention") for name in kept)
+    torch.testing.assert_close(model(**batch).logits, whole, rtol=0, atol=0)
+
+
+def test_a_forward_that_was_replaced_before_is_there_again_afterwards(batch: dict[str, Tensor]) -> None:
+    model: Any = made(KINDS["bert"])
+    own = model.forward
+    calls: list[int] = []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.forward = wrapped
+    with first_position_only(model):
+        model(**batch)
+    model(**batch)
+    assert len(calls) == 2
 
 
 def test_after_an_error_the_model_is_as_it_was(batch: dict[str, Tensor]) -> None:

@@ -25,7 +25,8 @@ from torch import nn
 from influence_engine import IndexSettings, InfluenceIndex
 from influence_engine.errors import ResourceError
 
-folder, (width, beside, room), (settings, conftest) = Path(sys.argv[1]), map(int, sys.argv[2:5]), sys.argv[5:]
+folder, settings, conftest = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+count, width, beside, after, room = map(int, sys.argv[4:])
 spec = importlib.util.spec_from_file_location("engine_conftest", conftest)
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
@@ -33,20 +34,24 @@ torch.set_num_threads(1)
 
 
 class Wide(nn.Module):
-    '''Much memory for each example, few weights; what going back takes is not foreseen.'''
+    '''Much memory for each example, few weights; what going back takes, from some call on, is not foreseen.'''
+
+    calls = 0
 
     def forward(self, x):
-        if x.requires_grad:
+        self.calls += 1
+        if x.requires_grad and self.calls > after:
             x.register_hook(lambda gradient: gradient + 0 * torch.ones(len(x), beside).mean())
         return (x.unsqueeze(-1) * torch.linspace(0.5, 1.5, width)).tanh().mean(-1)
 
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(6, 12), Wide(), nn.Linear(12, 3))
-train = small.make_vectors(200, seed=1, prefix="train-")
+train = small.make_vectors(count, seed=1, prefix="train-")
 task = small.VectorClassification()
 # The first product and the first file need room once, whatever the index.
 InfluenceIndex.build(model, task, train[:3], folder / "before", IndexSettings(batch_tokens=1))
+model[1].calls = 0
 limit = psutil.Process().memory_info().vms + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 notes = []
@@ -64,9 +69,19 @@ MEGABYTE = 2**20
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
 
-def build(folder: Path, *, width: int = 10, beside: int = 1, room: int, settings: IndexSettings) -> dict[str, Any]:
+def build(
+    folder: Path,
+    settings: IndexSettings,
+    *,
+    room: int,
+    count: int = 200,
+    width: int = 10,
+    beside: int = 1,
+    after: int = 0,
+) -> dict[str, Any]:
     """What a build within ``room`` bytes says, of a model whose graph takes ``48 width`` of them for every example."""
-    arguments = [str(folder), str(width), str(beside), str(room), settings.model_dump_json(), str(CONFTEST)]
+    numbers = map(str, (count, width, beside, after, room))
+    arguments = [str(folder), settings.model_dump_json(), str(CONFTEST), *numbers]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -76,12 +91,12 @@ def build(folder: Path, *, width: int = 10, beside: int = 1, room: int, settings
 def test_where_memory_runs_out_batches_are_halved_and_the_index_is_the_same(tmp_path: Path) -> None:
     # 200 examples of 1 MB, several times over, and room for a part of them.
     settings = IndexSettings(batch_tokens=2000)
-    roomy = build(tmp_path / "roomy", width=20_000, room=8_000 * MEGABYTE, settings=settings)
-    tight = build(tmp_path / "tight", width=20_000, room=300 * MEGABYTE, settings=settings)
+    roomy = build(tmp_path / "roomy", settings, width=20_000, room=8_000 * MEGABYTE)
+    tight = build(tmp_path / "tight", settings, width=20_000, room=300 * MEGABYTE)
 
     assert roomy == {"notes": []}
     assert "error" not in tight
-    assert tight["notes"][0] == "memory ran out: 1000 positions a batch"
+    assert tight["notes"][0] == "memory ran out; going on with batches of 1,000 positions"
     first, second = (InfluenceIndex.open(tmp_path / name / "index", device="cpu") for name in ("roomy", "tight"))
     vectors = [index.table.vectors().float() for index in (first, second)]
     products = [one @ one.T / index.manifest.scale**2 for one, index in zip(vectors, (first, second), strict=True)]
@@ -89,31 +104,29 @@ def test_where_memory_runs_out_batches_are_halved_and_the_index_is_the_same(tmp_
 
 
 @pytest.mark.parametrize(
-    ("takes", "says"),
-    [
-        ({"width": 2_000_000}, "memory ran out for example 'train-"),
-        ({"beside": 100 * MEGABYTE}, "memory ran out while building the index (layers), even for single examples"),
-    ],
-    ids=["forwards", "backwards"],
+    "takes",
+    [{"width": 2_000_000}, {"beside": 100 * MEGABYTE}, {"beside": 100 * MEGABYTE, "after": 2}],
+    ids=["forwards", "backwards", "after it was planned"],
 )
 def test_where_single_examples_do_not_fit_it_says_so_and_the_last_index_stays(
-    tmp_path: Path, takes: dict[str, int], says: str
+    tmp_path: Path, takes: dict[str, int]
 ) -> None:
-    build(tmp_path, room=8_000 * MEGABYTE, settings=IndexSettings())
+    build(tmp_path, IndexSettings(), room=8_000 * MEGABYTE)
     good = InfluenceIndex.open(tmp_path / "index", device="cpu").manifest.build_digest
 
-    said = build(tmp_path, **takes, room=150 * MEGABYTE, settings=IndexSettings(seed=1))
+    said = build(tmp_path, IndexSettings(seed=1), **takes, room=150 * MEGABYTE)
 
-    assert says in said["error"]
+    assert "memory ran out for example 'train-" in said["error"]
     assert "task.max_length" in said["error"]
     assert InfluenceIndex.open(tmp_path / "index", device="cpu").manifest.build_digest == good
 
 
 def test_what_is_predicted_not_to_fit_is_refused_with_settings_that_do(tmp_path: Path) -> None:
-    said = build(tmp_path, width=400_000, room=60 * MEGABYTE, settings=IndexSettings())
+    # The products of 4,000 rows, two of each example, take half a gigabyte.
+    said = build(tmp_path, IndexSettings(), count=2_000, room=300 * MEGABYTE)
 
-    assert "building the index needs" in said["error"]
-    assert "(estimated)" in said["error"]
-    assert "task.max_length" in said["error"]
+    assert "building the index needs 5" in said["error"]
+    assert "MB of memory (estimated)" in said["error"]
+    assert "index.sample: 1024 need" in said["error"]
     with pytest.raises(IndexFormatError):
         InfluenceIndex.open(tmp_path / "index", device="cpu")

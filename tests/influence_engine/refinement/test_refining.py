@@ -111,6 +111,16 @@ def test_scores_after_an_explanation_of_the_same_queries_are_not_solved_for_agai
     again = attributor.scores(vector_queries[:3], "refined")
     assert len(told) == solved > 0
 
+    again.zero_()  # the caller's own
+    asked = [dict(query) for query in vector_queries[:3]]
+    attributor.scores(asked, "refined")
+    assert len(told) == solved
+    asked[0]["label"] = (asked[0]["label"] + 1) % 3
+    again = attributor.scores(asked, "refined")
+    assert len(told) > solved
+    assert float(again.abs().max()) > 0
+    solved = len(told)
+
     others = attributor.scores(vector_queries[3:6], "refined")
     assert len(told) > solved
     assert off(others, again) > 0.1
