@@ -151,7 +151,7 @@ def build_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
     """Builds the index of the config's model, goes on with an interrupted build, or opens what is there already.
 
     Raises:
-        InfluenceError: there is no model yet, data have changed, a layer cannot be attributed, or too little disk or memory.
+        InfluenceError: there is no model yet, data have changed, a layer cannot be attributed, or it does not fit.
     """
     key = key_of(config.index_key_file) if config.index.store_examples == "encrypted" else None
     if config.model is None:
