@@ -52,7 +52,7 @@ drift-check: $(VENV)/.installed-dev
 	  echo "== $$each" && $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/bento-audit finetune sentiment
