@@ -27,7 +27,7 @@ if WORKERS > 1:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: what drives a real server comes after all the others.
 
-    Beside each other (``make test``) run files; those with servers, which take turns, are one group.
+    With ``-n`` files run beside each other; those with servers, which take turns, are one group.
     """
     items.sort(key=_drives_a_server)
     for item in items:

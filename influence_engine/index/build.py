@@ -16,7 +16,7 @@ from influence_engine.errors import IndexFormatError, ResourceError, SettingsErr
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
-from influence_engine.index.contents import contents_for
+from influence_engine.index.contents import Contents, contents_for
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.finishing import Rotation, Stages, write_vectors
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
@@ -85,34 +85,33 @@ def build_version(
         ResourceError: too little disk or memory; the message says what would fit.
         SettingsError: the index is to be encrypted and there is no key, or another setting cannot be had.
     """
+    contents = contents_for(settings.store_examples, key)
+    contents.seal("", "", "")  # without its key a build would fail at its very end
+    passes, record = passes_for(model, task, settings), _followed(settings, provenance)
     try:
-        return _version(model, task, examples, path, settings, provenance, held_out, progress, key)
+        return _version(passes, record, contents, examples, path, settings, provenance, held_out, progress)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
     # Here, since the error held on to the tensors of where it was raised.
     release_memory()
-    advice = what_fits(passes_for(model, task, settings), examples, settings, _followed(settings, provenance))
+    advice = what_fits(passes, examples, settings, record)
     raise ResourceError(f"memory ran out while building the index ({said}); {advice}", field="index")
 
 
 def _version(
-    model: nn.Module,
-    task: Task,
+    passes: GradientPasses,
+    record: Run | None,
+    contents: Contents,
     examples: Sequence[Example],
     path: Path,
     settings: IndexSettings,
     provenance: Provenance,
     held_out: Sequence[Example],
     progress: Progress,
-    key: bytes | None,
 ) -> Path:
-    contents = contents_for(settings.store_examples, key)
-    contents.seal("", "", "")  # without its key a build would fail at its very end
-    passes = passes_for(model, task, settings)
-    record = _followed(settings, provenance)
-    code = versions()
+    task, code = passes.task, versions()
     identity = {
         "format": FORMAT,
         "digests": provenance.digests,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -115,12 +115,8 @@ class GradientPasses:
         longest, size = examples[place * every], sizes[place]
         positions = min(max(self._batch_tokens(longest, size), size), every * sum(sizes))
         each = self._bytes_a_position(longest, size)
-        try:
+        with _alone(longest, size):
             rows = sum(1 for _ in self.rows([longest]))
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise self._too_large(longest, size) from error
         return Needs(single=int(each * size), batch=int(each * positions), rows=rows)
 
     def within_memory(self, work: Callable[[], T], told: Callable[[str], None]) -> T:
@@ -141,7 +137,7 @@ class GradientPasses:
             self.batch_tokens = max(1, (self.batch_tokens or 1) // 2)
             told(f"memory ran out; going on with batches of {self.batch_tokens:,} positions")
 
-    def trace(self, examples: Sequence[Example]) -> AbstractContextManager[Trace]:
+    def trace(self, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Trace]:
         """A traced forward pass of one batch."""
         batch = to_device(self.task.collate(examples), self.device)
         return tracing(self.model, self.task, self.tracked.layers, batch)
@@ -168,22 +164,10 @@ class GradientPasses:
 
     def _bytes_a_position(self, longest: Example, size: int) -> float:
         if self._position_bytes is None:
-            try:
-                with SavedBytes(self.model.parameters()) as saved, self.trace([longest]):
-                    pass
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                raise self._too_large(longest, size) from error
+            with _alone(longest, size), SavedBytes(self.model.parameters()) as saved, self.trace([longest]):
+                pass
             self._position_bytes = max(saved.total, 1) / size * _BYTES_A_SAVED_BYTE
         return self._position_bytes
-
-    def _too_large(self, longest: Example, size: int) -> ResourceError:
-        return ResourceError(
-            f"memory ran out for example {longest.get('example_id')!r} alone, of size {size}; shorter texts "
-            "(task.max_length) or fewer trained layers need less",
-            field="index",
-        )
 
     def _exact_rows(self, trace: Trace) -> Iterator[PulledRow]:
         curvature = exact_output_curvature(self.task, trace.outputs, trace.batch)
@@ -216,3 +200,18 @@ class GradientPasses:
                 position = int((~torch.isfinite(norms)).nonzero()[0])
                 example_id = examples[position].get("example_id", f"number {position} of the batch")
                 raise ModelError(f"the gradient of example {example_id!r} is not finite in layer {name!r}", field=name)
+
+
+@contextlib.contextmanager
+def _alone(longest: Example, size: int) -> Iterator[None]:
+    """While one example is passed through the model: where memory runs out, no batch can be made that fits."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"memory ran out for example {longest.get('example_id')!r} alone, of size {size}; shorter texts "
+            "(task.max_length) or fewer trained layers need less",
+            field="index",
+        ) from error
