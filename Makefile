@@ -5,7 +5,7 @@
 #   make drift           quiet traffic, then another domain's, and what the monitoring says of both; stays up
 #   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
 #   make drift-check     the long measurements of drift: alerts on quiet and shifted traffic, influence drift, costs
-#   make test            style, types, layers, unit tests, then the tests that drive real servers
+#   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
 #   make bench           the measurements of benchmarks/, on the demo's model
 #
 # Where the package index offers only a CUDA build of torch, name the CPU wheel index of PyTorch in PIP_ARGS:
@@ -17,6 +17,7 @@ NAME ?= sentiment
 CHECK ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints-cpu.txt $(PIP_ARGS)
@@ -51,8 +52,10 @@ drift-check: $(VENV)/.installed-dev
 	@for each in recording_cost drift_alerts influence_drift; do \
 	  echo "== $$each" && $(BIN)/python benchmarks/$$each.py || exit 1; done
 
+# Of a part chosen by PYTEST_ARGS, one of the two calls may have nothing to run, for which pytest has exit status 5.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
+	$(BIN)/python -m pytest -m service $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/bento-audit finetune sentiment

@@ -25,17 +25,11 @@ if WORKERS > 1:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: what drives a real server comes after all the others.
-
-    With ``-n`` files run beside each other; those with servers, which take turns, are one group.
-    """
-    items.sort(key=_drives_a_server)
+    """Fast tests first: what drives a real server comes after all the others, and ``-m service`` chooses it."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("servers" if _drives_a_server(item) else str(item.path)))
-
-
-def _drives_a_server(item: pytest.Item) -> bool:
-    return item.get_closest_marker("service") is not None or "tests/service/" in item.nodeid
+        if "tests/service/" in item.nodeid:
+            item.add_marker(pytest.mark.service)
+    items.sort(key=lambda item: item.get_closest_marker("service") is not None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -57,6 +57,19 @@ def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: 
     assert "pip install" in dry_run(tmp_path, "test")
 
 
+def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
+    commands = [line for line in dry_run(tmp_path, "test").splitlines() if "-m pytest" in line]
+
+    units, servers = commands
+    assert "-m 'not service' -n 2" in units
+    assert servers.rstrip().endswith("-m service")
+
+
+def test_a_part_without_servers_is_no_failure_but_nothing_at_all_to_test_is(tmp_path: Path) -> None:
+    assert "= 5" in dry_run(tmp_path, "test", "PYTEST_ARGS=tests/project")
+    assert "= 5" not in dry_run(tmp_path, "test")
+
+
 def test_the_continuous_integration_run_is_the_test_target_with_skips_forbidden() -> None:
     script = ROOT / ".ci" / "run"
     lines = script.read_text().splitlines()
