@@ -6,6 +6,7 @@
     python benchmarks/lds.py --trainable lora
     python benchmarks/lds.py --final --queries 24         as for a model without a record, estimated and refined
     python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
+    python benchmarks/lds.py --uncompressed               an index that keeps 16 times the coordinates, in float32
 
 Truth: the recorded steps executed without random 5% of the examples. 48 held-out queries are reported, 16 others choose
 the damping of the row that says so.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 import torch
 from support import machine
@@ -35,6 +37,9 @@ from influence_engine.index import IndexSettings
 from influence_engine.replay import replay
 from influence_engine.training.frozen import KeptSteps
 
+ALL: dict[str, Any] = {"coordinates": 262_144, "dimensions": 16_384, "dtype": "float32"}
+"""An index with as much as its settings allow."""
+
 CHECKED = 64
 """Held-out snippets that the index's intervals come from."""
 
@@ -47,13 +52,19 @@ def main() -> None:
     parser.add_argument("--exact", type=int, default=0, help="reported queries that are replayed exactly, one by one")
     parser.add_argument("--single", type=int, default=0)
     parser.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
+    parser.add_argument("--uncompressed", action="store_true", help="an index with all coordinates that one may have")
     options = parser.parse_args()
 
     work = prepare(options)
     run, task, train, queries, held_out = work.run, work.task, work.train, work.queries, work.held_out
-    settings = IndexSettings(approximation="final" if options.final else "auto")
-    where = work.folder / ("index-final" if options.final else "index")
+    settings = IndexSettings(
+        approximation="final" if options.final else "auto", **(ALL if options.uncompressed else {})
+    )
+    where = work.folder / ("index" + "-final" * options.final + "-uncompressed" * options.uncompressed)
     index = InfluenceIndex.build_from_run(run, task, train, where, settings)
+    stored = sum(file.stat().st_size for file in (index.folder / "examples.lance").rglob("*"))
+    manifest = index.manifest
+    print(f"{manifest.dimensions} of {manifest.coordinates} coordinates, {stored / len(train):,.0f} bytes an example")
     attributor = Attributor(run.load_model(), task, index)
     kept = KeptSteps()
     if options.directions and (index.basis is None or index.basis.width != options.directions):

@@ -20,6 +20,7 @@ from influence_engine.digests import json_digest
 from influence_engine.evaluation import Retraining
 from influence_engine.models import load_tokenizer
 from influence_engine.tasks import Example
+from influence_engine.training import LoraSettings
 
 LABELS = ["negative", "positive"]
 
@@ -59,6 +60,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainable", default="2", help="'all', 'lora', or a number of upper layers")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--warmup", type=float, default=0.1, help="share of the steps until the learning rate is full")
+    parser.add_argument("--alpha", type=float, default=16.0, help="scale of the adapters, over 8")
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=256, help="snippets that the directions are taken from")
     parser.add_argument("--subsets", type=int, default=40)
@@ -99,6 +102,8 @@ def prepare(options: argparse.Namespace) -> Work:
         epochs=options.epochs,
         batch_size=32,
         learning_rate=options.learning_rate,
+        warmup_ratio=options.warmup,
+        lora=LoraSettings(alpha=options.alpha),
     )
     what = {
         "settings": settings.model_dump(mode="json"),
