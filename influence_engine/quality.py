@@ -83,7 +83,7 @@ def _warnings(errors: Errors, *, outside: bool) -> list[str]:
     if errors.calibration is not None and errors.calibration.nonlinearity > LINEAR_ENOUGH:
         found.append(
             f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
-            "influences are rough; fine-tune with a lower learning rate or fewer epochs"
+            f"influences are rough; {errors.calibration.smoother}"
         )
     if errors.tier is not None and errors.tier.agreement < TRUSTED_AGREEMENT:
         agreement = f"{errors.tier.agreement:.2f}"

@@ -86,9 +86,10 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
 def check(config: str | None, profile: str | None, as_json: bool) -> None:
     """Train CONFIG's model again without some examples, and say how far the influences were from what happened.
 
-    Five short trainings along the recorded steps: without random examples, without those that matter most, and with one
-    set at half its weight. From then on every influence is shown with a 90% interval, and answers warn where training
-    responds too unevenly to be explained. An interrupted check goes on where it was.
+    Six short trainings along the recorded steps: without random examples, without those that matter most, without half
+    of all, and with one set at half its weight. From then on every influence is shown with a 90% interval, and answers
+    warn where training responds too unevenly to be explained. The check itself says what would make it more even. An
+    interrupted one goes on where it was.
 
     \b
     Examples:
@@ -191,6 +192,8 @@ def _replay_facts(plan: dict[str, Any]) -> Any:
 
 
 def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
+    from influence_engine.index.calibration import QUITE_LINEAR  # it imports torch
+
     tiers = {
         f"{tier}, checked": f"agreement {error['agreement']:.2f}, slope {error['slope']:.2f} of retrained on predicted"
         for tier, error in found["tiers"].items()
@@ -198,6 +201,7 @@ def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
     return {
         **tiers,
         "nonlinearity": f"{found['nonlinearity']:.2f} (0: half the weight does half as much)",
+        "more even": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
         "check": f"{found['retrainings']} retrainings, {found['queries']} held-out inputs",
     }
 

@@ -29,6 +29,9 @@ TRUSTED_AGREEMENT = 0.5
 LINEAR_ENOUGH = 0.5
 """With more nonlinearity, a derivative says little about what leaving examples out does."""
 
+QUITE_LINEAR = 0.25
+"""With more, exact replay itself was seen to fall below what it is good for (an LDS of 0.95)."""
+
 _SHARES = tuple(step / 20 for step in range(21))
 
 
@@ -71,6 +74,7 @@ class Calibration(BaseModel):
         nonlinearity: ``|d(1) - 2 d(1/2)| / |d(1)|`` for the changes ``d`` after taking a set of examples out, and after
             halving its weight: 0 where training responds linearly to its examples, as every influence assumes.
         tiers: By tier.
+        smoother: What to change about the training where ``nonlinearity`` is too large, in words.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,6 +84,7 @@ class Calibration(BaseModel):
     queries: int
     nonlinearity: float
     tiers: dict[str, TierError]
+    smoother: str = "fine-tune with a lower learning rate or fewer epochs"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it, whole or not at all."""

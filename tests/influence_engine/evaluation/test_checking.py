@@ -68,7 +68,8 @@ def test_a_run_that_is_too_rough_is_warned_of(vector_task: Any, vector_train: An
     queries = make_vectors(12, seed=9, prefix="check-")
     attributor, _ = checked(Run.open(tmp_path / "run"), vector_task, vector_train, tmp_path, queries)
     (answer,) = attributor.attribute(queries[:1])
-    assert any("lower learning rate" in warning for warning in answer.quality["warnings"])
+    (warning,) = (one for one in answer.quality["warnings"] if "responds unevenly" in one)
+    assert "fine-tune with warmup_ratio 0.5 instead of 0.1; a learning_rate below 0.5" in warning
 
 
 def test_too_few_queries_are_refused(vector_run: Run, vector_task: Any, vector_train: Any, tmp_path: Path) -> None:
