@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,76 +13,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from influence_engine.errors import RecordError, SettingsError
 from influence_engine.models import add_lora, choose_trainable, model_digest
-from influence_engine.tasks import TextClassification
 from influence_engine.training import Run, reexecute
 from influence_engine.training.callback import RecordingCallback, RecordingDataset
 from influence_engine.training.optimizers import SmoothAdamW
-
-COUNT = 22
-
-
-class Recorded:
-    """Trains by the Trainer with a recording, as a user would write it."""
-
-    def __init__(self, task: TextClassification, folder: Path, examples: list[dict[str, Any]]) -> None:
-        self.task, self.folder, self.examples = task, folder, examples
-
-    def __call__(
-        self,
-        model: nn.Module,
-        *,
-        optimizer: Any = "smooth",
-        dropout_seed: int | None = None,
-        collator: Any = None,
-        callbacks: tuple[Any, ...] = (),
-        trainer_class: type[Trainer] = Trainer,
-        **arguments: Any,
-    ) -> Run:
-        recording = RecordingCallback(self.task, self.folder / "run", dropout_seed=dropout_seed)
-        if optimizer == "smooth":
-            optimizer = SmoothAdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.01)
-        settings: dict[str, Any] = {
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 5e-3,
-            "max_grad_norm": 0.05,
-            "seed": 5,
-        }
-        self.trainer = trainer_class(
-            model,
-            TrainingArguments(
-                output_dir=str(self.folder / "trainer"),
-                save_strategy=arguments.pop("save_strategy", "no"),
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=True,
-                **{**settings, **arguments},
-            ),
-            train_dataset=RecordingDataset(self.examples),
-            eval_dataset=RecordingDataset(self.examples[:5]),
-            data_collator=collator or recording.collate,
-            optimizers=(optimizer, None),
-            callbacks=[recording, *callbacks],
-        )
-        self.trainer.train()
-        return Run.open(self.folder / "run")
-
-    def reproduces(self, run: Run) -> bool:
-        """Executing the steps again leads to the Trainer's weights, up to rounding."""
-        found = reexecute(run, self.task, self.examples)
-        model = run.load_model()
-        base, _ = run.checkpoint(0)
-        for name, value in found.items():
-            moved = float((model.get_parameter(name).detach() - base[name]).norm())
-            if float((model.get_parameter(name).detach() - value).norm()) > 1e-3 * moved + 1e-7:
-                return False
-        return True
-
-
-@pytest.fixture
-def recorded(task: TextClassification, make_examples: Callable[..., Any], tmp_path: Path) -> Recorded:
-    return Recorded(task, tmp_path, make_examples(COUNT))
-
+from tests.influence_engine.training.trainer_runs import COUNT, Recorded
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "one batch a step": {},
@@ -228,97 +161,6 @@ def test_groups_with_different_decay_can_be_executed_again(
     assert run.replayable
     assert set(run.manifest["optimizer"]["weight_decay"]) == {n for n, p in model.named_parameters() if p.ndim > 1}
     assert recorded.reproduces(run)
-
-
-def test_a_plain_trainer_with_dropout_and_bf16_trains_and_the_record_says_why_it_cannot_be_replayed(
-    recorded: Recorded, make_model: Callable[..., nn.Module]
-) -> None:
-    model = make_model(dropout=0.1)
-    before = model_digest(model)
-
-    run = recorded(model, optimizer=None, bf16=True, gradient_accumulation_steps=2)
-
-    assert not run.replayable
-    assert run.why_not_replayable is not None
-    for reason in ("bf16", "dropout without recorded seeds", "epsilon outside the root"):
-        assert reason in run.why_not_replayable
-    assert before != model_digest(model) == run.digests["model"] == model_digest(run.load_model())
-    assert len(run.schedule) == 6
-    assert run.schedule.normalizers.tolist() == [4, 4, 1, 4, 4, 1]
-    moments = run.second_moments()
-    assert moments is not None
-    assert bool((moments["classifier.weight"] > 0).all())
-    assert run.epsilon == 1e-8
-    with pytest.raises(RecordError, match=r"cannot be executed again: .*bf16"):
-        reexecute(run, recorded.task, recorded.examples)
-
-
-class OtherLoss(Trainer):
-    """A Trainer whose loss is not the task's."""
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().compute_loss(*args, **kwargs)
-        return (result[0] ** 2, result[1]) if isinstance(result, tuple) else result**2
-
-
-def adamax(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adamax(model.parameters(), lr=1e-3)
-
-
-def nesterov(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-
-
-def two_rates(model: nn.Module) -> torch.optim.Optimizer:
-    first, *rest = model.parameters()
-    return SmoothAdamW([{"params": [first], "lr": 1e-3}, {"params": rest, "lr": 1e-2}])
-
-
-def only_some(model: nn.Module) -> torch.optim.Optimizer:
-    return SmoothAdamW(list(model.parameters())[:-1])
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "reason"),
-    [
-        ({"attn_implementation": "sdpa"}, {}, "attention is 'sdpa'"),
-        ({}, {"label_smoothing_factor": 0.1}, "label smoothing"),
-        ({}, {"trainer_class": OtherLoss}, "the Trainer's loss is not the task's"),
-        ({}, {"optimizer": adamax}, "the optimiser is Adamax"),
-        ({}, {"optimizer": nesterov}, "only plain momentum"),
-        ({}, {"optimizer": two_rates}, "different learning rates"),
-        ({}, {"optimizer": only_some}, "not in the optimiser"),
-        ({"classifier_dropout": 0.3, "dropout": 0.1}, {"dropout_seed": 1}, "dropout differs"),
-    ],
-)
-def test_what_cannot_be_replayed_says_why(
-    recorded: Recorded,
-    make_model: Callable[..., nn.Module],
-    model: dict[str, Any],
-    options: dict[str, Any],
-    reason: str,
-) -> None:
-    made = make_model(**model)
-    optimizer = options.pop("optimizer", "smooth")
-    run = recorded(made, optimizer=optimizer(made) if callable(optimizer) else optimizer, max_steps=2, **options)
-
-    assert not run.replayable
-    assert run.why_not_replayable is not None
-    assert reason in run.why_not_replayable
-    assert run.digests["model"] == model_digest(made)
-
-
-def test_the_best_model_loaded_at_the_end_is_not_where_the_steps_lead(
-    recorded: Recorded, make_model: Callable[..., nn.Module]
-) -> None:
-    model = make_model()
-    run = recorded(
-        model, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, save_only_model=True
-    )
-
-    assert run.why_not_replayable is not None
-    assert "load_best_model_at_end" in run.why_not_replayable
-    assert run.digests["model"] == model_digest(model)
 
 
 def test_training_that_stops_early_is_recorded_to_where_it_stopped(
