@@ -2,6 +2,7 @@
 
     python benchmarks/index_building.py                                 1,000, 5,000 and 20,000 snippets
     python benchmarks/index_building.py --examples 2000 --followed      an index that follows the recorded steps
+    python benchmarks/index_building.py --dimensions 512                as many numbers an example, however few there are
 
 Two upper layers of MiniLM. Plain training is forward and backward over the same snippets in batches of like
 length, 32 or 256 whichever is faster, without an optimiser, in the same process. Each size is built in a process of its
@@ -41,12 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, action="append")
     parser.add_argument("--followed", action="store_true", help="fine-tune on the snippets, and follow the steps")
+    parser.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = options.examples or [1_000, 5_000, 20_000]
     base, task = base_and_task()
     if options.run:
-        print(json.dumps(built(Run.open(options.run), task, mixed(task, sizes[0]), followed=options.followed)))
+        settings = IndexSettings(approximation="auto" if options.followed else "final", dimensions=options.dimensions)
+        print(json.dumps(built(Run.open(options.run), task, mixed(task, sizes[0]), settings)))
         return
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +57,7 @@ def main() -> None:
             settings = FinetuneSettings(trainable=2, epochs=1, batch_size=32, learning_rate=2e-4)
             run = finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
             command = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(size)]
-            command += ["--followed"] * options.followed
+            command += ["--dimensions", str(options.dimensions), *["--followed"] * options.followed]
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(json.dumps({"machine": machine(), **json.loads(found.splitlines()[-1])}, indent=2), flush=True)
 
@@ -68,7 +71,7 @@ def mixed(task: TextClassification, count: int) -> list[Example]:
     return found
 
 
-def built(run: Run, task: TextClassification, examples: list[Example], *, followed: bool) -> dict[str, object]:
+def built(run: Run, task: TextClassification, examples: list[Example], settings: IndexSettings) -> dict[str, object]:
     """Rates and memory of one build."""
     model = run.load_model().to(choose_device()).eval()
     plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
@@ -82,16 +85,17 @@ def built(run: Run, task: TextClassification, examples: list[Example], *, follow
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        where, settings = Path(folder) / "index", IndexSettings(approximation="auto" if followed else "final")
-        if followed:
+        where = Path(folder) / "index"
+        if settings.approximation == "auto":
             InfluenceIndex.build_from_run(run, task, examples, where, settings, progress=watch)
         else:
             InfluenceIndex.build(model, task, examples, where, settings, progress=watch)
     taken = time.perf_counter() - begin
     in_stage = ended[INDEXING] - started[INDEXING]
-    indexed = len(examples) - min(len(examples), IndexSettings().sample)
+    indexed = len(examples) - min(len(examples), settings.sample)
     return {
         "examples": len(examples),
+        "dimensions": settings.dimensions,
         "plain_training_per_s": round(plain, 1),
         "whole_build_per_s": round(len(examples) / taken, 1),
         "whole_build_ratio": round(len(examples) / taken / plain, 3),

@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainable", default="2", help="'all', 'lora', or a number of upper layers")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--optimizer", default="adamw", help="adamw or sgd")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of the steps until the learning rate is full")
     parser.add_argument("--alpha", type=float, default=16.0, help="scale of the adapters, over 8")
     parser.add_argument("--queries", type=int, default=64)
@@ -102,6 +103,7 @@ def prepare(options: argparse.Namespace) -> Work:
         epochs=options.epochs,
         batch_size=32,
         learning_rate=options.learning_rate,
+        optimizer=options.optimizer,
         warmup_ratio=options.warmup,
         lora=LoraSettings(alpha=options.alpha),
     )
