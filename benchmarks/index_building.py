@@ -2,7 +2,7 @@
 
     python benchmarks/index_building.py                                 1,000, 5,000 and 20,000 snippets
     python benchmarks/index_building.py --examples 2000 --followed      an index that follows the recorded steps
-    python benchmarks/index_building.py --dimensions 512                as many numbers an example, however few there are
+    python benchmarks/index_building.py --dimensions 512                as many numbers for each, however few
 
 Two upper layers of MiniLM. Plain training is forward and backward over the same snippets in batches of like
 length, 32 or 256 whichever is faster, without an optimiser, in the same process. Each size is built in a process of its
