@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from influence_engine.index.couplings import StepCoupling, adapter_pairs
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.passes import GradientPasses
 from influence_engine.progress import Progress
@@ -35,6 +36,8 @@ SUMS = "sums.safetensors"
 PROJECTED = ("pulled", "direct", "late")
 """Fields of a step that are ``[n, k]``."""
 
+BY_ROW = ("examples", *PROJECTED, "curvature", "source", "gradient", "along")
+
 
 @dataclass(frozen=True)
 class LinearStep:
@@ -51,6 +54,9 @@ class LinearStep:
         gradient: ``[n]``, coefficients of the rows in the step's gradient before clipping, ``w_i a_i c_j / Z``.
         along: ``[n]``, inner products of the rows with that gradient, over its squared norm.
         clip: ``[]``, the factor of clipping.
+        coupled: ``[q, q]``, what displaced adapters do to the step's move (``couplings``), ``q = 0`` without adapters.
+        coupled_late: ``[q, q]``, the same through the second moment, or ``[0, 0]``.
+        coupled_along: ``[q]``, inner products of what they change with the gradient, over its squared norm.
     """
 
     examples: Tensor
@@ -62,6 +68,9 @@ class LinearStep:
     gradient: Tensor
     along: Tensor
     clip: Tensor
+    coupled: Tensor
+    coupled_late: Tensor
+    coupled_along: Tensor
 
     def to(self, device: torch.device) -> LinearStep:
         """The same on a device."""
@@ -84,6 +93,7 @@ class StepLineariser:
     ) -> None:
         self.run, self.passes, self.examples, self.folder, self.progress = run, passes, examples, folder, progress
         model = passes.model
+        self._pairs = adapter_pairs(passes.tracked)
         self._kept = KeptSteps()
         frozen = None if run.dropout else FrozenSteps(model, run.trainable, self._kept)
         self._objective = Objective(model, passes.task, frozen, first_position=run.first_position)
@@ -163,7 +173,8 @@ class StepLineariser:
         tracked = self.passes.tracked
         moved, clipped = _in_metric(coordinates, tracked.matrices(direct)), tracked.matrices(gradient)
         slow = None if late is None else _in_metric(coordinates, tracked.matrices(late))
-        parts: dict[str, list[Tensor]] = {one.name: [] for one in fields(LinearStep)}
+        parts: dict[str, list[Tensor]] = {name: [] for name in BY_ROW}
+        coupling = StepCoupling(self._pairs)
         for number, (rows, shares) in enumerate(zip(step.rows, step.shares, strict=True)):
             source = (shares / step.normalizer).to(self.passes.device)
             weight = source * self._states.weights[rows].to(source)
@@ -179,25 +190,34 @@ class StepLineariser:
                     parts["gradient"].append(weight * row.loss)
                     inner = [found.inner(clipped[name]) for name, found in row.gradients.items()]
                     parts["along"].append(torch.stack(inner).sum(0))
+                    coupling.add(row.gradients, weight * row.loss)
         projected = {name: parts.pop(name) for name in PROJECTED}
         one = {name: torch.cat(part) for name, part in parts.items() if part}
         # All at once: reading the basis costs more than multiplying by it.
         together = torch.cat([each for part in projected.values() for each in part]) @ basis
         counts = [sum(map(len, part)) for part in projected.values()]
         one |= dict(zip(projected, torch.split(together, counts), strict=True))
-        clip, along = self._clipping(step, one["gradient"], one["along"], gradient)
-        return LinearStep(**{**one, "along": along, "clip": clip})
+        found = coupling.coupled(coordinates, basis, [moved] if slow is None else [moved, slow], clipped)
+        clip, share = self._clipping(step, one["gradient"], one["along"], gradient)
+        return LinearStep(
+            **{**one, "along": one["along"] * share},
+            clip=torch.tensor(clip),
+            coupled=found.direct,
+            coupled_late=found.late,
+            coupled_along=found.along * share,
+        )
 
-    def _clipping(self, step: Step, coefficients: Tensor, along: Tensor, gradient: Parameters) -> tuple[Tensor, Tensor]:
-        """The factor, and the rows' inner products with the gradient before clipping over its squared norm."""
+    def _clipping(self, step: Step, coefficients: Tensor, along: Tensor, gradient: Parameters) -> tuple[float, float]:
+        """The factor; and by what inner products with the gradient after clipping become ones with that before it, over
+        its squared norm."""
         squared = sum(float(part.double().pow(2).sum()) for part in gradient.values())
         recorded = float(self.run.clip_factors[step.number - 1])
         if self.run.max_grad_norm is None or not squared:
-            return torch.ones(()), torch.zeros_like(along)
+            return 1.0, 0.0
         # A Trainer's record does not say; the rows' sum is the gradient that was clipped.
         factor = recorded if recorded == recorded else squared / float((coefficients * along).sum())
         factor = min(factor, 1.0)
-        return torch.tensor(factor), along * (factor / squared)
+        return factor, factor / squared
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from influence_engine.index.couplings import coupling_bytes, coupling_operations
 from influence_engine.index.passes import GradientPasses, Needs
 from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
@@ -67,7 +68,6 @@ def plan_build(
         record: The run whose steps are followed, or none.
     """
     needs = passes.needs(examples)
-    uses = 0 if record is None else len(record.schedule.rows)
     disk, memory = _bytes(passes, examples, settings, record, needs)
     sizes = sample_sizes(settings, len(examples), unrolled=record is not None)
     rows = needs.rows * sum(sizes)
@@ -76,7 +76,7 @@ def plan_build(
         dimensions=min(settings.dimensions, rows),
         coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
-        seconds=_seconds(passes, examples, sum(sizes), rows, uses) if probe else None,
+        seconds=_seconds(passes, examples, settings, sum(sizes), rows, record) if probe else None,
         disk_bytes=disk,
         memory_bytes=memory + needs.batch,
         least_memory_bytes=memory + needs.single,
@@ -133,10 +133,20 @@ def _bytes(
         disk += len(record.schedule.rows) * dimensions * 3 * 4 + vectors * 4 + 8 * passes.tracked.parameters
         stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
         memory += min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4 + 12 * passes.tracked.parameters * stretch
+        coupled = coupling_bytes(passes.tracked, dimensions)
+        disk += coupled * len(record.schedule)
+        memory += coupled * stretch
     return disk, memory
 
 
-def _seconds(passes: GradientPasses, examples: Sequence[Example], sample: int, rows: int, uses: int) -> float:
+def _seconds(
+    passes: GradientPasses,
+    examples: Sequence[Example],
+    settings: IndexSettings,
+    sample: int,
+    rows: int,
+    record: Run | None,
+) -> float:
     shapes = [layer.shape for layer in passes.tracked.layers]
     probed = examples[: 64 * _PROBED]
     batches = passes.batches(probed)
@@ -149,6 +159,12 @@ def _seconds(passes: GradientPasses, examples: Sequence[Example], sample: int, r
     each = (time.perf_counter() - started) / sum(len(batch) for batch in batches[:_PROBED])
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
     # step is trained again, pulled back, and multiplied with dense matrices.
+    uses = 0 if record is None else len(record.schedule.rows)
     passed = 3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + 4 * uses
-    decompositions = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
-    return each * passed * 1.3 + decompositions / _DECOMPOSITION_FLOPS
+    operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
+    if record is not None:
+        dimensions = min(settings.dimensions, rows)
+        operations += len(record.schedule) * coupling_operations(
+            passes.tracked, dimensions, _coordinates(passes, settings)
+        )
+    return each * passed * 1.3 + operations / _DECOMPOSITION_FLOPS

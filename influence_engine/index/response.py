@@ -5,9 +5,10 @@
     coefficients_j = curvature_j <r_j, D>  +  source_j where row j is example i's,
 
 less what clipping takes, and ``D`` moves by ``-coefficients (direct + late)``, each released as the optimiser does (see
-``training.sensitivity``). This is unrolled differentiation with Gauss-Newton matrices in place of Hessians. SOURCE (Bae
-et al. 2024) treats stretches of steps as one; here every recorded step counts, with its own batch, learning rate,
-clipping and moments. For a model that is linear in its weights and SGD, the result is that of exact replay.
+``training.sensitivity``). Where adapters were trained, it also moves by what their factors do to each other
+(``couplings``). This is unrolled differentiation with Gauss-Newton matrices in place of Hessians. SOURCE (Bae et al.
+2024) treats stretches of steps as one; here every recorded step counts, with its own batch, learning rate, clipping and
+moments. For SGD and a model that is linear in its weights, or in the products of adapters, it equals exact replay.
 """
 
 from __future__ import annotations
@@ -55,10 +56,14 @@ class Response:
         for step in steps:
             step = step.to(self.weights.device)
             coefficients = self._coefficients(step)
+            displaced = step.clip * self.weights[:, : len(step.coupled)]
             if float(self._decays[self._done]) != 1.0:
                 self.weights *= float(self._decays[self._done])
-            for channel, moves in zip(self._channels, (step.direct, step.late), strict=False):
-                channel.move(self.weights, coefficients, moves, self._done)
+            moved = ((step.direct, step.coupled), (step.late, step.coupled_late))
+            for channel, (moves, coupled) in zip(self._channels, moved, strict=False):
+                channel.add(coefficients, moves, self._done)
+                channel.add(displaced.T, coupled, self._done)
+                channel.release(self.weights, self._done)
             self._done += 1
 
     def _coefficients(self, step: LinearStep) -> Tensor:
@@ -69,7 +74,8 @@ class Response:
         coefficients[inside, places[inside]] += step.source[inside]
         if float(step.clip) < 1.0:
             # d (c g / |g|) = c / |g| (dg - g <g, dg> / |g|^2)
-            coefficients -= step.gradient.unsqueeze(1) * (step.along @ coefficients)
+            along = step.along @ coefficients + self.weights[:, : len(step.coupled_along)] @ step.coupled_along
+            coefficients -= step.gradient.unsqueeze(1) * along
             coefficients *= step.clip
         return coefficients
 
@@ -79,8 +85,14 @@ class _Channel:
         self._rates, self._totals, self._decay = release.rates.tolist(), release.totals().tolist(), release.decay
         self._pending = pending
 
-    def move(self, weights: Tensor, coefficients: Tensor, moves: Tensor, step: int) -> None:
-        if not self._totals[step]:
-            return
-        self._pending.mul_(self._decay).addmm_(coefficients.T, moves, alpha=-1.0 / self._totals[step])
-        weights.add_(self._pending, alpha=self._rates[step])
+    def add(self, coefficients: Tensor, moves: Tensor, step: int) -> None:
+        """This step moves ``coefficients [n, examples]`` times ``moves [n, q]``, in the first ``q`` coordinates."""
+        if len(moves) and self._totals[step]:
+            pending = self._pending[:, : moves.shape[1]]
+            pending.addmm_(coefficients.T, moves, alpha=-1.0 / self._totals[step])
+
+    def release(self, weights: Tensor, step: int) -> None:
+        """Moves the weights by what arrives now."""
+        if self._totals[step]:
+            weights.add_(self._pending, alpha=self._rates[step])
+        self._pending.mul_(self._decay)

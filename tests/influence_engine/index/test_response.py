@@ -47,6 +47,26 @@ def linear_network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 3, bias=False))
 
 
+class Adapted(nn.Module):
+    """A fixed linear layer with an adapter, named as PEFT names them; nothing else is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed = nn.Linear(6, 3, bias=False).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(6, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        adapted: Tensor = self.fixed(inputs) + 4.0 * self.lora_B["default"](self.lora_A["default"](inputs))
+        return adapted
+
+
+def adapted_network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(Adapted())
+
+
 def attributed(run: Run, task: Any, train: Any, folder: Path, network: Any, **changes: Any) -> Attributor:
     settings = SINGLE.model_copy(update=changes)
     index = InfluenceIndex.build_from_run(run, task, train, folder, settings, into=network())
@@ -58,9 +78,15 @@ def replayed(attributor: Attributor, run: Run, train: Any, queries: Any, network
     return replay(run, attributor.task, train, directions, into=network(), at_once=len(queries))
 
 
+@pytest.mark.parametrize("network", [linear_network, adapted_network])
 @pytest.mark.parametrize("variant", LINEAR)
-def test_for_a_linear_model_the_scores_are_those_of_exact_replay(
-    variant: str, vector_task: Any, vector_train: Any, vector_queries: Any, tmp_path: Path
+def test_for_a_linear_model_and_for_adapters_of_one_the_scores_are_those_of_exact_replay(
+    variant: str,
+    network: Callable[[], nn.Module],
+    vector_task: Any,
+    vector_train: Any,
+    vector_queries: Any,
+    tmp_path: Path,
 ) -> None:
     settings = FinetuneSettings(
         **{
@@ -74,13 +100,13 @@ def test_for_a_linear_model_the_scores_are_those_of_exact_replay(
             **LINEAR[variant],
         }
     )
-    finetune(vector_task, linear_network(), vector_train, settings=settings, record_to=tmp_path / "run")
+    finetune(vector_task, network(), vector_train, settings=settings, record_to=tmp_path / "run")
     run = Run.open(tmp_path / "run")
     assert variant != "clipping" or float(run.clip_factors.min()) < 0.9
-    attributor = attributed(run, vector_task, vector_train, tmp_path / "index", linear_network)
+    attributor = attributed(run, vector_task, vector_train, tmp_path / "index", network)
     assert attributor.index.manifest.approximation == "unrolled"
     found = attributor.scores(vector_queries)
-    expected = replayed(attributor, run, vector_train, vector_queries, linear_network)
+    expected = replayed(attributor, run, vector_train, vector_queries, network)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
 
 

@@ -1,0 +1,122 @@
+"""What the two factors of an adapter do to each other's gradients, which Gauss-Newton matrices leave out.
+
+An adapter adds ``s B A x`` to a layer's outputs. With ``M = s dL/dW [m, n]`` (the gradient that the adapted matrix
+itself would have, times the scale) the gradients of its factors are ``B^T M`` and ``M A^T``: a change of one moves the
+other's, by ``dB^T M`` and ``M dA^T``, at any output curvature. It is the larger part of the Hessian while ``B`` is next
+to its start at zero. ``M`` comes with the passes for nothing: ``B``'s output gradients by ``A``'s inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from influence_engine.gradients import LayerGradient, TrackedLayers
+from influence_engine.gradients.factors import FactoredGradient
+from influence_engine.index.encoder import LayerCoordinates
+
+MOST = 512
+"""Leading coordinates that are coupled: the cost goes with their square, and the others hold little of the energy."""
+
+_INNER, _OUTER = ".lora_A.", ".lora_B."
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """One step's; ``q`` leading coordinates of the basis.
+
+    Attributes:
+        direct: ``[q, q]``, what weights displaced along a coordinate (rows) do to the step's move before clipping, in
+            coordinates (columns).
+        late: The same through the second moment; ``[0, 0]`` where there is none.
+        along: ``[q]``, inner products of the changed gradient with the recorded one, after clipping.
+    """
+
+    direct: Tensor
+    late: Tensor
+    along: Tensor
+
+
+def adapter_pairs(tracked: TrackedLayers) -> dict[str, str]:
+    """Names of the layers that hold ``A``, and of those that hold their ``B``."""
+    names = {layer.name for layer in tracked.layers}
+    pairs = {name: name.replace(_INNER, _OUTER) for name in names if _INNER in name}
+    return {inner: outer for inner, outer in pairs.items() if outer in names}
+
+
+def coupling_bytes(tracked: TrackedLayers, dimensions: int) -> int:
+    """Bytes of one step's coupling."""
+    width = min(MOST, dimensions) if adapter_pairs(tracked) else 0
+    return 4 * (2 * width**2 + width)
+
+
+def coupling_operations(tracked: TrackedLayers, dimensions: int, coordinates: int) -> int:
+    """Multiplications and additions that it takes to compute it."""
+    shapes, pairs = {layer.name: layer.shape for layer in tracked.layers}, adapter_pairs(tracked)
+    width = min(MOST, dimensions) if pairs else 0
+    products = sum(shapes[inner][0] * shapes[inner][1] * shapes[outer][0] for inner, outer in pairs.items())
+    return 4 * width * products + 4 * width**2 * coordinates
+
+
+class StepCoupling:
+    """Gathers ``M`` of every adapter over a step's batch."""
+
+    def __init__(self, pairs: Mapping[str, str]) -> None:
+        self._pairs = pairs
+        self._mixed: dict[str, Tensor] = {}
+
+    def add(self, gradients: Mapping[str, LayerGradient], weights: Tensor) -> None:
+        """Adds a batch of pulled-back rows, ``weights [B]`` times each."""
+        for inner, outer in self._pairs.items():
+            left, right = gradients.get(outer), gradients.get(inner)
+            if isinstance(left, FactoredGradient) and isinstance(right, FactoredGradient):
+                mixed = (left.left * weights[:, None, None]).flatten(0, 1).T @ right.right.flatten(0, 1)
+                self._mixed[inner] = self._mixed[inner].add_(mixed) if inner in self._mixed else mixed
+
+    def coupled(
+        self,
+        coordinates: LayerCoordinates,
+        basis: Tensor,
+        moves: Sequence[Mapping[str, Tensor]],
+        gradient: Mapping[str, Tensor],
+    ) -> Coupling:
+        """See ``Coupling``.
+
+        Args:
+            coordinates: Of the index.
+            basis: ``[m, k]``.
+            moves: ``E`` and, where there is one, ``L`` in the metric, by layer.
+            gradient: The step's gradient after clipping, by layer.
+        """
+        basis = basis[:, : MOST if self._mixed else 0]
+        width = basis.shape[1]
+        totals = [basis.new_zeros(width, width) for _ in moves]
+        along = basis.new_zeros(width)
+        places, start = {}, 0
+        for name, projection in coordinates.projections.items():
+            places[name] = slice(start, start + projection.size)
+            start += projection.size
+        for inner, mixed in self._mixed.items():
+            outer = self._pairs[inner]
+            of_inner, of_outer = (_lifted(coordinates, name, basis[places[name]]) for name in (inner, outer))
+            changes = {
+                inner: of_outer.transpose(1, 2) @ mixed,
+                outer: (of_inner @ mixed.T).transpose(1, 2),
+            }
+            for name, change in changes.items():
+                along += (change * gradient[name]).sum((1, 2))
+                projection, part = coordinates.projections[name], basis[places[name]]
+                for total, matrices in zip(totals, moves, strict=True):
+                    seen = projection.left.T @ (change * matrices[name]) @ projection.right
+                    total.addmm_(seen.flatten(1), part)
+        direct, *rest = totals
+        return Coupling(direct, rest[0] if rest else basis.new_zeros(0, 0), along)
+
+
+def _lifted(coordinates: LayerCoordinates, name: str, part: Tensor) -> Tensor:
+    """Displacements of a layer's weights along each coordinate of the basis, ``[q, d0, d1]``."""
+    projection, metric = coordinates.projections[name], coordinates.metric[name]
+    inner = part.T.reshape(part.shape[1], projection.left.shape[1], projection.right.shape[1])
+    return (projection.left @ inner @ projection.right.T) * (metric.row.unsqueeze(1) * metric.column)
