@@ -18,7 +18,7 @@ from influence_engine.gradients.factors import FactoredGradient
 from influence_engine.index.encoder import LayerCoordinates
 
 MOST = 256
-"""Leading coordinates that are coupled; twice as many cost three times as much and gained little."""
+"""Leading coordinates that are coupled; twice as many cost twice as much and gained little."""
 
 _INNER, _OUTER = ".lora_A.", ".lora_B."
 
