@@ -1,10 +1,11 @@
-"""What holds for every test: no usage reports, servers last, and no skips where they are forbidden."""
+"""What holds for every test: no usage reports, servers last, interrupts, and no skips where they are forbidden."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 
@@ -14,6 +15,10 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # BentoML reads it when it is imported; nothing that tests make may land in the store of whoever runs them.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="bentoml-")
 atexit.register(shutil.rmtree, os.environ["BENTOML_HOME"], ignore_errors=True)
+
+# A shell has what it runs in the background ignore interrupts; what tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FORBID_SKIPS = os.environ.get("BENTO_AUDIT_FORBID_SKIPS", "") not in ("", "0")
 

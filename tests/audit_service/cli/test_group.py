@@ -100,11 +100,7 @@ def test_an_interrupt_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(
         "import click, time\n@click.command()\ndef command():\n    print('waiting', flush=True)\n    time.sleep(60)\n"
     )
-    # A shell has what it runs in the background ignore interrupts, these tests and all that they start included.
-    source = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from audit_service.cli import group; group.VERBS['wait'] = 'waiting'; group.main(['wait'])"
-    )
+    source = "from audit_service.cli import group; group.VERBS['wait'] = 'waiting'; group.main(['wait'])"
     process = subprocess.Popen(
         [sys.executable, "-c", source], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
