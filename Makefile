@@ -23,6 +23,8 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints-cpu.txt $(PIP_ARGS)
 
 export BENTOML_DO_NOT_TRACK := True
+# Packages are compiled when they are first imported. Where that is not to be kept, every server that starts does it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := demo
 .PHONY: demo drift drift-check test bench clean

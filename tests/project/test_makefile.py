@@ -70,6 +70,22 @@ def test_a_part_without_servers_is_no_failure_but_nothing_at_all_to_test_is(tmp_
     assert "= 5" not in dry_run(tmp_path, "test")
 
 
+def test_what_is_compiled_once_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "writes: ${PYTHONDONTWRITEBYTECODE-yes}"\n')
+    python.chmod(0o755)
+    for stamp in (".made", ".installed-dev"):
+        (tmp_path / stamp).touch()
+    command = ["make", "-o", str(tmp_path / ".installed-dev"), "test", f"VENV={tmp_path}"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert "writes: yes" in finished.stdout
+    assert "writes: 1" not in finished.stdout
+
+
 def test_the_continuous_integration_run_is_the_test_target_with_skips_forbidden() -> None:
     script = ROOT / ".ci" / "run"
     lines = script.read_text().splitlines()
