@@ -55,9 +55,11 @@ drift-check: $(VENV)/.installed-dev
 	  echo "== $$each" && $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 # Of a part chosen by PYTEST_ARGS, one of the two calls may have nothing to run, for which pytest has exit status 5.
+OR_NONE = $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
-	$(BIN)/python -m pytest -m service $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
+	$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -m service $(PYTEST_ARGS) $(OR_NONE)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/bento-audit finetune sentiment

@@ -17,7 +17,7 @@ import json
 from support import machine
 from work import add_options, prepare
 
-from influence_engine.evaluation import Removal, random_removals
+from influence_engine.evaluation import Removal, nonlinearity, random_removals
 
 
 def main() -> None:
@@ -32,12 +32,11 @@ def main() -> None:
     halves = [Removal.of(one.example_ids, weight=0.5) for one in removals]
     recorded = retraining.recorded()
     whole, half = (retraining.measurements(sets) - recorded for sets in (removals, halves))
-    uneven = (whole - 2 * half).norm(dim=1) / whole.norm(dim=1)
     found = {
         "machine": machine(),
         "settings": work.run.manifest["settings"],
         "validation": work.run.validation,
-        "nonlinearity": [round(float(one), 3) for one in uneven],
+        "nonlinearity": [round(nonlinearity(*changes), 3) for changes in zip(whole, half, strict=True)],
         "change_of_log_odds": [round(float(one), 4) for one in whole.pow(2).mean(1).sqrt()],
     }
     print(json.dumps(found, indent=2))

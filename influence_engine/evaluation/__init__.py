@@ -1,6 +1,6 @@
 """Do the explanations say what retraining does? LDS, and what it is compared with."""
 
-from influence_engine.evaluation.checking import check_index
+from influence_engine.evaluation.checking import check_index, nonlinearity
 from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate
 from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
@@ -24,6 +24,7 @@ __all__ = [
     "find_planted_errors",
     "linear_datamodeling_score",
     "membership",
+    "nonlinearity",
     "random_removals",
     "rank_suspects",
     "seen_in_training",

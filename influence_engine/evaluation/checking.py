@@ -76,7 +76,7 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
         about=index.about_calibration(),
         retrainings=RETRAININGS,
         queries=len(queries),
-        nonlinearity=_nonlinearity(changes[0], recorded - halved),
+        nonlinearity=nonlinearity(changes[0], recorded - halved),
         tiers={tier: error_of(one) for tier, one in scores.items()},
         smoother=smoother(retraining.run.settings),
     )
@@ -91,5 +91,6 @@ def _aimed(scores: Tensor, example_ids: Sequence[str], size: int) -> list[Remova
     return [Removal.of([example_ids[row] for row in rows]) for rows in (order[:size], order[-size:])]
 
 
-def _nonlinearity(whole: Tensor, half: Tensor) -> float:
+def nonlinearity(whole: Tensor, half: Tensor) -> float:
+    """``|d(1) - 2 d(1/2)| / |d(1)|`` of the changes ``[Q]`` without a set of examples, and with half its weight."""
     return float((whole - 2 * half).norm() / whole.norm().clamp_min(1e-30))

@@ -18,7 +18,7 @@ LARGE_SCALE = 16.0
 
 
 def smoother(settings: FinetuneSettings | None) -> str:
-    """What to change, in words; ``None`` where the settings are not known."""
+    """What to change, in words; ``settings`` are None where another trainer's are not known."""
     if settings is None:
         return "fine-tune with a longer warm-up, a lower learning rate or fewer epochs"
     changes = []
