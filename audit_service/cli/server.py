@@ -125,13 +125,17 @@ def wait_until_ready(server: Server, *, path: str = "/readyz", seconds: float = 
     raise ServerError(f"the server was not ready after {seconds:.0f} s; {server.log} ends with\n{server.end_of_log()}")
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks the server and all its workers to end, and ends those that do not."""
+def stop(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_STOP) -> None:
+    """Asks the server and all its workers to end, and ends those that have not after ``seconds``.
+
+    Workers are sessions of their own. One that a client reached anew while it was closing keeps that connection open as
+    long as it is used, and would go on serving, and answering on the same port, without its supervisor.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS_TO_STOP)
+            process.wait(seconds)
         for member in psutil.wait_procs(family, timeout=2.0)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
