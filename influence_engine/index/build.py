@@ -149,6 +149,13 @@ def _version(
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         del basis["basis"]  # the encoder holds what is left of it
         encoder.save(working / ENCODER)
+        retained = passes.within_memory(
+            lambda: _retained(passes, encoder, held_out, progress), lambda note: progress(RETAINED, 0, 1, note)
+        )
+        dimensions, size = encoder.basis.shape
+        layers = _summaries(passes.tracked, coordinates)
+        del encoder, coordinates
+        release_memory()
         content, scale = write_vectors(
             working / TABLE,
             stages,
@@ -166,18 +173,16 @@ def _version(
             digests=provenance.digests,
             settings=settings.model_dump(mode="json"),
             rows=len(examples),
-            dimensions=encoder.basis.shape[0],
-            coordinates=encoder.basis.shape[1],
+            dimensions=dimensions,
+            coordinates=size,
             approximation="final" if record is None else "unrolled",
             scale=scale,
             damping=damping,
             damping_source=source,
             metric=metric_name,
             energy_kept=float(basis["kept"]),
-            retained=passes.within_memory(
-                lambda: _retained(passes, encoder, held_out, progress), lambda note: progress(RETAINED, 0, 1, note)
-            ),
-            layers=_summaries(passes.tracked, coordinates),
+            retained=retained,
+            layers=layers,
             left_out=dict(passes.tracked.left_out),
             tiers=provenance.tiers("final" if record is None else "unrolled"),
             task=describe_task(task),

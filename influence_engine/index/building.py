@@ -30,6 +30,7 @@ from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, SHARD, sample_sizes
 from influence_engine.progress import Progress
+from influence_engine.resources import trim_heap
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
@@ -41,6 +42,9 @@ LAYERS = "fitting the layers' bases"
 ROWS = "fitting the GGN's basis"
 MET = "fitting the basis to the recorded steps"
 INDEXING = "indexing the examples"
+
+_BATCHES_A_TRIM = 1
+"""Batches after which freed memory goes back to the system: a stage would else hold several times what it needs."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class IndexBuilder:
             vectors = self._within_memory(INDEXING, these)
             write_tensors(path, {"vectors": vectors})
             self.progress(INDEXING, wanted.stop, len(self.examples))
+        self._losses.clear()
         return paths
 
     def responses(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
@@ -237,5 +242,8 @@ class IndexBuilder:
 
     def _grouped(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[Example]]]:
         wanted = [self.examples[position] for position in chosen]
-        for group in self.passes.batches(wanted):
-            yield [chosen[number] for number in group], [wanted[number] for number in group]
+        for number, group in enumerate(self.passes.batches(wanted), 1):
+            yield [chosen[place] for place in group], [wanted[place] for place in group]
+            if number % _BATCHES_A_TRIM == 0:
+                trim_heap()
+        trim_heap()

@@ -21,6 +21,9 @@ from influence_engine.tasks import Example
 _RANGE = 1024.0
 """Stored vectors are scaled to this largest value: well inside half precision, with room for small ones."""
 
+_ROWS = 256
+"""Examples that are turned and written at once."""
+
 _COLUMNS = 1024
 """Coordinates of the basis that are turned at once, in double precision."""
 
@@ -95,11 +98,12 @@ def write_vectors(
     def blocks() -> Iterator[tuple[Sequence[Example], Tensor, Tensor]]:
         start = 0
         for shard, losses in zip(shards, stages.gradients, strict=True):
-            vectors, gradients = _read(shard) @ turn, _read(losses) @ turn
-            # By how much an example's own loss is lower for its having been in training.
-            own = -weight * (vectors.double() * gradients.double()).sum(1)
-            yield examples[start : start + len(vectors)], vectors * scale, own
-            start += len(vectors)
+            for some, same in zip(torch.split(_read(shard), _ROWS), torch.split(_read(losses), _ROWS), strict=True):
+                vectors, gradients = some @ turn, same @ turn
+                # By how much an example's own loss is lower for its having been in training.
+                own = -weight * (vectors.double() * gradients.double()).sum(1)
+                yield examples[start : start + len(vectors)], vectors * scale, own
+                start += len(vectors)
             progress("writing the index", start, len(examples))
 
     content = write_table(

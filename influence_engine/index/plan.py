@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from influence_engine.index.couplings import coupling_bytes, coupling_operations
-from influence_engine.index.passes import GradientPasses, Needs
+from influence_engine.index.passes import GradientPasses
 from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, sample_sizes
@@ -18,6 +18,12 @@ from influence_engine.training import Run
 
 _PROBED = 2
 _FEWEST_DIMENSIONS = 64
+_DECOMPOSED_BYTES = 36
+"""For each number of a matrix while it is decomposed in double precision: itself twice, its vectors, and workspace."""
+
+_HELD_BYTES = 20
+"""For each number of a matrix of eigenvectors, in double and single precision, and of what is multiplied with it."""
+
 _DECOMPOSITION_FLOPS = 1e10
 """Floating-point operations a second that an eigendecomposition reaches; an estimate on the safe side."""
 
@@ -68,7 +74,7 @@ def plan_build(
         record: The run whose steps are followed, or none.
     """
     needs = passes.needs(examples)
-    disk, memory = _bytes(passes, examples, settings, record, needs)
+    found = _bytes(passes, examples, settings, record, needs.rows)
     sizes = sample_sizes(settings, len(examples), unrolled=record is not None)
     rows = needs.rows * sum(sizes)
     return BuildPlan(
@@ -77,9 +83,9 @@ def plan_build(
         coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
         seconds=_seconds(passes, examples, settings, sum(sizes), rows, record) if probe else None,
-        disk_bytes=disk,
-        memory_bytes=memory + needs.batch,
-        least_memory_bytes=memory + needs.single,
+        disk_bytes=found.disk,
+        memory_bytes=found.memory(needs.batch),
+        least_memory_bytes=found.memory(needs.single),
     )
 
 
@@ -88,7 +94,7 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
     free, needs = free_memory(passes.device), passes.needs(examples)
 
     def least(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, record, needs)[1] + needs.single
+        return _bytes(passes, examples, tried, record, needs.rows).memory(needs.single)
 
     smaller = settings
     # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
@@ -112,31 +118,60 @@ def _coordinates(passes: GradientPasses, settings: IndexSettings) -> int:
     return min(settings.coordinates, sum(d0 * d1 for d0, d1 in (layer.shape for layer in passes.tracked.layers)))
 
 
+@dataclass(frozen=True)
+class _Bytes:
+    """What a build takes beside its passes over examples.
+
+    Attributes:
+        disk: Of the finished index and of the stages kept meanwhile.
+        passing: Of memory while examples pass through the model.
+        fixed: Of memory at the largest of the other stages.
+    """
+
+    disk: int
+    passing: int
+    fixed: int
+
+    def memory(self, passes: int) -> int:
+        """Bytes with passes that take so many: stages come one after another, and freed memory is given back."""
+        return max(self.fixed, self.passing + passes)
+
+
 def _bytes(
-    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, needs: Needs
-) -> tuple[int, int]:
-    """Of disk and, beside the batches, of memory."""
+    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, rows: int
+) -> _Bytes:
+    """Predicted from sizes; ``rows`` are the pulled-back ones of one example."""
     coordinates = _coordinates(passes, settings)
-    rows = needs.rows * sum(sample_sizes(settings, len(examples), unrolled=record is not None))
+    rows *= sum(sample_sizes(settings, len(examples), unrolled=record is not None))
     dimensions = min(settings.dimensions, rows)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
-    vectors = len(examples) * dimensions
+    vectors, basis = len(examples) * dimensions, coordinates * dimensions
     # A look-up table keeps chosen rows only; the other sides are square bases before they are cut.
-    sides = sum(min(side, 4096) ** 2 for layer in passes.tracked.layers for side in layer.shape)
-    disk = int(vectors * (width + 4) + coordinates * dimensions * (width + 4) + len(examples) * texts + sides)
+    sides = 4 * sum(min(side, 4096) ** 2 for layer in passes.tracked.layers for side in layer.shape)
+    block = coordinates * 4 * BLOCK_ROWS
+    disk = int(vectors * (width + 4) + basis * (width + 4) + len(examples) * texts + sides)
     disk += rows * coordinates * 4
-    # Products of the sampled rows, decomposed; the basis in single precision and the finished one; rows on their way.
-    memory = int(4 * sides + 32 * rows**2 + coordinates * (dimensions * 8 + 4 * BLOCK_ROWS * 4))
+    passing = max(basis * 4, 2 * block)
+    # The rows' products, decomposed; the basis made of their vectors; that turned into the GGN's eigenvectors.
+    fixed = max(
+        _DECOMPOSED_BYTES * rows**2,
+        basis * 4 + _HELD_BYTES * (rows**2 + dimensions**2) + 2 * block,
+        basis * 4 + _DECOMPOSED_BYTES * dimensions**2,
+        basis * (width + 4) + _HELD_BYTES * dimensions**2,
+    )
     if record is not None:
         # Pulled-back rows and where they move the weights; responses and what is pending of them; a stretch's states.
         disk += len(record.schedule.rows) * dimensions * 3 * 4 + vectors * 4 + 8 * passes.tracked.parameters
         stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
-        memory += min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4 + 12 * passes.tracked.parameters * stretch
         coupled = coupling_bytes(passes.tracked, dimensions)
         disk += coupled * len(record.schedule)
-        memory += coupled * stretch
-    return disk, memory
+        rows_of_stretch = len(record.schedule.rows) * stretch // len(record.schedule) * dimensions * 3 * 4
+        states = 12 * passes.tracked.parameters * (stretch + 1)
+        passing = basis * 4 + states + rows_of_stretch + coupled * stretch
+        responses = min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4
+        fixed = max(fixed, basis * 4 + responses + rows_of_stretch + coupled * stretch)
+    return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 
 def _seconds(

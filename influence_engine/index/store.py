@@ -28,8 +28,8 @@ DESCRIBING = ("example_id", "example_handle", "label", "source", "licence", "con
 
 _MAPPINGS = ("fields", "metadata")
 
-_READ = 8192
-"""Rows that are read at once."""
+_READ = 1024
+"""Rows that are read at once; several such batches are in memory."""
 
 MOST_KEPT = 0.1
 """Columns are kept in memory where they take at most this share of the vectors' bytes."""
@@ -114,7 +114,7 @@ class ExampleTable:
         return content_digest(self._blocks())
 
     def _blocks(self) -> Iterator[pa.RecordBatch]:
-        yield from self._dataset.to_batches(batch_size=4096)
+        yield from self._dataset.to_batches(batch_size=_READ)
 
 
 def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
