@@ -57,30 +57,40 @@ def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: 
     assert "pip install" in dry_run(tmp_path, "test")
 
 
-def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
-    commands = [line for line in dry_run(tmp_path, "test").splitlines() if "-m pytest" in line]
-
-    units, servers = commands
-    assert "-m 'not service' -n 2" in units
-    assert servers.rstrip().endswith("-m service")
-
-
-def test_a_part_without_servers_is_no_failure_but_nothing_at_all_to_test_is(tmp_path: Path) -> None:
-    assert "= 5" in dry_run(tmp_path, "test", "PYTEST_ARGS=tests/project")
-    assert "= 5" not in dry_run(tmp_path, "test")
-
-
-def test_what_is_compiled_once_is_kept(tmp_path: Path) -> None:
+def make_test(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """``make test`` with a script in the place of Python."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    python.write_text('#!/bin/sh\necho "writes: ${PYTHONDONTWRITEBYTECODE-yes}"\n')
+    python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     for stamp in (".made", ".installed-dev"):
         (tmp_path / stamp).touch()
     command = ["make", "-o", str(tmp_path / ".installed-dev"), "test", f"VENV={tmp_path}"]
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
+    units, servers = make_test(tmp_path, 'echo "$*"').stdout.splitlines()
+
+    assert units.startswith("-m pytest -m not service -n 2")
+    assert servers.rstrip() == "-m pytest -m service"
+
+
+@pytest.mark.parametrize(
+    ("units", "servers", "well"),
+    [(0, 0, True), (0, 5, True), (5, 0, True), (1, 0, False), (0, 1, False), (5, 5, False)],
+)
+def test_a_part_without_servers_is_no_failure_but_nothing_at_all_to_test_is(
+    tmp_path: Path, units: int, servers: int, well: bool
+) -> None:
+    finished = make_test(tmp_path, f'case "$*" in *"not service"*) exit {units};; *) exit {servers};; esac')
+
+    assert (finished.returncode == 0) is well
+
+
+def test_what_is_compiled_once_is_kept(tmp_path: Path) -> None:
+    finished = make_test(tmp_path, 'echo "writes: ${PYTHONDONTWRITEBYTECODE-yes}"')
 
     assert "writes: yes" in finished.stdout
     assert "writes: 1" not in finished.stdout
