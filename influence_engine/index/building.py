@@ -43,9 +43,6 @@ ROWS = "fitting the GGN's basis"
 MET = "fitting the basis to the recorded steps"
 INDEXING = "indexing the examples"
 
-_BATCHES_A_TRIM = 1
-"""Batches after which freed memory goes back to the system: a stage would else hold several times what it needs."""
-
 
 @dataclass(frozen=True)
 class _SampledRows:
@@ -242,8 +239,6 @@ class IndexBuilder:
 
     def _grouped(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[Example]]]:
         wanted = [self.examples[position] for position in chosen]
-        for number, group in enumerate(self.passes.batches(wanted), 1):
+        for group in self.passes.batches(wanted):
             yield [chosen[place] for place in group], [wanted[place] for place in group]
-            if number % _BATCHES_A_TRIM == 0:
-                trim_heap()
-        trim_heap()
+            trim_heap()  # else what batches of other sizes left adds up to several times what one of them needs
