@@ -28,7 +28,7 @@ from support import machine
 from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
-from influence_engine.resources import choose_device, to_device
+from influence_engine.resources import choose_device, peak_memory, to_device
 from influence_engine.tasks import Example, batches_of_like_size
 
 TRAINED = 1_000
@@ -74,7 +74,6 @@ def mixed(task: TextClassification, count: int) -> list[Example]:
 def built(run: Run, task: TextClassification, examples: list[Example], settings: IndexSettings) -> dict[str, object]:
     """Rates and memory of one build."""
     model = run.load_model().to(choose_device()).eval()
-    plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
     before = resident()
     started: dict[str, float] = {}
     ended: dict[str, float] = {}
@@ -91,6 +90,8 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
         else:
             InfluenceIndex.build(model, task, examples, where, settings, progress=watch)
     taken = time.perf_counter() - begin
+    peak = peak_memory()  # before plain training, whose batches may take more
+    plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
     in_stage = ended[INDEXING] - started[INDEXING]
     indexed = len(examples) - min(len(examples), settings.sample)
     return {
@@ -103,7 +104,7 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
         "seconds": {stage: round(ended[stage] - started[stage], 1) for stage in started} | {"all": round(taken, 1)},
         "memory_before_mb": round(before / 2**20),
         "peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mb": round(peak / 2**20),
     }
 
 
