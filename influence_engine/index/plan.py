@@ -166,11 +166,10 @@ def _bytes(
         stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
         coupled = coupling_bytes(passes.tracked, dimensions)
         disk += coupled * len(record.schedule)
-        rows_of_stretch = len(record.schedule.rows) * stretch // len(record.schedule) * dimensions * 3 * 4
-        states = 12 * passes.tracked.parameters * (stretch + 1)
-        passing = basis * 4 + states + rows_of_stretch + coupled * stretch
-        responses = min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4
-        fixed = max(fixed, basis * 4 + responses + rows_of_stretch + coupled * stretch)
+        pulled = len(record.schedule.rows) * stretch // len(record.schedule) * dimensions * 3 * 4
+        followed = basis * 4 + pulled + coupled * stretch
+        passing = max(passing, followed + 12 * passes.tracked.parameters * (stretch + 1))
+        fixed = max(fixed, followed + min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4)
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 

@@ -57,7 +57,7 @@ def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: 
     assert "pip install" in dry_run(tmp_path, "test")
 
 
-def make_test(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
+def make_test(tmp_path: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``make test`` with a script in the place of Python."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
@@ -65,7 +65,7 @@ def make_test(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
     python.chmod(0o755)
     for stamp in (".made", ".installed-dev"):
         (tmp_path / stamp).touch()
-    command = ["make", "-o", str(tmp_path / ".installed-dev"), "test", f"VENV={tmp_path}"]
+    command = ["make", "-o", str(tmp_path / ".installed-dev"), "test", f"VENV={tmp_path}", *arguments]
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -77,6 +77,11 @@ def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
     assert servers.rstrip() == "-m pytest -m service"
 
 
+def statuses(units: int, servers: int) -> str:
+    """A script that ends as pytest does."""
+    return f'case "$*" in *"not service"*) exit {units};; *) exit {servers};; esac'
+
+
 @pytest.mark.parametrize(
     ("units", "servers", "well"),
     [(0, 0, True), (0, 5, True), (5, 0, True), (1, 0, False), (0, 1, False), (5, 5, False)],
@@ -84,7 +89,14 @@ def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
 def test_a_part_without_servers_is_no_failure_but_nothing_at_all_to_test_is(
     tmp_path: Path, units: int, servers: int, well: bool
 ) -> None:
-    finished = make_test(tmp_path, f'case "$*" in *"not service"*) exit {units};; *) exit {servers};; esac')
+    finished = make_test(tmp_path, statuses(units, servers), "PYTEST_ARGS=tests/project")
+
+    assert (finished.returncode == 0) is well
+
+
+@pytest.mark.parametrize(("units", "servers", "well"), [(0, 0, True), (0, 5, False), (5, 0, False), (0, 1, False)])
+def test_of_the_whole_both_calls_have_something_to_run(tmp_path: Path, units: int, servers: int, well: bool) -> None:
+    finished = make_test(tmp_path, statuses(units, servers))
 
     assert (finished.returncode == 0) is well
 
