@@ -260,8 +260,8 @@ def _retained(
 ) -> dict[str, float]:
     """Quantiles of the share of a held-out gradient that the index keeps."""
     shares = []
-    for batch in passes.batches(held_out):
-        gradients = passes.loss_gradients([held_out[position] for position in batch])
+    for _, examples in passes.grouped(held_out, range(len(held_out))):
+        gradients = passes.loss_gradients(examples)
         shares.append(encoder.encode_and_weigh(gradients)[1])
         progress(RETAINED, sum(map(len, shares)), len(held_out))
     if not shares:

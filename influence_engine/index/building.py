@@ -30,7 +30,6 @@ from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, SHARD, sample_sizes
 from influence_engine.progress import Progress
-from influence_engine.resources import trim_heap
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
@@ -189,7 +188,7 @@ class IndexBuilder:
             else:
                 missing.append(position)
         done = wanted.stop - len(missing)
-        for positions, examples in self._grouped(missing):
+        for positions, examples in self.passes.grouped(self.examples, missing):
             encoded = coordinates(self.passes.loss_gradients(examples)) @ basis
             result[torch.tensor(positions) - wanted.start] = encoded.cpu()
             done += len(positions)
@@ -232,13 +231,7 @@ class IndexBuilder:
     def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[tuple[list[int], list[Example]]]:
         done = 0
         self.progress(stage, 0, len(chosen))
-        for positions, examples in self._grouped(chosen):
+        for positions, examples in self.passes.grouped(self.examples, chosen):
             yield positions, examples
             done += len(positions)
             self.progress(stage, done, len(chosen))
-
-    def _grouped(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], list[Example]]]:
-        wanted = [self.examples[position] for position in chosen]
-        for group in self.passes.batches(wanted):
-            yield [chosen[place] for place in group], [wanted[place] for place in group]
-            trim_heap()  # else what batches of other sizes left adds up to several times what one of them needs

@@ -111,9 +111,7 @@ class StepLineariser:
             uses = torch.cat([rows for step in range(first + 1, last + 1) for rows in schedule.step(step).rows])
             rows = uses[:quota].tolist()
             with _weights(self.passes.model, self._states.checkpoint(first)[0]):
-                for group in self.passes.batches([self.examples[row] for row in rows]):
-                    chosen = [rows[place] for place in group]
-                    yield chosen, [self.examples[row] for row in chosen]
+                yield from self.passes.grouped(self.examples, rows)
 
     def stretches(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
         """The files of all stretches, first steps first; ``read_steps`` reads them.

@@ -17,7 +17,7 @@ from influence_engine.curvature import (
 )
 from influence_engine.errors import ModelError, ResourceError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
-from influence_engine.resources import SavedBytes, free_memory, out_of_memory, release_memory, to_device
+from influence_engine.resources import SavedBytes, free_memory, out_of_memory, release_memory, to_device, trim_heap
 from influence_engine.tasks import Example, Task, example_sizes
 
 T = TypeVar("T")
@@ -106,6 +106,13 @@ class GradientPasses:
                 groups.append([position])
         self._most_together = max(map(len, groups), default=0)
         return groups
+
+    def grouped(self, examples: Sequence[Example], chosen: Sequence[int]) -> Iterator[tuple[list[int], list[Example]]]:
+        """The chosen positions batch by batch, each with its examples; what a batch took is given back after it."""
+        for group in self.batches([examples[position] for position in chosen]):
+            positions = [chosen[place] for place in group]
+            yield positions, [examples[position] for position in positions]
+            trim_heap()  # else what batches of other sizes left adds up to several times what one of them needs
 
     def needs(self, examples: Sequence[Example]) -> Needs:
         """What batches of them take, measured on the longest of a sample."""
