@@ -9,6 +9,7 @@ The three classes below keep ``G`` in the form in which the layer yields it; the
 * ``inner(matrix)``      ``[B]``, ``<G, matrix>``,
 * ``covariances()``      ``(sum_b G G^T, sum_b G^T G)``, what an eigenbasis is fitted on,
 * ``squared_norms()``    ``[B]``, ``||G||^2``,
+* ``bounds()``           ``[B]``, not less than any number of ``G``, and not finite where one of them is not,
 * ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns,
 * ``times(weights)``     each example's gradient times its weight, ``[B]``.
 """
@@ -55,6 +56,9 @@ class FactoredGradient:
         left, right = self.left @ self.left.transpose(1, 2), self.right @ self.right.transpose(1, 2)
         return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
 
+    def bounds(self) -> Tensor:
+        return _absolute(self.left) * _absolute(self.right)
+
     def times(self, weights: Tensor) -> FactoredGradient:
         return FactoredGradient(self.left * weights[:, None, None], self.right)
 
@@ -88,6 +92,9 @@ class DenseGradient:
 
     def squared_norms(self) -> Tensor:
         return self.matrix.pow(2).sum((1, 2))
+
+    def bounds(self) -> Tensor:
+        return _absolute(self.matrix)
 
     def times(self, weights: Tensor) -> DenseGradient:
         return DenseGradient(self.matrix * weights[:, None, None])
@@ -131,6 +138,9 @@ class IndexedGradient:
     def squared_norms(self) -> Tensor:
         return (self.right * self._summed_over_equal_rows()).sum((1, 2))
 
+    def bounds(self) -> Tensor:
+        return _absolute(self.right)
+
     def times(self, weights: Tensor) -> IndexedGradient:
         return IndexedGradient(self.rows, self.right * weights[:, None, None], self.height)
 
@@ -144,6 +154,12 @@ LayerGradient = FactoredGradient | DenseGradient | IndexedGradient
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _absolute(tensor: Tensor) -> Tensor:
+    """Sum of the absolute numbers of each example, ``[B]``."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)  # sums pass the largest half-precision number
+    return torch.linalg.vector_norm(tensor.flatten(1), 1, dim=1, dtype=wide)
 
 
 def concatenate(parts: list[LayerGradient]) -> LayerGradient:

@@ -25,6 +25,7 @@ from influence_engine.index.build import (
 from influence_engine.index.calibration import Calibration
 from influence_engine.index.contents import StoreExamples, contents_for
 from influence_engine.index.encoder import Encoder
+from influence_engine.index.graphs import GraphedEncoding
 from influence_engine.index.manifest import Manifest
 from influence_engine.index.plan import BuildPlan
 from influence_engine.index.provenance import Provenance
@@ -59,6 +60,7 @@ class InfluenceIndex:
         folder: The version's folder.
         manifest: What it was built from and how.
         encoder: Turns layer gradients into queries.
+        encode_and_weigh: The encoder's function of that name, on a GPU by one launch for a single query.
         table: The examples.
     """
 
@@ -67,6 +69,7 @@ class InfluenceIndex:
         self.manifest = manifest
         self.device = device
         self.encoder = Encoder.load(folder / ENCODER).to(device).packed()
+        self.encode_and_weigh = GraphedEncoding(self.encoder.encode_and_weigh)
         self.store_examples: StoreExamples = manifest.settings.get("store_examples", "inline")
         self.table = ExampleTable(folder / TABLE, contents_for(self.store_examples, key))
         self._source: Mapping[str, Example] = {}

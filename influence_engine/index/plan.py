@@ -189,7 +189,7 @@ def _seconds(
     for batch in batches[:_PROBED]:
         for row in passes.rows([probed[position] for position in batch]):
             for gradient in row.gradients.values():
-                gradient.squared_norms()
+                gradient.squared_norms()  # about what projecting it costs
     each = (time.perf_counter() - started) / sum(len(batch) for batch in batches[:_PROBED])
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
     # step is trained again, pulled back, and multiplied with dense matrices.

@@ -82,6 +82,14 @@ class ServingTask(Protocol):
 
 
 @runtime_checkable
+class SizedTask(Protocol):
+    """Optional: says how large examples are without collating each of them alone."""
+
+    def sizes(self, examples: Sequence[Example]) -> list[int]:
+        """For each example the positions (tokens, pixels) of its batch of one: the size of its first tensor."""
+
+
+@runtime_checkable
 class CheckingTask(Protocol):
     """Optional: refuses bad examples with a message for people."""
 
@@ -117,6 +125,8 @@ def with_predicted_targets(batch: Batch, outputs: Tensor) -> Batch:
 
 def example_sizes(task: Task, examples: Sequence[Example]) -> list[int]:
     """Positions (tokens, pixels) that each example takes in a batch of its own."""
+    if isinstance(task, SizedTask):
+        return task.sizes(examples)
     return [next(iter(task.collate([example]).values())).numel() for example in examples]
 
 

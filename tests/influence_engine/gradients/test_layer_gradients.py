@@ -192,6 +192,7 @@ def test_every_contraction_of_the_factors_equals_that_of_the_dense_gradient(kind
         weights = torch.rand(3, dtype=dense.dtype)
         torch.testing.assert_close(gradient.times(weights).dense(), dense * weights[:, None, None])
         torch.testing.assert_close(gradient.squared_norms(), dense.pow(2).sum((1, 2)))
+        assert bool((gradient.bounds() >= dense.abs().amax((1, 2))).all())
         left, right = gradient.covariances()
         torch.testing.assert_close(right, torch.einsum("bij,bik->jk", dense, dense))
         torch.testing.assert_close(left, torch.einsum("bij,bkj->ik", dense, dense))
@@ -203,6 +204,7 @@ def test_a_table_gives_only_the_diagonal_of_its_long_side() -> None:
     dense = gradient.dense()
     left, columns = gradient.covariances()
     torch.testing.assert_close(gradient.squared_norms(), dense.pow(2).sum((1, 2)))
+    assert bool((gradient.bounds() >= dense.abs().amax((1, 2))).all())
     torch.testing.assert_close(left, torch.einsum("bij,bij->i", dense, dense))
     torch.testing.assert_close(columns, torch.einsum("bij,bik->jk", dense, dense))
 

@@ -1,4 +1,4 @@
-"""Promise: batches of like size hold every example once, and hardly any padding."""
+"""Promise: batches of like size hold every example once, and hardly any padding; sizes are those of batches of one."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def test_every_example_is_in_one_batch_the_longest_first(task: Any, lengths: lis
     sizes = example_sizes(task, examples)
     in_order = [sizes[place] for places in batches for place in places]
     assert in_order == sorted(sizes, reverse=True)
+
+
+@given(texts=st.lists(st.text(st.sampled_from("film god, bad 123 ?!é")).filter(str.strip), max_size=9))
+def test_texts_counted_together_have_the_size_of_a_batch_of_one(task: Any, texts: list[str]) -> None:
+    examples = [{"text": text * repeated} for text in texts for repeated in (1, 40)]
+
+    alone = [task.collate([example])["input_ids"].numel() for example in examples]
+
+    assert example_sizes(task, examples) == alone
