@@ -91,7 +91,8 @@ class Problem:
         weights = torch.zeros(self.size)
         weights[: self.count] = (self.root.pow(2) + self.loss.pow(2)).sqrt().float()
         for chosen, gradients in self.batches:
-            fit.add({n: metric[n].scale(g).times(weights[chosen]) for n, g in gradients.items()})
+            for name, gradient in gradients.items():
+                fit.add(name, metric[name].scale(gradient).times(weights[chosen]))
         return LayerCoordinates(metric, fit.projections(budget))
 
     def blind(self, metric: Mapping[str, Any], budget: int) -> LayerCoordinates:

@@ -7,7 +7,8 @@
 Two upper layers of MiniLM. Plain training is forward and backward over the same snippets in batches of like
 length, 32 or 256 whichever is faster, without an optimiser, in the same process. Each size is built in a process of its
 own, whose peak memory is compared with what it holds before it begins. ``indexing`` is the stage that every example
-goes through; fitting the bases takes a sample, whatever the number of examples.
+goes through; fitting the bases takes a sample, whatever the number of examples. ``operations_share`` is that stage's
+matrix operations a second (a pass over the examples and their projections) against those of one large product.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,11 +25,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from floor import settle
+from floor import seconds, settle
 from support import machine
+from torch.utils.flop_counter import FlopCounterMode
 from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
+from influence_engine.index.build import passes_for
 from influence_engine.resources import choose_device, peak_memory, to_device
 from influence_engine.tasks import Example, batches_of_like_size
 
@@ -94,6 +98,8 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
     plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
     in_stage = ended[INDEXING] - started[INDEXING]
     indexed = len(examples) - min(len(examples), settings.sample)
+    operations = operations_each(model, task, examples[:: max(1, len(examples) // 512)], settings)
+    operations += 2 * settings.coordinates * min(settings.dimensions, len(examples))  # into the basis
     return {
         "examples": len(examples),
         "dimensions": settings.dimensions,
@@ -101,6 +107,8 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
         "whole_build_per_s": round(len(examples) / taken, 1),
         "whole_build_ratio": round(len(examples) / taken / plain, 3),
         "indexing_ratio": round(indexed / in_stage / plain, 3) if indexed else None,
+        "operations_each": f"{operations:.3g}",
+        "operations_share": round(indexed / in_stage * operations / product_rate(), 3) if indexed else None,
         "seconds": {stage: round(ended[stage] - started[stage], 1) for stage in started} | {"all": round(taken, 1)},
         "memory_before_mb": round(before / 2**20),
         "peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
@@ -120,6 +128,26 @@ def plain_rate(model: torch.nn.Module, task: TextClassification, examples: Seque
         model.zero_grad()
     settle()
     return len(examples) / (time.perf_counter() - start)
+
+
+def operations_each(
+    model: torch.nn.Module, task: TextClassification, examples: list[Example], settings: IndexSettings
+) -> float:
+    """Floating-point operations of an example's passes and of its projection to the layers' coordinates."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = InfluenceIndex.build(model, task, examples, Path(folder) / "index", settings)
+        passes = passes_for(model, task, settings)
+        with FlopCounterMode(display=False) as counter:
+            for _, batch in passes.grouped(examples, range(len(examples))):
+                index.encoder.coordinates(passes.loss_gradients(batch))
+    return counter.get_total_flops() / len(examples)
+
+
+def product_rate() -> float:
+    """Operations a second of one large matrix product in single precision."""
+    width = 1024 if choose_device().type == "cpu" else 8192
+    one = torch.randn(width, width, device=choose_device())
+    return 2 * width**3 / statistics.median(seconds(lambda: one @ one, 9)[2:])
 
 
 def resident() -> int:

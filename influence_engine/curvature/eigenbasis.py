@@ -40,15 +40,13 @@ def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
         rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates; gone through often.
         dimensions: The largest ``k``.
     """
-    products = _products(rows).double()
-    with one_thread():
-        values, vectors = torch.linalg.eigh(products)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    values, vectors = _decomposed(_products(rows))
     # Below this the singular vectors are noise of the single-precision products.
     rank = int((values > values[0] * 1e-7).sum())
     k = max(1, min(dimensions, rank))
     some, start = next(iter(rows)), 0
     weights = (vectors[:, :k] / values[:k].sqrt()).to(some.dtype)
+    del vectors
     basis = some.new_zeros(some.shape[1], k)
     for block in rows:
         basis.addmm_(block.T, weights[start : start + len(block)])
@@ -58,6 +56,13 @@ def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
     for part in torch.split(basis, _COLUMNS):
         part.copy_(torch.linalg.solve_triangular(factor, part.T.double(), upper=False).T)
     return Eigenbasis(basis, float(values[:k].sum() / values.sum()))
+
+
+def _decomposed(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[S]``, largest first, and eigenvectors in columns, in double precision."""
+    with one_thread():
+        values, vectors = torch.linalg.eigh(products.double())
+    return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
 def _products(rows: Iterable[Tensor]) -> Tensor:

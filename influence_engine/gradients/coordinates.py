@@ -74,15 +74,14 @@ class EnergyFit:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def add(self, gradients: Mapping[str, LayerGradient]) -> None:
-        """Adds a batch of gradients by layer name."""
-        for name, gradient in gradients.items():
-            left, right = gradient.covariances()
-            if name in self._sums:
-                self._sums[name][0].add_(left)
-                self._sums[name][1].add_(right)
-            else:
-                self._sums[name] = (left, right)
+    def add(self, layer: str, gradient: LayerGradient) -> None:
+        """Adds a layer's gradients of one batch."""
+        left, right = gradient.covariances()
+        if layer in self._sums:
+            self._sums[layer][0].add_(left)
+            self._sums[layer][1].add_(right)
+        else:
+            self._sums[layer] = (left, right)
 
     def projections(self, budget: int) -> dict[str, LayerProjection]:
         """The bases of every layer, at most ``budget`` coordinates in all (and at least one a layer)."""

@@ -175,7 +175,8 @@ class IndexBuilder:
         fit = EnergyFit()
         for _, examples in self._batches(self._shuffled[:LAYER_SAMPLE], LAYERS):
             for row in self.passes.rows(examples):
-                fit.add({n: self.metric[n].scale(g).times(row.importance) for n, g in row.gradients.items()})
+                for name, gradient in row.gradients.items():
+                    fit.add(name, self.metric[name].scale(gradient).times(row.importance))
         return fit
 
     def _vectors_of(self, wanted: range, coordinates: LayerCoordinates, basis: Tensor) -> Tensor:

@@ -43,7 +43,10 @@ class LayerCoordinates:
 
     def __call__(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
         """Coordinates ``[B, m]``; a layer that took no part in the forward pass has zeros."""
-        return self.project(self.scale(gradients))
+        # Layer by layer: scaled gradients of all layers at once would be as large as what the passes keep.
+        return self._joined(
+            {name: self.projections[name].project(self.metric[name].scale(one)) for name, one in gradients.items()}
+        )
 
     def scale(self, gradients: Mapping[str, LayerGradient]) -> dict[str, LayerGradient]:
         """The gradients in the metric's own coordinates."""

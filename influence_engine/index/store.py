@@ -18,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 
 from influence_engine.errors import IndexFormatError
 from influence_engine.index.contents import Contents, Inline
+from influence_engine.resources import trim_heap
 from influence_engine.tasks import Example
 
 RESERVED = ("example_id", "source", "licence", "consent", "metadata")
@@ -30,6 +31,12 @@ _MAPPINGS = ("fields", "metadata")
 
 _READ = 1024
 """Rows that are read at once; several such batches are in memory."""
+
+_READ_AHEAD = 2**22
+"""Bytes that are read before they are asked for; left to itself, Lance may take up to a whole table."""
+
+_PAGE = 2**20
+"""Bytes of a column that are gathered before they are written."""
 
 MOST_KEPT = 0.1
 """Columns are kept in memory where they take at most this share of the vectors' bytes."""
@@ -82,7 +89,7 @@ class ExampleTable:
         """``[N, k]``, in row order, with the dtype they are stored in, or another one."""
         result: Tensor | None = None
         done = 0
-        for block in self._dataset.to_batches(columns=["vector"], batch_size=_READ):
+        for block in self._blocks(["vector"]):
             part = _to_tensor(block.column("vector"))
             if result is None:
                 result = torch.empty(len(self), part.shape[1], dtype=dtype or part.dtype)
@@ -113,8 +120,10 @@ class ExampleTable:
         """SHA-256 over all rows in ``example_id`` order; handles, which are random, stay out."""
         return content_digest(self._blocks())
 
-    def _blocks(self) -> Iterator[pa.RecordBatch]:
-        yield from self._dataset.to_batches(batch_size=_READ)
+    def _blocks(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        for block in self._dataset.to_batches(columns=columns, batch_size=_READ, io_buffer_size=_READ_AHEAD):
+            yield block
+            trim_heap()
 
 
 def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
@@ -180,8 +189,10 @@ def write_table(
             yield pa.RecordBatch.from_arrays(
                 [*arrays, pa.FixedSizeListArray.from_arrays(flat, dimensions)], schema=schema
             )
+            trim_heap()
 
-    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), str(path), mode="create")
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    lance.write_dataset(reader, str(path), mode="create", max_page_bytes=_PAGE, data_cache_bytes=_PAGE)
     return ExampleTable(path).content_digest()
 
 
