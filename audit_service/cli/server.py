@@ -132,10 +132,14 @@ def stop(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_STOP) -> 
     long as it is used, and would go on serving, and answering on the same port, without its supervisor.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
+        supervisor = psutil.Process(process.pid)
+        family = supervisor.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            supervisor.suspend()  # so that it starts no other workers in place of those that end
+            family = supervisor.children(recursive=True)
         for member in psutil.wait_procs(family, timeout=2.0)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()

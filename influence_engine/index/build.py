@@ -136,9 +136,9 @@ def _version(
                 + what_fits(passes, examples, settings, record),
                 field="index",
             )
+        metric, metric_name = _metric(passes, settings, provenance)
         working = path / "building" / name
         working.mkdir(parents=True, exist_ok=True)
-        metric, metric_name = _metric(passes, settings, provenance)
         builder = IndexBuilder(passes, examples, metric, settings, working, progress, record)
         coordinates = builder.layers()
         basis = builder.basis(coordinates)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from influence_engine.errors import IndexFormatError, RecordError
 from influence_engine.files import read_json, write_json
+from influence_engine.training.smoothness import smoother
 
 LEVEL = 0.9
 
@@ -84,7 +85,7 @@ class Calibration(BaseModel):
     queries: int
     nonlinearity: float
     tiers: dict[str, TierError]
-    smoother: str = "fine-tune with a lower learning rate or fewer epochs"
+    smoother: str = smoother(None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it, whole or not at all."""
