@@ -42,6 +42,20 @@ class LayerProjection:
         """Coordinates of this layer, ``r0 r1``."""
         return self.left.shape[-1] * self.right.shape[-1]
 
+    def seen(self, matrices: Tensor) -> Tensor:
+        """``[q, r0, r1]`` of matrices ``[q, d0, d1]``."""
+        if self.left.dim() == 1:
+            return matrices[:, self.left] @ self.right
+        return self.left.T @ matrices @ self.right
+
+    def spread(self, inner: Tensor, height: int) -> Tensor:
+        """The transpose of ``seen``: ``[q, d0, d1]`` of ``[q, r0, r1]``; ``height`` is ``d0``."""
+        if self.left.dim() == 1:
+            whole = inner.new_zeros(len(inner), height, self.right.shape[0])
+            whole[:, self.left] = inner @ self.right.T
+            return whole
+        return self.left @ inner @ self.right.T
+
     def project(self, gradient: LayerGradient) -> Tensor:
         """Coordinates of each example's gradient, ``[B, r0 r1]``."""
         if not isinstance(gradient, IndexedGradient):

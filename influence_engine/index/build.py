@@ -143,7 +143,7 @@ def _version(
         coordinates = builder.layers()
         basis = builder.basis(coordinates)
         gradients = builder.vectors(coordinates, basis["basis"])
-        stages = Stages(gradients, builder.responses(coordinates, basis["basis"]))
+        stages = Stages(gradients, builder.responses(coordinates, basis["basis"], gradients))
         rotation = Rotation.of(basis["ggn"])
         damping, source = (0.0, "none") if record else _damping(settings, provenance, rotation.eigenvalues)
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])

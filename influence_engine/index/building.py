@@ -25,6 +25,7 @@ from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.linear_steps import StepLineariser, read_steps
 from influence_engine.index.passes import GradientPasses
+from influence_engine.index.residual_hessian import leading_directions
 from influence_engine.index.response import Response
 from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
@@ -144,11 +145,15 @@ class IndexBuilder:
         self._losses.clear()
         return paths
 
-    def responses(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
+    def responses(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
         """Stage 4: how the final weights answer to each example's weight, ``[n, k]`` a shard; none without a record."""
         if self._lineariser is None or self.record is None:
             return []
-        stretches = self._lineariser.stretches(coordinates, basis)
+        directions = None
+        if width := self.settings.hessian_directions:
+            some = [load_file(path)["vectors"][:: len(gradients)] for path in gradients]
+            directions = leading_directions(torch.cat(some), width).to(self.passes.device)
+        stretches = self._lineariser.stretches(coordinates, basis, directions)
         sensitivity = sensitivity_of(self.record.optimizer, {})
         direct, late = sensitivity.releases(self.record.learning_rates)
         paths = []

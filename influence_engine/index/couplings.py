@@ -94,29 +94,17 @@ class StepCoupling:
         width = basis.shape[1]
         totals = [basis.new_zeros(width, width) for _ in moves]
         along = basis.new_zeros(width)
-        places, start = {}, 0
-        for name, projection in coordinates.projections.items():
-            places[name] = slice(start, start + projection.size)
-            start += projection.size
+        places = coordinates.places()
         for inner, mixed in self._mixed.items():
             outer = self._pairs[inner]
-            of_inner, of_outer = (_lifted(coordinates, name, basis[places[name]]) for name in (inner, outer))
+            of_inner, of_outer = (coordinates.displacements(name, basis[places[name]]) for name in (inner, outer))
             changes = {
                 inner: of_outer.transpose(1, 2) @ mixed,
                 outer: (of_inner @ mixed.T).transpose(1, 2),
             }
             for name, change in changes.items():
                 along += (change * gradient[name]).sum((1, 2))
-                projection, part = coordinates.projections[name], basis[places[name]]
                 for total, matrices in zip(totals, moves, strict=True):
-                    seen = projection.left.T @ (change * matrices[name]) @ projection.right
-                    total.addmm_(seen.flatten(1), part)
+                    total.addmm_(coordinates.seen(name, change * matrices[name]), basis[places[name]])
         direct, *rest = totals
         return Coupling(direct, rest[0] if rest else basis.new_zeros(0, 0), along)
-
-
-def _lifted(coordinates: LayerCoordinates, name: str, part: Tensor) -> Tensor:
-    """Displacements of a layer's weights along each coordinate of the basis, ``[q, d0, d1]``."""
-    projection, metric = coordinates.projections[name], coordinates.metric[name]
-    inner = part.T.reshape(part.shape[1], projection.left.shape[1], projection.right.shape[1])
-    return (projection.left @ inner @ projection.right.T) * (metric.row.unsqueeze(1) * metric.column)

@@ -41,6 +41,24 @@ class LayerCoordinates:
         """``m``."""
         return sum(projection.size for projection in self.projections.values())
 
+    def places(self) -> dict[str, slice]:
+        """Where each layer's coordinates are among all ``m``."""
+        found, start = {}, 0
+        for name, projection in self.projections.items():
+            found[name] = slice(start, start + projection.size)
+            start += projection.size
+        return found
+
+    def displacements(self, name: str, part: Tensor) -> Tensor:
+        """Weights of a layer that are displaced along its coordinates: ``[q, d0, d1]`` of ``part [r0 r1, q]``."""
+        projection, metric = self.projections[name], self.metric[name]
+        inner = part.T.reshape(part.shape[1], projection.left.shape[-1], projection.right.shape[1])
+        return projection.spread(inner, len(metric.row)) * (metric.row.unsqueeze(1) * metric.column)
+
+    def seen(self, name: str, matrices: Tensor) -> Tensor:
+        """Coordinates ``[q, r0 r1]`` of a layer's matrices ``[q, d0, d1]``, which are in the metric already."""
+        return self.projections[name].seen(matrices).flatten(1)
+
     def __call__(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
         """Coordinates ``[B, m]``; a layer that took no part in the forward pass has zeros."""
         # Layer by layer: scaled gradients of all layers at once would be as large as what the passes keep.

@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from influence_engine.gradients import TrackedLayers
 from influence_engine.index.couplings import StepCoupling, adapter_pairs
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.passes import GradientPasses
+from influence_engine.index.residual_hessian import ResidualObjective, ResidualRows, residual_rows
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
@@ -33,8 +35,12 @@ from influence_engine.training.stretches import RecordedStates
 
 STAGE = "linearising the recorded steps"
 SUMS = "sums.safetensors"
-PROJECTED = ("pulled", "direct", "late")
+MOVES = ("direct", "late")
+PROJECTED = ("pulled", *MOVES)
 """Fields of a step that are ``[n, k]``."""
+
+NOBODY = -1
+"""In ``LinearStep.examples``: a row of the residual Hessian."""
 
 BY_ROW = ("examples", *PROJECTED, "curvature", "source", "gradient", "along")
 
@@ -44,7 +50,7 @@ class LinearStep:
     """One step; ``n`` pulled-back rows.
 
     Attributes:
-        examples: ``[n]``, the example that each row belongs to.
+        examples: ``[n]``, the example that each row belongs to, or ``NOBODY``.
         pulled: ``[n, k]``, ``r_j`` in the optimiser's metric.
         direct: ``[n, k]``, where a unit of row ``j`` in the gradient moves the final weights (``E`` of
             ``training.sensitivity``).
@@ -97,6 +103,7 @@ class StepLineariser:
         self._kept = KeptSteps()
         frozen = None if run.dropout else FrozenSteps(model, run.trainable, self._kept)
         self._objective = Objective(model, passes.task, frozen, first_position=run.first_position)
+        self._residual = ResidualObjective(model, passes.task, frozen, first_position=run.first_position)
         self._states = RecordedStates(run, examples, self._objective, passes.device)
 
     def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
@@ -113,8 +120,13 @@ class StepLineariser:
             with _weights(self.passes.model, self._states.checkpoint(first)[0]):
                 yield from self.passes.grouped(self.examples, rows)
 
-    def stretches(self, coordinates: LayerCoordinates, basis: Tensor) -> list[Path]:
+    def stretches(self, coordinates: LayerCoordinates, basis: Tensor, directions: Tensor | None = None) -> list[Path]:
         """The files of all stretches, first steps first; ``read_steps`` reads them.
+
+        Args:
+            coordinates: Of the index.
+            basis: ``[m, k]``.
+            directions: ``U [k, q]``, along which the steps' Hessians are exact.
 
         Raises:
             DigestMismatchError: the steps do not come out as recorded.
@@ -141,9 +153,25 @@ class StepLineariser:
                 number = first + len(states)
                 before = states.pop()
                 step = self.run.schedule.step(number)
-                direct, late, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
+                *kinds, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
+                move = _Move.of(coordinates, self.passes.tracked, kinds, gradient)
+                residual = None
+                if directions is not None:
+                    residual = residual_rows(
+                        self._residual,
+                        step,
+                        self._states.batches(step),
+                        before[0],
+                        self._states.weights,
+                        self.passes.tracked,
+                        coordinates,
+                        basis,
+                        directions,
+                        move.kinds,
+                        move.clipped,
+                    )
                 with _weights(self.passes.model, before[0]):
-                    linear = self._linear(step, coordinates, basis, direct, late, gradient)
+                    linear = self._linear(step, coordinates, basis, move, residual)
                 tensors |= {f"{number}/{one.name}": getattr(linear, one.name).cpu() for one in fields(linear)}
                 after = before
                 self.progress(STAGE, total - number + 1, total)
@@ -160,17 +188,8 @@ class StepLineariser:
         return 1.0 - self.run.learning_rates * mean
 
     def _linear(
-        self,
-        step: Step,
-        coordinates: LayerCoordinates,
-        basis: Tensor,
-        direct: Parameters,
-        late: Parameters | None,
-        gradient: Parameters,
+        self, step: Step, coordinates: LayerCoordinates, basis: Tensor, move: _Move, residual: ResidualRows | None
     ) -> LinearStep:
-        tracked = self.passes.tracked
-        moved, clipped = _in_metric(coordinates, tracked.matrices(direct)), tracked.matrices(gradient)
-        slow = None if late is None else _in_metric(coordinates, tracked.matrices(late))
         parts: dict[str, list[Tensor]] = {name: [] for name in BY_ROW}
         coupling = StepCoupling(self._pairs)
         for number, (rows, shares) in enumerate(zip(step.rows, step.shares, strict=True)):
@@ -180,13 +199,12 @@ class StepLineariser:
                 for row in self.passes.rows([self.examples[place] for place in rows.tolist()]):
                     parts["examples"].append(rows)
                     parts["pulled"].append(coordinates(row.gradients))
-                    parts["direct"].append(coordinates.project_weighed(row.gradients, moved))
-                    if slow is not None:
-                        parts["late"].append(coordinates.project_weighed(row.gradients, slow))
+                    for kind, matrices in zip(MOVES, move.kinds, strict=False):
+                        parts[kind].append(coordinates.project_weighed(row.gradients, matrices))
                     parts["curvature"].append(weight * row.root_curvature.pow(2))
                     parts["source"].append(source * row.loss)
                     parts["gradient"].append(weight * row.loss)
-                    inner = [found.inner(clipped[name]) for name, found in row.gradients.items()]
+                    inner = [found.inner(move.clipped[name]) for name, found in row.gradients.items()]
                     parts["along"].append(torch.stack(inner).sum(0))
                     coupling.add(row.gradients, weight * row.loss)
         projected = {name: parts.pop(name) for name in PROJECTED}
@@ -195,8 +213,10 @@ class StepLineariser:
         together = torch.cat([each for part in projected.values() for each in part]) @ basis
         counts = [sum(map(len, part)) for part in projected.values()]
         one |= dict(zip(projected, torch.split(together, counts), strict=True))
-        found = coupling.coupled(coordinates, basis, [moved] if slow is None else [moved, slow], clipped)
-        clip, share = self._clipping(step, one["gradient"], one["along"], gradient)
+        found = coupling.coupled(coordinates, basis, move.kinds, move.clipped)
+        clip, share = self._clipping(step, one["gradient"], one["along"], move.gradient)
+        if residual is not None:
+            one = _with_residual(one, residual.without(found))
         return LinearStep(
             **{**one, "along": one["along"] * share},
             clip=torch.tensor(clip),
@@ -216,6 +236,48 @@ class StepLineariser:
         factor = recorded if recorded == recorded else squared / float((coefficients * along).sum())
         factor = min(factor, 1.0)
         return factor, factor / squared
+
+
+@dataclass(frozen=True)
+class _Move:
+    """How a step's gradient moved the final weights.
+
+    Attributes:
+        kinds: ``E`` and, where there is one, ``L`` in the metric, by layer.
+        clipped: The step's gradient after clipping, by layer.
+        gradient: The same by parameter.
+    """
+
+    kinds: list[dict[str, Tensor]]
+    clipped: dict[str, Tensor]
+    gradient: Parameters
+
+    @classmethod
+    def of(
+        cls,
+        coordinates: LayerCoordinates,
+        tracked: TrackedLayers,
+        kinds: Sequence[Parameters | None],
+        gradient: Parameters,
+    ) -> _Move:
+        matrices = [tracked.matrices(kind) for kind in kinds if kind is not None]
+        return cls([_in_metric(coordinates, one) for one in matrices], tracked.matrices(gradient), gradient)
+
+
+def _with_residual(one: Mapping[str, Tensor], residual: ResidualRows) -> dict[str, Tensor]:
+    """The rows of a step, and after them those of its residual Hessian, which no example weighs."""
+    count = len(residual.pulled)
+    nothing = residual.along.new_zeros(count)
+    more = {
+        "examples": torch.full((count,), NOBODY, dtype=one["examples"].dtype),
+        "pulled": residual.pulled,
+        **dict(zip(MOVES, residual.moves, strict=False)),
+        "curvature": nothing + 1,
+        "source": nothing,
+        "gradient": nothing,
+        "along": residual.along,
+    }
+    return {name: torch.cat([tensor, more[name]]) if name in more else tensor for name, tensor in one.items()}
 
 
 @contextlib.contextmanager

@@ -59,11 +59,13 @@ class Needs:
 
     Attributes:
         single: Bytes for the longest example alone, estimated.
+        mean: Bytes for an example of mean length, estimated.
         batch: Bytes for the largest batch, estimated.
         rows: Pulled-back rows of one example.
     """
 
     single: int
+    mean: int
     batch: int
     rows: int
 
@@ -124,7 +126,8 @@ class GradientPasses:
         each = self._bytes_a_position(longest, size)
         with _alone(longest, size):
             rows = sum(1 for _ in self.rows([longest]))
-        return Needs(single=int(each * size), batch=int(each * positions), rows=rows)
+        mean = each * sum(sizes) / len(sizes)
+        return Needs(single=int(each * size), mean=int(mean), batch=int(each * positions), rows=rows)
 
     def within_memory(self, work: Callable[[], T], told: Callable[[str], None]) -> T:
         """The result of work that goes through ``batches``: where memory runs out, begun again with half as large ones.

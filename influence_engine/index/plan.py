@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from influence_engine.index.couplings import coupling_bytes, coupling_operations
-from influence_engine.index.passes import GradientPasses
+from influence_engine.index.passes import GradientPasses, Needs
+from influence_engine.index.residual_hessian import AT_ONCE
 from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, sample_sizes
@@ -74,7 +75,7 @@ def plan_build(
         record: The run whose steps are followed, or none.
     """
     needs = passes.needs(examples)
-    found = _bytes(passes, examples, settings, record, needs.rows)
+    found = _bytes(passes, examples, settings, record, needs)
     sizes = sample_sizes(settings, len(examples), unrolled=record is not None)
     rows = needs.rows * sum(sizes)
     return BuildPlan(
@@ -94,7 +95,7 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
     free, needs = free_memory(passes.device), passes.needs(examples)
 
     def least(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, record, needs.rows).memory(needs.single)
+        return _bytes(passes, examples, tried, record, needs).memory(needs.single)
 
     smaller = settings
     # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
@@ -138,11 +139,11 @@ class _Bytes:
 
 
 def _bytes(
-    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, rows: int
+    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, needs: Needs
 ) -> _Bytes:
-    """Predicted from sizes; ``rows`` are the pulled-back ones of one example."""
+    """Predicted from sizes."""
     coordinates = _coordinates(passes, settings)
-    rows *= sum(sample_sizes(settings, len(examples), unrolled=record is not None))
+    rows = needs.rows * sum(sample_sizes(settings, len(examples), unrolled=record is not None))
     dimensions = min(settings.dimensions, rows)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
@@ -170,6 +171,11 @@ def _bytes(
         followed = basis * 4 + pulled + coupled * stretch
         passing = max(passing, followed + 12 * passes.tracked.parameters * (stretch + 1))
         fixed = max(fixed, followed + min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4)
+        if width := settings.hessian_directions:
+            # The graph of a step's gradient; displacements and what they do, as parameters and by layer.
+            disk += len(record.schedule) * width * dimensions * 3 * 4
+            graph = needs.mean * len(record.schedule.rows) // len(record.schedule)
+            passing = max(passing, followed + graph + 16 * min(AT_ONCE, width) * passes.tracked.parameters)
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 
@@ -192,9 +198,11 @@ def _seconds(
                 gradient.squared_norms()  # about what projecting it costs
     each = (time.perf_counter() - started) / sum(len(batch) for batch in batches[:_PROBED])
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
-    # step is trained again, pulled back, and multiplied with dense matrices.
+    # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is three more.
     uses = 0 if record is None else len(record.schedule.rows)
-    passed = 3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + 4 * uses
+    passed = (
+        3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (4 + 3 * settings.hessian_directions) * uses
+    )
     operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
     if record is not None:
         dimensions = min(settings.dimensions, rows)

@@ -25,6 +25,8 @@ class IndexSettings(BaseModel):
             is not in the index, or ``none``: ids, labels and vectors only, texts come from their source.
         unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
         batch_tokens: Padded positions a batch; by default as many as the device is fast with and has the memory for.
+        hessian_directions: Leading directions of the weights along which the Hessians of the recorded steps are exact
+            instead of Gauss-Newton; each costs what replaying one direction costs, once.
         sample: Examples that the bases are fitted on.
         curvature_draws: Labels drawn an example where the outputs are too many for their exact curvature.
         seed: Of the sample and of drawn labels.
@@ -41,6 +43,7 @@ class IndexSettings(BaseModel):
     store_examples: StoreExamples = "inline"
     unsupported_layers: Literal["refuse", "leave_out"] = "refuse"
     batch_tokens: int | None = Field(default=None, ge=1)
+    hessian_directions: int = Field(default=0, ge=0, le=256)
     sample: int = Field(default=2048, ge=2)
     curvature_draws: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)

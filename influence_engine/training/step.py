@@ -50,10 +50,13 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``sum_i coefficients_i l_i`` and the losses ``l_i``, ``[B]``."""
-        with first_position_only(self.model) if self._first_position else contextlib.nullcontext():
-            outputs = self.task.outputs(self.model, batch)
-        losses = self.task.loss(outputs, batch)
+        losses = self.task.loss(self.outputs(batch), batch)
         return (coefficients.to(losses.device) * losses).sum(), losses
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The task's outputs of a micro-batch."""
+        with first_position_only(self.model) if self._first_position else contextlib.nullcontext():
+            return self.task.outputs(self.model, batch)
 
     def evaluate(self, parameters: Parameters, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """The same at the given parameters; those not named keep the module's own values."""

@@ -151,9 +151,11 @@ def test_a_transformer_is_closer_to_replay_than_one_step_at_the_end_whatever_is_
     assert cosines["unrolled"] > 0.8
 
 
+@pytest.mark.parametrize("directions", [0, 8])
 def test_a_build_stopped_between_the_steps_goes_on_to_the_same_index_and_leaves_the_model_as_it_was(
-    vector_run: Run, vector_task: Any, vector_train: Any, tmp_path: Path, fresh_network: nn.Module
+    directions: int, vector_run: Run, vector_task: Any, vector_train: Any, tmp_path: Path, fresh_network: nn.Module
 ) -> None:
+    settings = SINGLE.model_copy(update={"hessian_directions": directions})
     stopped = 0
 
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
@@ -163,11 +165,11 @@ def test_a_build_stopped_between_the_steps_goes_on_to_the_same_index_and_leaves_
             raise StoppedError
 
     whole = InfluenceIndex.build_from_run(
-        vector_run, vector_task, vector_train, tmp_path / "whole", SINGLE, into=fresh_network
+        vector_run, vector_task, vector_train, tmp_path / "whole", settings, into=fresh_network
     )
     with pytest.raises(StoppedError):
         InfluenceIndex.build_from_run(
-            vector_run, vector_task, vector_train, tmp_path / "cut", SINGLE, into=fresh_network, progress=progress
+            vector_run, vector_task, vector_train, tmp_path / "cut", settings, into=fresh_network, progress=progress
         )
     assert stopped
     for name, tensor in vector_run.load_model(make_network()).state_dict().items():
@@ -180,7 +182,7 @@ def test_a_build_stopped_between_the_steps_goes_on_to_the_same_index_and_leaves_
             seen.append(done)
 
     again = InfluenceIndex.build_from_run(
-        vector_run, vector_task, vector_train, tmp_path / "cut", SINGLE, into=fresh_network, progress=watch
+        vector_run, vector_task, vector_train, tmp_path / "cut", settings, into=fresh_network, progress=watch
     )
     assert again.manifest.content_digest == whole.manifest.content_digest
     assert len(seen) < len(vector_run.schedule)
