@@ -6,6 +6,7 @@
     python benchmarks/lds.py --trainable lora
     python benchmarks/lds.py --final --queries 24         as for a model without a record, estimated and refined
     python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
+    python benchmarks/lds.py --hessian-directions 16      an index that knows more than Gauss-Newton matrices
     python benchmarks/lds.py --uncompressed               an index that keeps 16 times the coordinates, in float32
 
 Truth: the recorded steps executed without random 5% of the examples. 48 held-out queries are reported, 16 others choose
@@ -53,14 +54,18 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=0)
     parser.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
     parser.add_argument("--uncompressed", action="store_true", help="an index with all coordinates that one may have")
+    parser.add_argument("--hessian-directions", type=int, default=0, help="exact ones of the recorded steps")
     options = parser.parse_args()
 
     work = prepare(options)
     run, task, train, queries, held_out = work.run, work.task, work.train, work.queries, work.held_out
     settings = IndexSettings(
-        approximation="final" if options.final else "auto", **(ALL if options.uncompressed else {})
+        approximation="final" if options.final else "auto",
+        hessian_directions=options.hessian_directions,
+        **(ALL if options.uncompressed else {}),
     )
-    where = work.folder / ("index" + "-final" * options.final + "-uncompressed" * options.uncompressed)
+    exactly = f"-hessians-{options.hessian_directions}" if options.hessian_directions else ""
+    where = work.folder / ("index" + "-final" * options.final + "-uncompressed" * options.uncompressed + exactly)
     index = InfluenceIndex.build_from_run(run, task, train, where, settings)
     stored = sum(file.stat().st_size for file in (index.folder / "examples.lance").rglob("*"))
     manifest = index.manifest
