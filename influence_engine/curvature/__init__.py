@@ -2,7 +2,7 @@
 
 from influence_engine.curvature.damping import heuristic_damping, recorded_damping
 from influence_engine.curvature.dual import exact_influence
-from influence_engine.curvature.eigenbasis import Eigenbasis, fit_eigenbasis
+from influence_engine.curvature.eigenbasis import Eigenbasis, decomposed, fit_eigenbasis
 from influence_engine.curvature.metric import LayerMetric, Metric, adam_metric, identity_metric
 from influence_engine.curvature.output import (
     OutputCurvature,
@@ -17,6 +17,7 @@ __all__ = [
     "Metric",
     "OutputCurvature",
     "adam_metric",
+    "decomposed",
     "exact_influence",
     "exact_output_curvature",
     "fit_eigenbasis",

@@ -40,7 +40,7 @@ def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
         rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates; gone through often.
         dimensions: The largest ``k``.
     """
-    values, vectors = _decomposed(_products(rows))
+    values, vectors = decomposed(_products(rows))
     # Below this the singular vectors are noise of the single-precision products.
     rank = int((values > values[0] * 1e-7).sum())
     k = max(1, min(dimensions, rank))
@@ -58,8 +58,8 @@ def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
     return Eigenbasis(basis, float(values[:k].sum() / values.sum()))
 
 
-def _decomposed(products: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``[S]``, largest first, and eigenvectors in columns, in double precision."""
+def decomposed(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[S]`` of a positive matrix, largest first, and eigenvectors in columns, in double precision."""
     with one_thread():
         values, vectors = torch.linalg.eigh(products.double())
     return values.flip(0).clamp_min(0), vectors.flip(1)

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from influence_engine.curvature import decomposed
 from influence_engine.files import remove_tree
 from influence_engine.index.contents import Contents
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.store import write_table
 from influence_engine.progress import Progress
-from influence_engine.resources import one_thread
 from influence_engine.tasks import Example
 
 _RANGE = 1024.0
@@ -56,9 +56,8 @@ class Rotation:
     @classmethod
     def of(cls, ggn: Tensor) -> Rotation:
         """Decomposes the GGN within the basis, ``[k, k]``."""
-        with one_thread():
-            values, vectors = torch.linalg.eigh(ggn.double())
-        return cls(vectors.flip(1), values.flip(0).clamp_min(0))
+        eigenvalues, matrix = decomposed(ggn)
+        return cls(matrix, eigenvalues)
 
     def encoder(self, coordinates: LayerCoordinates, basis: Tensor, dtype: torch.dtype) -> Encoder:
         """The finished encoder; its basis is ``[k, m]``, so that a query reads it row by row."""

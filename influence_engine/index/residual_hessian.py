@@ -104,8 +104,10 @@ def residual_rows(
     places = coordinates.places()
     moved: list[list[Tensor]] = [[] for _ in moves]
     along: list[Tensor] = []
-    lifted = basis @ directions
-    for changes in _products(objective, step, batches, parameters, weights, tracked, coordinates, lifted):
+    start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    with seeded(step.seed):
+        graph, _, _ = gradient(objective, step, batches, start, weights, differentiable=True)
+    for changes in _products(graph, start, tracked, coordinates, basis @ directions):
         for kind, factors in zip(moved, moves, strict=True):
             parts = [coordinates.seen(name, one * factors[name]) @ basis[places[name]] for name, one in changes.items()]
             kind.append(torch.stack(parts).sum(0))
@@ -114,23 +116,17 @@ def residual_rows(
 
 
 def _products(
-    objective: ResidualObjective,
-    step: Step,
-    batches: Sequence[Batch],
-    parameters: Parameters,
-    weights: Tensor,
-    tracked: TrackedLayers,
-    coordinates: LayerCoordinates,
-    lifted: Tensor,
+    graph: Parameters, start: Parameters, tracked: TrackedLayers, coordinates: LayerCoordinates, lifted: Tensor
 ) -> Iterator[dict[str, Tensor]]:
     """What displacements do to ``sum_j r_j^T df_j``, ``[q, d0, d1]`` by layer; a few displacements at a time.
 
     Args:
+        graph: That sum, as a function of ``start``.
+        start: The parameters.
+        tracked: The model's layers.
+        coordinates: Of the index.
         lifted: ``[m, q]``, displacements in the layers' coordinates.
     """
-    start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    with seeded(step.seed):
-        graph, _, _ = gradient(objective, step, batches, start, weights, differentiable=True)
     names = [name for name, tensor in graph.items() if tensor.requires_grad]
     places = coordinates.places()
     for first in range(0, lifted.shape[1], AT_ONCE):

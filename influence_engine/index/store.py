@@ -121,9 +121,7 @@ class ExampleTable:
         return content_digest(self._blocks())
 
     def _blocks(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        for block in self._dataset.to_batches(columns=columns, batch_size=_READ, io_buffer_size=_READ_AHEAD):
-            yield block
-            trim_heap()
+        yield from self._dataset.to_batches(columns=columns, batch_size=_READ, io_buffer_size=_READ_AHEAD)
 
 
 def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
@@ -137,6 +135,7 @@ def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
             digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass"))
             digest.update(vector.tobytes())
             digests[row["example_id"]] = digest.digest()
+        trim_heap()
     return hashlib.sha256(b"".join(digests[example_id] for example_id in sorted(digests))).hexdigest()
 
 

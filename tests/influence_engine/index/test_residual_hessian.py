@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, finetune
-from influence_engine.basis import measurement_directions
-from influence_engine.index import IndexSettings
+from influence_engine import FinetuneSettings, Run, finetune
 from influence_engine.index.residual_hessian import leading_directions
-from influence_engine.replay import replay
 from influence_engine.training import LoraSettings
 from tests.influence_engine.conftest import make_network, make_vectors
+from tests.influence_engine.following import Network, attributed, from_transformers, replayed
 
 DESCENT: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
@@ -31,14 +29,12 @@ TRANSFORMER: dict[str, dict[str, Any]] = {
 }
 
 
-def off(run: Run, task: Any, train: Any, queries: Any, folder: Path, directions: int, network: Any = None) -> float:
+def off(
+    run: Run, task: Any, train: Any, queries: Any, folder: Path, directions: int, network: Network = from_transformers
+) -> float:
     """Distance of an index's scores from exact replay, relative to it."""
-    settings = IndexSettings(dtype="float32", hessian_directions=directions)
-    into = (lambda: None) if network is None else network
-    index = InfluenceIndex.build_from_run(run, task, train, folder, settings, into=into())
-    attributor = Attributor(run.load_model(into()), task, index)
-    measured = measurement_directions(attributor, queries, torch.eye(len(queries)), run.trainable)
-    exact: Tensor = replay(run, task, train, measured, into=into(), at_once=len(queries))
+    attributor = attributed(run, task, train, folder, network, hessian_directions=directions)
+    exact = replayed(attributor, run, train, queries, network)
     return float((attributor.scores(queries) - exact).norm() / exact.norm())
 
 

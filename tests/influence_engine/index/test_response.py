@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, finetune
-from influence_engine.basis import measurement_directions
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import Retraining, linear_datamodeling_score, membership, random_removals
 from influence_engine.index import IndexSettings
-from influence_engine.replay import replay
 from influence_engine.training import LoraSettings
 from tests.influence_engine.conftest import make_network
+from tests.influence_engine.following import SINGLE, attributed, from_transformers, replayed
 
-SINGLE = IndexSettings(dtype="float32")
 LINEAR: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
     "clipping": {"max_grad_norm": 0.5},
@@ -65,17 +63,6 @@ class Adapted(nn.Module):
 def adapted_network() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(Adapted())
-
-
-def attributed(run: Run, task: Any, train: Any, folder: Path, network: Any, **changes: Any) -> Attributor:
-    settings = SINGLE.model_copy(update=changes)
-    index = InfluenceIndex.build_from_run(run, task, train, folder, settings, into=network())
-    return Attributor(run.load_model(network()), task, index)
-
-
-def replayed(attributor: Attributor, run: Run, train: Any, queries: Any, network: Any) -> Tensor:
-    directions = measurement_directions(attributor, queries, torch.eye(len(queries)), run.trainable)
-    return replay(run, attributor.task, train, directions, into=network(), at_once=len(queries))
 
 
 @pytest.mark.parametrize("network", [linear_network, adapted_network])
@@ -138,15 +125,15 @@ def test_a_transformer_is_closer_to_replay_than_one_step_at_the_end_whatever_is_
     common = {"epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "seed": 3}
     settings = FinetuneSettings.model_validate({**common, **TRANSFORMER[variant]})
     run = finetune(task, make_model(), train, settings=settings, record_to=tmp_path / "run")
-    cosines = {}
-    for name in ("unrolled", "final"):
-        chosen = SINGLE.model_copy(update={"approximation": name})
-        index = InfluenceIndex.build_from_run(run, task, train, tmp_path / name, chosen)
-        attributor = Attributor(run.load_model(), task, index)
-        if name == "unrolled":
-            directions = measurement_directions(attributor, queries, torch.eye(len(queries)), run.trainable)
-            exact = replay(run, task, train, directions, at_once=len(queries))
-        cosines[name] = float(torch.cosine_similarity(attributor.scores(queries), exact, dim=1).mean())
+    unrolled, final = (
+        attributed(run, task, train, tmp_path / name, from_transformers, approximation=name)
+        for name in ("unrolled", "final")
+    )
+    exact = replayed(unrolled, run, train, queries, from_transformers)
+    cosines = {
+        name: float(torch.cosine_similarity(one.scores(queries), exact, dim=1).mean())
+        for name, one in (("unrolled", unrolled), ("final", final))
+    }
     assert cosines["unrolled"] > cosines["final"] + 0.05
     assert cosines["unrolled"] > 0.8
 

@@ -1,0 +1,36 @@
+"""Indexes of small recorded runs, and the exact replay that they are measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine import Attributor, InfluenceIndex, Run
+from influence_engine.basis import measurement_directions
+from influence_engine.index import IndexSettings
+from influence_engine.replay import replay
+
+SINGLE = IndexSettings(dtype="float32")
+
+Network = Callable[[], nn.Module | None]
+
+
+def from_transformers() -> None:
+    """The network of a run that needs none."""
+
+
+def attributed(run: Run, task: Any, train: Any, folder: Path, network: Network, **changes: Any) -> Attributor:
+    """Explains a run by an index of its own; ``network`` makes a module that the run's weights are filled into."""
+    settings = SINGLE.model_copy(update=changes)
+    index = InfluenceIndex.build_from_run(run, task, train, folder, settings, into=network())
+    return Attributor(run.load_model(network()), task, index)
+
+
+def replayed(attributor: Attributor, run: Run, train: Any, queries: Any, network: Network) -> Tensor:
+    """Influences by exact replay, ``[Q, N]``."""
+    directions = measurement_directions(attributor, queries, torch.eye(len(queries)), run.trainable)
+    return replay(run, attributor.task, train, directions, into=network(), at_once=len(queries))
