@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine import Attributor, InfluenceIndex, Run
+from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, finetune
 from influence_engine.basis import measurement_directions
 from influence_engine.index import IndexSettings
 from influence_engine.replay import replay
@@ -21,6 +21,13 @@ Network = Callable[[], nn.Module | None]
 
 def from_transformers() -> None:
     """The network of a run that needs none."""
+
+
+def recorded(task: Any, model: nn.Module, train: Any, folder: Path, **changes: Any) -> Run:
+    """A small transformer's recorded run of four epochs."""
+    common = {"epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "seed": 3}
+    settings = FinetuneSettings.model_validate({**common, **changes})
+    return finetune(task, model, train, settings=settings, record_to=folder)
 
 
 def attributed(run: Run, task: Any, train: Any, folder: Path, network: Network, **changes: Any) -> Attributor:

@@ -15,7 +15,7 @@ from influence_engine import FinetuneSettings, Run, finetune
 from influence_engine.index.residual_hessian import leading_directions
 from influence_engine.training import LoraSettings
 from tests.influence_engine.conftest import make_network, make_vectors
-from tests.influence_engine.following import Network, attributed, from_transformers, replayed
+from tests.influence_engine.following import Network, attributed, from_transformers, recorded, replayed
 
 DESCENT: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
@@ -59,9 +59,7 @@ def test_a_few_directions_come_closer_to_replay(
     task: Any, make_model: Callable[..., nn.Module], make_examples: Callable[..., Any], tmp_path: Path, variant: str
 ) -> None:
     train, queries = make_examples(40), make_examples(6, seed=1)
-    common = {"epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "seed": 3}
-    settings = FinetuneSettings.model_validate({**common, **TRANSFORMER[variant]})
-    run = finetune(task, make_model(), train, settings=settings, record_to=tmp_path / "run")
+    run = recorded(task, make_model(), train, tmp_path / "run", **TRANSFORMER[variant])
     without, some = (off(run, task, train, queries, tmp_path / f"index-{width}", width) for width in (0, 40))
     assert some < 0.95 * without
 

@@ -17,7 +17,7 @@ from influence_engine.evaluation import Retraining, linear_datamodeling_score, m
 from influence_engine.index import IndexSettings
 from influence_engine.training import LoraSettings
 from tests.influence_engine.conftest import make_network
-from tests.influence_engine.following import SINGLE, attributed, from_transformers, replayed
+from tests.influence_engine.following import SINGLE, attributed, from_transformers, recorded, replayed
 
 LINEAR: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
@@ -122,9 +122,7 @@ def test_a_transformer_is_closer_to_replay_than_one_step_at_the_end_whatever_is_
     task: Any, make_model: Callable[..., nn.Module], make_examples: Callable[..., Any], tmp_path: Path, variant: str
 ) -> None:
     train, queries = make_examples(40), make_examples(6, seed=1)
-    common = {"epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "seed": 3}
-    settings = FinetuneSettings.model_validate({**common, **TRANSFORMER[variant]})
-    run = finetune(task, make_model(), train, settings=settings, record_to=tmp_path / "run")
+    run = recorded(task, make_model(), train, tmp_path / "run", **TRANSFORMER[variant])
     unrolled, final = (
         attributed(run, task, train, tmp_path / name, from_transformers, approximation=name)
         for name in ("unrolled", "final")
