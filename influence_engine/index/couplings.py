@@ -8,7 +8,7 @@ to its start at zero. ``M`` comes with the passes for nothing: ``B``'s output gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from influence_engine.gradients import LayerGradient, TrackedLayers
 from influence_engine.gradients.factors import FactoredGradient
 from influence_engine.index.encoder import LayerCoordinates
+from influence_engine.index.step_move import StepMove
 
 MOST = 256
 """Leading coordinates that are coupled; twice as many cost twice as much and gained little."""
@@ -28,12 +29,14 @@ class Coupling:
     """One step's; ``q`` leading coordinates of the basis.
 
     Attributes:
-        direct: ``[q, q]``, what weights displaced along a coordinate (rows) do to the step's move before clipping, in
+        seen: ``[q, q]``, what weights displaced along a coordinate (rows) do to the step's gradient before clipping, in
             coordinates (columns).
+        direct: The same for the step's move.
         late: The same through the second moment; ``[0, 0]`` where there is none.
         along: ``[q]``, inner products of the changed gradient with the recorded one, after clipping.
     """
 
+    seen: Tensor
     direct: Tensor
     late: Tensor
     along: Tensor
@@ -79,20 +82,19 @@ class StepCoupling:
         self,
         coordinates: LayerCoordinates,
         basis: Tensor,
-        moves: Sequence[Mapping[str, Tensor]],
-        gradient: Mapping[str, Tensor],
+        move: StepMove,
     ) -> Coupling:
         """See ``Coupling``.
 
         Args:
             coordinates: Of the index.
             basis: ``[m, k]``.
-            moves: ``E`` and, where there is one, ``L`` in the metric, by layer.
-            gradient: The step's gradient after clipping, by layer.
+            move: How the step's gradient moved the final weights.
         """
         basis = basis[:, : MOST if self._mixed else 0]
         width = basis.shape[1]
-        totals = [basis.new_zeros(width, width) for _ in moves]
+        kinds = [move.metric, *move.kinds]
+        totals = [basis.new_zeros(width, width) for _ in kinds]
         along = basis.new_zeros(width)
         places = coordinates.places()
         for inner, mixed in self._mixed.items():
@@ -103,8 +105,8 @@ class StepCoupling:
                 outer: (of_inner @ mixed.T).transpose(1, 2),
             }
             for name, change in changes.items():
-                along += (change * gradient[name]).sum((1, 2))
-                for total, matrices in zip(totals, moves, strict=True):
+                along += (change * move.clipped[name]).sum((1, 2))
+                for total, matrices in zip(totals, kinds, strict=True):
                     total.addmm_(coordinates.seen(name, change * matrices[name]), basis[places[name]])
-        direct, *rest = totals
-        return Coupling(direct, rest[0] if rest else basis.new_zeros(0, 0), along)
+        seen, direct, *rest = totals
+        return Coupling(seen, direct, rest[0] if rest else basis.new_zeros(0, 0), along)

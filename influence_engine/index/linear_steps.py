@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from influence_engine.gradients import TrackedLayers
 from influence_engine.index.couplings import StepCoupling, adapter_pairs
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.passes import GradientPasses
-from influence_engine.index.residual_hessian import ResidualObjective, ResidualRows, residual_rows
+from influence_engine.index.residual_hessian import ResidualHessian, ResidualObjective, ResidualProducts, ResidualRows
+from influence_engine.index.step_move import StepMove
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
@@ -131,6 +131,11 @@ class StepLineariser:
         Raises:
             DigestMismatchError: the steps do not come out as recorded.
         """
+        hessian = None
+        if directions is not None:
+            hessian = ResidualHessian(
+                self._residual, self.passes.tracked, coordinates, basis, directions, self._states.weights
+            )
         total = len(self.run.schedule)
         sensitivity = sensitivity_of(self.run.optimizer, self._states.checkpoint(total)[0])
         sums, done = self.folder / SUMS, total
@@ -154,24 +159,12 @@ class StepLineariser:
                 before = states.pop()
                 step = self.run.schedule.step(number)
                 *kinds, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
-                move = _Move.of(coordinates, self.passes.tracked, kinds, gradient)
-                residual = None
-                if directions is not None:
-                    residual = residual_rows(
-                        self._residual,
-                        step,
-                        self._states.batches(step),
-                        before[0],
-                        self._states.weights,
-                        self.passes.tracked,
-                        coordinates,
-                        basis,
-                        directions,
-                        move.kinds,
-                        move.clipped,
-                    )
+                move = StepMove.of(coordinates, self.passes.tracked, kinds, gradient)
+                products = None
+                if hessian is not None:
+                    products = hessian.products(step, self._states.batches(step), before[0], move)
                 with _weights(self.passes.model, before[0]):
-                    linear = self._linear(step, coordinates, basis, move, residual)
+                    linear = self._linear(step, coordinates, basis, move, products)
                 tensors |= {f"{number}/{one.name}": getattr(linear, one.name).cpu() for one in fields(linear)}
                 after = before
                 self.progress(STAGE, total - number + 1, total)
@@ -188,7 +181,12 @@ class StepLineariser:
         return 1.0 - self.run.learning_rates * mean
 
     def _linear(
-        self, step: Step, coordinates: LayerCoordinates, basis: Tensor, move: _Move, residual: ResidualRows | None
+        self,
+        step: Step,
+        coordinates: LayerCoordinates,
+        basis: Tensor,
+        move: StepMove,
+        products: ResidualProducts | None,
     ) -> LinearStep:
         parts: dict[str, list[Tensor]] = {name: [] for name in BY_ROW}
         coupling = StepCoupling(self._pairs)
@@ -213,10 +211,10 @@ class StepLineariser:
         together = torch.cat([each for part in projected.values() for each in part]) @ basis
         counts = [sum(map(len, part)) for part in projected.values()]
         one |= dict(zip(projected, torch.split(together, counts), strict=True))
-        found = coupling.coupled(coordinates, basis, move.kinds, move.clipped)
+        found = coupling.coupled(coordinates, basis, move)
         clip, share = self._clipping(step, one["gradient"], one["along"], move.gradient)
-        if residual is not None:
-            one = _with_residual(one, residual.without(found))
+        if products is not None:
+            one = _with_residual(one, products.rows(found))
         return LinearStep(
             **{**one, "along": one["along"] * share},
             clip=torch.tensor(clip),
@@ -236,32 +234,6 @@ class StepLineariser:
         factor = recorded if recorded == recorded else squared / float((coefficients * along).sum())
         factor = min(factor, 1.0)
         return factor, factor / squared
-
-
-@dataclass(frozen=True)
-class _Move:
-    """How a step's gradient moved the final weights.
-
-    Attributes:
-        kinds: ``E`` and, where there is one, ``L`` in the metric, by layer.
-        clipped: The step's gradient after clipping, by layer.
-        gradient: The same by parameter.
-    """
-
-    kinds: list[dict[str, Tensor]]
-    clipped: dict[str, Tensor]
-    gradient: Parameters
-
-    @classmethod
-    def of(
-        cls,
-        coordinates: LayerCoordinates,
-        tracked: TrackedLayers,
-        kinds: Sequence[Parameters | None],
-        gradient: Parameters,
-    ) -> _Move:
-        matrices = [tracked.matrices(kind) for kind in kinds if kind is not None]
-        return cls([_in_metric(coordinates, one) for one in matrices], tracked.matrices(gradient), gradient)
 
 
 def _with_residual(one: Mapping[str, Tensor], residual: ResidualRows) -> dict[str, Tensor]:
@@ -299,16 +271,3 @@ def read_steps(path: Path) -> list[LinearStep]:
     found = load_file(path)
     numbers = sorted({int(key.partition("/")[0]) for key in found})
     return [LinearStep(**{one.name: found[f"{number}/{one.name}"] for one in fields(LinearStep)}) for number in numbers]
-
-
-def _in_metric(coordinates: LayerCoordinates, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What gradients are multiplied with, number by number, to be directions of the weights in ``coordinates``.
-
-    Weights are measured in the inverse of the gradients' metric. There is no rank-one form here, as of the metric:
-    ``L`` has the signs of a gradient, and ``E`` is huge where a weight (of a word not seen yet) had no gradient.
-    """
-    return {
-        name: matrices[name] / (metric.row.unsqueeze(-1) * metric.column)
-        for name, metric in coordinates.metric.items()
-        if name in matrices
-    }

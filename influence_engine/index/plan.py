@@ -163,19 +163,20 @@ def _bytes(
     )
     if record is not None:
         # Pulled-back rows and where they move the weights; responses and what is pending of them; a stretch's states.
-        disk += len(record.schedule.rows) * dimensions * 3 * 4 + vectors * 4 + 8 * passes.tracked.parameters
+        # Two rows for every direction of the step's Hessian.
+        steps = len(record.schedule)
+        pulled = (len(record.schedule.rows) + 2 * settings.hessian_directions * steps) * dimensions * 3 * 4
+        disk += pulled + vectors * 4 + 8 * passes.tracked.parameters
         stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
         coupled = coupling_bytes(passes.tracked, dimensions)
-        disk += coupled * len(record.schedule)
-        pulled = len(record.schedule.rows) * stretch // len(record.schedule) * dimensions * 3 * 4
-        followed = basis * 4 + pulled + coupled * stretch
+        disk += coupled * steps
+        followed = basis * 4 + pulled * stretch // steps + coupled * stretch
         passing = max(passing, followed + 12 * passes.tracked.parameters * (stretch + 1))
         fixed = max(fixed, followed + min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4)
         if width := settings.hessian_directions:
-            # The graph of a step's gradient; displacements and what they do, as parameters and by layer.
-            disk += len(record.schedule) * width * dimensions * 3 * 4
-            graph = needs.mean * len(record.schedule.rows) // len(record.schedule)
-            passing = max(passing, followed + graph + 16 * min(AT_ONCE, width) * passes.tracked.parameters)
+            # The graph of a step's gradient; displacements, what they do, and gradients that would make them.
+            graph = needs.mean * len(record.schedule.rows) // steps
+            passing = max(passing, followed + graph + 24 * min(AT_ONCE, width) * passes.tracked.parameters)
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 

@@ -4,14 +4,20 @@ A step's objective ``sum_j c_j l_j(f_j(theta))`` has the Hessian ``G + R``: its 
 part ``R = sum_j <r_j, d^2 f_j>`` with ``r_j`` the objective's gradient by the outputs. Along what examples do to the
 weights ``R`` is often the larger one (``benchmarks/RESULTS.md``): trained layers multiply each other's gradients. Its
 product with one displacement costs what a step of exact replay costs for one direction. With displacements
-``U [k, q]``, orthonormal in the index's coordinates, ``R`` is taken as ``R U U^T``: exact for weights within their
-span, and outside it nothing but what couples adapters. (Its transpose says what weights outside do to gradients within.
-Adding that made the recursion diverge for embeddings, where the optimiser's preconditioner is far from the metric.)
+``U [k, q]``, orthonormal in the index's coordinates, and ``Y = R U``, less what is known of ``R`` without (the coupling
+of adapters), the rest of ``R`` is taken as
+
+    Y U^T + V Y^T (I - U U^T),    V = E^-1 U (U^T E^-1 U)^-1.
+
+The first term is what displacements along ``U`` do to all gradients. The second is what all others do to the gradients
+along ``U``, which is known because ``R`` is symmetric: of all changes of the gradient that do that, ``V`` has the one
+that moves the final weights least (``E`` of ``training.sensitivity``). The nearest one, ``U`` itself, would change
+gradients of weights that no example of the step touches, which the optimiser answers hugely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +26,7 @@ from torch import Tensor
 from influence_engine.gradients import TrackedLayers
 from influence_engine.index.couplings import Coupling
 from influence_engine.index.encoder import LayerCoordinates
+from influence_engine.index.step_move import StepMove
 from influence_engine.tasks import Batch
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
@@ -31,25 +38,72 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class ResidualRows:
-    """Rows of a linearised step that belong to no example; fields as of ``LinearStep``.
+    """Rows of a linearised step that belong to no example, ``2 q``; fields as of ``LinearStep``.
 
     Attributes:
-        pulled: ``[q, k]``, ``U^T``.
-        moves: ``direct`` and, where there is one, ``late``, ``[q, k]``.
-        along: ``[q]``, inner products with the recorded gradient, after clipping.
+        pulled: ``[2 q, k]``.
+        moves: ``direct`` and, where there is one, ``late``, ``[2 q, k]``.
+        along: ``[2 q]``, inner products with the recorded gradient, after clipping.
     """
 
     pulled: Tensor
     moves: list[Tensor]
     along: Tensor
 
-    def without(self, coupling: Coupling) -> ResidualRows:
-        """Less what a step's coupling, a part of ``R``, does along the same directions already."""
-        moves = [move.clone() for move in self.moves]
-        for move, coupled in zip(moves, (coupling.direct, coupling.late), strict=False):
-            move[:, : len(coupled)] -= self.pulled[:, : len(coupled)] @ coupled
-        along = self.along - self.pulled[:, : len(coupling.along)] @ coupling.along
-        return ResidualRows(self.pulled, moves, along)
+
+@dataclass(frozen=True)
+class GradientChanges:
+    """Changes of a step's gradient, ``q``, as they are seen in the index's coordinates.
+
+    Attributes:
+        seen: ``[q, k]``, in the metric.
+        moves: ``[q, k]``, as ``direct`` and (where there is one) ``late`` of ``LinearStep``.
+        along: ``[q]``, inner products with the recorded gradient, after clipping.
+    """
+
+    seen: Tensor
+    moves: list[Tensor]
+    along: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> GradientChanges:
+        """A linear function over the changes (the first dimension) of every field."""
+        return GradientChanges(function(self.seen), [function(one) for one in self.moves], function(self.along))
+
+    def less(self, coupling: Coupling, directions: Tensor) -> GradientChanges:
+        """Less what a step's coupling, a part of ``R``, does along ``directions [k, q]``."""
+
+        def without(tensor: Tensor, coupled: Tensor) -> Tensor:
+            width = len(coupled)
+            taken = directions[:width].T @ coupled
+            if taken.dim() == 1:
+                return tensor - taken
+            return torch.cat([tensor[:, :width] - taken, tensor[:, width:]], 1)
+
+        coupled_moves = [coupling.direct, coupling.late][: len(self.moves)]
+        moves = [without(one, coupled) for one, coupled in zip(self.moves, coupled_moves, strict=True)]
+        return GradientChanges(without(self.seen, coupling.seen), moves, without(self.along, coupling.along))
+
+
+@dataclass(frozen=True)
+class ResidualProducts:
+    """What is known of ``R`` at one step.
+
+    Attributes:
+        directions: ``U [k, q]``.
+        changed: ``Y``.
+        least: ``V``.
+    """
+
+    directions: Tensor
+    changed: GradientChanges
+    least: GradientChanges
+
+    def rows(self, coupling: Coupling) -> ResidualRows:
+        """The rows that stand for ``R``, less a coupling that is followed beside them."""
+        changed, inside = self.changed.less(coupling, self.directions), self.directions.T
+        others = changed.seen - (changed.seen @ self.directions) @ inside
+        moves = [torch.cat(pair) for pair in zip(changed.moves, self.least.moves, strict=True)]
+        return ResidualRows(torch.cat([inside, others]), moves, torch.cat([changed.along, self.least.along]))
 
 
 class ResidualObjective(Objective):
@@ -73,84 +127,116 @@ def leading_directions(vectors: Tensor, width: int) -> Tensor:
     return directions[: min(width, kept)].T.contiguous()
 
 
-def residual_rows(
-    objective: ResidualObjective,
-    step: Step,
-    batches: Sequence[Batch],
-    parameters: Parameters,
-    weights: Tensor,
-    tracked: TrackedLayers,
-    coordinates: LayerCoordinates,
-    basis: Tensor,
-    directions: Tensor,
-    moves: Sequence[Mapping[str, Tensor]],
-    clipped: Mapping[str, Tensor],
-) -> ResidualRows:
-    """The rows that stand for ``R`` at one step.
+class ResidualHessian:
+    """Multiplies ``R`` of the recorded steps with a few displacements.
 
     Args:
         objective: Model and task.
-        step: The step.
-        batches: Its micro-batches, collated.
-        parameters: Before the step.
-        weights: The recorded ``w_i``, ``[N]``.
         tracked: The model's layers.
         coordinates: Of the index.
         basis: ``[m, k]``.
         directions: ``U [k, q]``.
-        moves: ``E`` and, where there is one, ``L`` in the metric, by layer.
-        clipped: The step's gradient after clipping, by layer.
+        weights: The recorded ``w_i``, ``[N]``.
     """
-    places = coordinates.places()
-    moved: list[list[Tensor]] = [[] for _ in moves]
-    along: list[Tensor] = []
-    start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    with seeded(step.seed):
-        graph, _, _ = gradient(objective, step, batches, start, weights, differentiable=True)
-    for changes in _products(graph, start, tracked, coordinates, basis @ directions):
-        for kind, factors in zip(moved, moves, strict=True):
-            parts = [coordinates.seen(name, one * factors[name]) @ basis[places[name]] for name, one in changes.items()]
-            kind.append(torch.stack(parts).sum(0))
-        along.append(torch.stack([(one * clipped[name]).sum((1, 2)) for name, one in changes.items()]).sum(0))
-    return ResidualRows(directions.T.contiguous(), [torch.cat(kind) for kind in moved], torch.cat(along))
 
+    def __init__(
+        self,
+        objective: ResidualObjective,
+        tracked: TrackedLayers,
+        coordinates: LayerCoordinates,
+        basis: Tensor,
+        directions: Tensor,
+        weights: Tensor,
+    ) -> None:
+        self._objective, self._tracked, self._weights = objective, tracked, weights
+        self._coordinates, self._basis, self._directions = coordinates, basis, directions
+        self._lifted = basis @ directions
 
-def _products(
-    graph: Parameters, start: Parameters, tracked: TrackedLayers, coordinates: LayerCoordinates, lifted: Tensor
-) -> Iterator[dict[str, Tensor]]:
-    """What displacements do to ``sum_j r_j^T df_j``, ``[q, d0, d1]`` by layer; a few displacements at a time.
+    def products(
+        self, step: Step, batches: Sequence[Batch], parameters: Parameters, move: StepMove
+    ) -> ResidualProducts:
+        """At one step.
 
-    Args:
-        graph: That sum, as a function of ``start``.
-        start: The parameters.
-        tracked: The model's layers.
-        coordinates: Of the index.
-        lifted: ``[m, q]``, displacements in the layers' coordinates.
-    """
-    names = [name for name, tensor in graph.items() if tensor.requires_grad]
-    places = coordinates.places()
-    for first in range(0, lifted.shape[1], AT_ONCE):
-        chunk = lifted[:, first : first + AT_ONCE]
-        displaced = {name: coordinates.displacements(name, chunk[place]) for name, place in places.items()}
-        others = {one.name: chunk.new_zeros(one.shape) for one in tracked.layers if one.name not in places}
-        every = [
-            tracked.parameters_of(others | {name: one[number] for name, one in displaced.items()})
-            for number in range(chunk.shape[1])
-        ]
-        vectors = [torch.stack([one.get(name, torch.zeros_like(start[name])) for one in every]) for name in names]
-        found = torch.autograd.grad(
-            [graph[name] for name in names],
-            list(start.values()),
-            vectors,
-            retain_graph=first + AT_ONCE < lifted.shape[1],
-            allow_unused=True,
-            is_grads_batched=True,
+        Args:
+            step: The step.
+            batches: Its micro-batches, collated.
+            parameters: Before the step.
+            move: How the step's gradient moved the final weights.
+        """
+        start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        with seeded(step.seed):
+            graph, _, _ = gradient(self._objective, step, batches, start, self._weights, differentiable=True)
+        changed, moving = _Seen(self._coordinates, move), _Seen(self._coordinates, move)
+        for displaced, changes in self._chunks(graph, start):
+            changed.add(changes)
+            moving.add({name: move.gradients(name, one) for name, one in displaced.items()})
+        # U^T E^-1 U, as displacements are the transpose of what is seen.
+        least = moving.changes(self._basis)
+        inverse = torch.linalg.pinv(least.seen @ self._directions, hermitian=True)
+        return ResidualProducts(
+            self._directions, changed.changes(self._basis), least.map(lambda tensor: inverse @ tensor)
         )
-        by_name = {
-            name: tensor.new_zeros(chunk.shape[1], *tensor.shape) if one is None else one
-            for (name, tensor), one in zip(start.items(), found, strict=True)
-        }
-        changes = [
-            tracked.matrices({name: one[number] for name, one in by_name.items()}) for number in range(chunk.shape[1])
-        ]
-        yield {name: torch.stack([one[name] for one in changes]) for name in displaced}
+
+    def _chunks(self, graph: Parameters, start: Parameters) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Displacements and what they do to ``sum_j r_j^T df_j``, ``[q, d0, d1]`` by layer, a few at a time.
+
+        Args:
+            graph: That sum, as a function of ``start``.
+            start: The parameters.
+        """
+        names = [name for name, tensor in graph.items() if tensor.requires_grad]
+        tracked, places = self._tracked, self._coordinates.places()
+        width = self._lifted.shape[1]
+        for first in range(0, width, AT_ONCE):
+            chunk = self._lifted[:, first : first + AT_ONCE]
+            displaced = {name: self._coordinates.displacements(name, chunk[place]) for name, place in places.items()}
+            others = {one.name: chunk.new_zeros(one.shape) for one in tracked.layers if one.name not in places}
+            every = [
+                tracked.parameters_of(others | {name: one[number] for name, one in displaced.items()})
+                for number in range(chunk.shape[1])
+            ]
+            vectors = [torch.stack([one.get(name, torch.zeros_like(start[name])) for one in every]) for name in names]
+            found = torch.autograd.grad(
+                [graph[name] for name in names],
+                list(start.values()),
+                vectors,
+                retain_graph=first + AT_ONCE < width,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+            by_name = {
+                name: tensor.new_zeros(chunk.shape[1], *tensor.shape) if one is None else one
+                for (name, tensor), one in zip(start.items(), found, strict=True)
+            }
+            changes = [
+                tracked.matrices({name: one[number] for name, one in by_name.items()})
+                for number in range(chunk.shape[1])
+            ]
+            yield displaced, {name: torch.stack([one[name] for one in changes]) for name in displaced}
+
+
+class _Seen:
+    """Gathers changes of a step's gradient in the layers' coordinates."""
+
+    def __init__(self, coordinates: LayerCoordinates, move: StepMove) -> None:
+        self._coordinates, self._move = coordinates, move
+        self._factors = [move.metric, *move.kinds]
+        self._parts: list[list[Tensor]] = [[] for _ in self._factors]
+        self._along: list[Tensor] = []
+
+    def add(self, changes: Mapping[str, Tensor]) -> None:
+        """Adds some, ``[q, d0, d1]`` by layer."""
+        for kind, factors in zip(self._parts, self._factors, strict=True):
+            kind.append(
+                torch.cat([self._coordinates.seen(name, one * factors[name]) for name, one in changes.items()], 1)
+            )
+        inner = [(one * self._move.clipped[name]).sum((1, 2)) for name, one in changes.items()]
+        self._along.append(torch.stack(inner).sum(0))
+
+    def changes(self, basis: Tensor) -> GradientChanges:
+        """In the index's coordinates."""
+        # All at once: reading the basis costs more than multiplying by it.
+        seen, *moves = torch.split(
+            torch.cat([torch.cat(kind) for kind in self._parts]) @ basis, sum(map(len, self._along))
+        )
+        return GradientChanges(seen, moves, torch.cat(self._along))

@@ -23,6 +23,26 @@ def from_transformers() -> None:
     """The network of a run that needs none."""
 
 
+class Adapted(nn.Module):
+    """A fixed linear layer with an adapter, named as PEFT names them; nothing else is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed = nn.Linear(6, 3, bias=False).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(6, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        adapted: Tensor = self.fixed(inputs) + 4.0 * self.lora_B["default"](self.lora_A["default"](inputs))
+        return adapted
+
+
+def adapted_network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(Adapted())
+
+
 def recorded(task: Any, model: nn.Module, train: Any, folder: Path, **changes: Any) -> Run:
     """A small transformer's recorded run of four epochs."""
     common = {"epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "seed": 3}

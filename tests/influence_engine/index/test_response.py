@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, finetune
 from influence_engine.errors import SettingsError
@@ -17,7 +17,7 @@ from influence_engine.evaluation import Retraining, linear_datamodeling_score, m
 from influence_engine.index import IndexSettings
 from influence_engine.training import LoraSettings
 from tests.influence_engine.conftest import make_network
-from tests.influence_engine.following import SINGLE, attributed, from_transformers, recorded, replayed
+from tests.influence_engine.following import SINGLE, adapted_network, attributed, from_transformers, recorded, replayed
 
 LINEAR: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
@@ -43,26 +43,6 @@ class StoppedError(Exception):
 def linear_network() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(6, 3, bias=False))
-
-
-class Adapted(nn.Module):
-    """A fixed linear layer with an adapter, named as PEFT names them; nothing else is trained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fixed = nn.Linear(6, 3, bias=False).requires_grad_(False)
-        self.lora_A = nn.ModuleDict({"default": nn.Linear(6, 2, bias=False)})
-        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
-        nn.init.zeros_(self.lora_B["default"].weight)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        adapted: Tensor = self.fixed(inputs) + 4.0 * self.lora_B["default"](self.lora_A["default"](inputs))
-        return adapted
-
-
-def adapted_network() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(Adapted())
 
 
 @pytest.mark.parametrize("network", [linear_network, adapted_network])
