@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from influence_engine.index.couplings import coupling_bytes, coupling_operations
 from influence_engine.index.passes import GradientPasses, Needs
-from influence_engine.index.residual_hessian import AT_ONCE
+from influence_engine.index.residual_hessian import product_bytes
 from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, sample_sizes
@@ -24,6 +24,9 @@ _DECOMPOSED_BYTES = 36
 
 _HELD_BYTES = 20
 """For each number of a matrix of eigenvectors, in double and single precision, and of what is multiplied with it."""
+
+_GRAPH = 2
+"""Times of what a pass takes, for a gradient that is differentiated again."""
 
 _DECOMPOSITION_FLOPS = 1e10
 """Floating-point operations a second that an eigendecomposition reaches; an estimate on the safe side."""
@@ -97,21 +100,25 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
     def least(tried: IndexSettings) -> int:
         return _bytes(passes, examples, tried, record, needs).memory(needs.single)
 
-    smaller = settings
+    tried = settings
+    if tried.hessian_directions and least(tried) > free:
+        tried = tried.model_copy(update={"hessian_directions": 0})
     # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
-    while least(smaller) > free and smaller.dimensions > _FEWEST_DIMENSIONS:
-        smaller = smaller.model_copy(
+    while least(tried) > free and tried.dimensions > _FEWEST_DIMENSIONS:
+        tried = tried.model_copy(
             update={
-                "dimensions": smaller.dimensions // 2,
-                "coordinates": max(1, smaller.coordinates // 2),
-                "sample": max(2, smaller.sample // 2),
+                "dimensions": tried.dimensions // 2,
+                "coordinates": max(1, tried.coordinates // 2),
+                "sample": max(2, tried.sample // 2),
             }
         )
-    if smaller is settings or least(smaller) > free:
+    if tried is settings or least(tried) > free:
         return f"{readable_bytes(free)} are free; fewer trained layers, or shorter texts (task.max_length), need less"
+    changed = [name for name, value in tried.model_dump().items() if value != getattr(settings, name)]
+    smaller = ", ".join(f"index.{name}: {getattr(tried, name)}" for name in changed)
     return (
-        f"index.dimensions: {smaller.dimensions}, index.coordinates: {smaller.coordinates} and index.sample: "
-        f"{smaller.sample} need {readable_bytes(least(smaller))} of the {readable_bytes(free)} there are (estimated)"
+        f"{smaller} {'need' if len(changed) > 1 else 'needs'} {readable_bytes(least(tried))} "
+        f"of the {readable_bytes(free)} there are (estimated)"
     )
 
 
@@ -171,12 +178,14 @@ def _bytes(
         coupled = coupling_bytes(passes.tracked, dimensions)
         disk += coupled * steps
         followed = basis * 4 + pulled * stretch // steps + coupled * stretch
-        passing = max(passing, followed + 12 * passes.tracked.parameters * (stretch + 1))
         fixed = max(fixed, followed + min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4)
+        # A recorded micro-batch passes as a whole.
+        together = needs.mean * max(len(rows) for rows in record.schedule.step(1).rows)
+        states = 12 * passes.tracked.parameters * (stretch + 1)
+        passing = max(passing, followed + states)
+        fixed = max(fixed, followed + states + together)
         if width := settings.hessian_directions:
-            # The graph of a step's gradient; displacements, what they do, and gradients that would make them.
-            graph = needs.mean * len(record.schedule.rows) // steps
-            passing = max(passing, followed + graph + 24 * min(AT_ONCE, width) * passes.tracked.parameters)
+            fixed = max(fixed, followed + states + _GRAPH * together + product_bytes(passes.tracked, width))
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 

@@ -17,7 +17,7 @@ gradients of weights that no example of the step touches, which the optimiser an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +30,12 @@ from influence_engine.index.step_move import StepMove
 from influence_engine.tasks import Batch
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
-from influence_engine.training.step import Objective, gradient, seeded
+from influence_engine.training.step import Objective, gradients_of_micro_batches, seeded
 
-AT_ONCE = 4
-"""Displacements of one backward pass: what they take of memory grows with their number."""
+_MOST_AT_ONCE = 4
+_BYTES_AT_ONCE = 3 * 2**30
+_PRODUCT_BYTES = 24
+"""For each trained parameter: a displacement, what it does, and both laid out as parameters and by layer."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class GradientChanges:
     def map(self, function: Callable[[Tensor], Tensor]) -> GradientChanges:
         """A linear function over the changes (the first dimension) of every field."""
         return GradientChanges(function(self.seen), [function(one) for one in self.moves], function(self.along))
+
+    def plus(self, other: GradientChanges) -> GradientChanges:
+        """The sums."""
+        moves = [one + more for one, more in zip(self.moves, other.moves, strict=True)]
+        return GradientChanges(self.seen + other.seen, moves, self.along + other.along)
 
     def less(self, coupling: Coupling, directions: Tensor) -> GradientChanges:
         """Less what a step's coupling, a part of ``R``, does along ``directions [k, q]``."""
@@ -127,6 +134,16 @@ def leading_directions(vectors: Tensor, width: int) -> Tensor:
     return directions[: min(width, kept)].T.contiguous()
 
 
+def at_once(tracked: TrackedLayers) -> int:
+    """Displacements of one backward pass: what they take of memory grows with their number."""
+    return max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // (_PRODUCT_BYTES * tracked.parameters)))
+
+
+def product_bytes(tracked: TrackedLayers, directions: int) -> int:
+    """Bytes of as many products as are done at once."""
+    return _PRODUCT_BYTES * tracked.parameters * min(at_once(tracked), directions)
+
+
 class ResidualHessian:
     """Multiplies ``R`` of the recorded steps with a few displacements.
 
@@ -163,80 +180,71 @@ class ResidualHessian:
             parameters: Before the step.
             move: How the step's gradient moved the final weights.
         """
-        start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        with seeded(step.seed):
-            graph, _, _ = gradient(self._objective, step, batches, start, self._weights, differentiable=True)
-        changed, moving = _Seen(self._coordinates, move), _Seen(self._coordinates, move)
-        for displaced, changes in self._chunks(graph, start):
-            changed.add(changes)
-            moving.add({name: move.gradients(name, one) for name, one in displaced.items()})
-        # U^T E^-1 U, as displacements are the transpose of what is seen.
-        least = moving.changes(self._basis)
-        inverse = torch.linalg.pinv(least.seen @ self._directions, hermitian=True)
-        return ResidualProducts(
-            self._directions, changed.changes(self._basis), least.map(lambda tensor: inverse @ tensor)
+        least = self._seen(
+            move, ({name: move.gradients(name, one) for name, one in some.items()} for some in self._displacements())
         )
+        # U^T E^-1 U, as displacements are the transpose of what is seen.
+        inverse = torch.linalg.pinv(least.seen @ self._directions, hermitian=True)
+        start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        changed: GradientChanges | None = None
+        with seeded(step.seed):
+            for graph, *others in gradients_of_micro_batches(
+                self._objective, step, batches, start, self._weights, differentiable=True
+            ):
+                part = self._seen(move, (self._changes(graph, start, some) for some in self._displacements()))
+                changed = part if changed is None else changed.plus(part)
+                del graph, others
+        assert changed is not None  # a step has a micro-batch
+        return ResidualProducts(self._directions, changed, least.map(lambda tensor: inverse @ tensor))
 
-    def _chunks(self, graph: Parameters, start: Parameters) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """Displacements and what they do to ``sum_j r_j^T df_j``, ``[q, d0, d1]`` by layer, a few at a time.
+    def _displacements(self) -> Iterator[dict[str, Tensor]]:
+        """Displacements along the directions, ``[q, d0, d1]`` by layer, a few at a time."""
+        places = self._coordinates.places()
+        for chunk in torch.split(self._lifted, at_once(self._tracked), dim=1):
+            yield {name: self._coordinates.displacements(name, chunk[place]) for name, place in places.items()}
+
+    def _changes(self, graph: Parameters, start: Parameters, displaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What displacements do to a gradient, ``[q, d0, d1]`` by layer.
 
         Args:
-            graph: That sum, as a function of ``start``.
+            graph: The gradient as a function of ``start``.
             start: The parameters.
+            displaced: By layer, ``[q, d0, d1]``.
         """
+        tracked, count = self._tracked, len(next(iter(displaced.values())))
+        still = {one.name: self._lifted.new_zeros(one.shape) for one in tracked.layers if one.name not in displaced}
+        every = [
+            tracked.parameters_of(still | {name: one[number] for name, one in displaced.items()})
+            for number in range(count)
+        ]
         names = [name for name, tensor in graph.items() if tensor.requires_grad]
-        tracked, places = self._tracked, self._coordinates.places()
-        width = self._lifted.shape[1]
-        for first in range(0, width, AT_ONCE):
-            chunk = self._lifted[:, first : first + AT_ONCE]
-            displaced = {name: self._coordinates.displacements(name, chunk[place]) for name, place in places.items()}
-            others = {one.name: chunk.new_zeros(one.shape) for one in tracked.layers if one.name not in places}
-            every = [
-                tracked.parameters_of(others | {name: one[number] for name, one in displaced.items()})
-                for number in range(chunk.shape[1])
-            ]
-            vectors = [torch.stack([one.get(name, torch.zeros_like(start[name])) for one in every]) for name in names]
-            found = torch.autograd.grad(
-                [graph[name] for name in names],
-                list(start.values()),
-                vectors,
-                retain_graph=first + AT_ONCE < width,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
-            by_name = {
-                name: tensor.new_zeros(chunk.shape[1], *tensor.shape) if one is None else one
-                for (name, tensor), one in zip(start.items(), found, strict=True)
-            }
-            changes = [
-                tracked.matrices({name: one[number] for name, one in by_name.items()})
-                for number in range(chunk.shape[1])
-            ]
-            yield displaced, {name: torch.stack([one[name] for one in changes]) for name in displaced}
-
-
-class _Seen:
-    """Gathers changes of a step's gradient in the layers' coordinates."""
-
-    def __init__(self, coordinates: LayerCoordinates, move: StepMove) -> None:
-        self._coordinates, self._move = coordinates, move
-        self._factors = [move.metric, *move.kinds]
-        self._parts: list[list[Tensor]] = [[] for _ in self._factors]
-        self._along: list[Tensor] = []
-
-    def add(self, changes: Mapping[str, Tensor]) -> None:
-        """Adds some, ``[q, d0, d1]`` by layer."""
-        for kind, factors in zip(self._parts, self._factors, strict=True):
-            kind.append(
-                torch.cat([self._coordinates.seen(name, one * factors[name]) for name, one in changes.items()], 1)
-            )
-        inner = [(one * self._move.clipped[name]).sum((1, 2)) for name, one in changes.items()]
-        self._along.append(torch.stack(inner).sum(0))
-
-    def changes(self, basis: Tensor) -> GradientChanges:
-        """In the index's coordinates."""
-        # All at once: reading the basis costs more than multiplying by it.
-        seen, *moves = torch.split(
-            torch.cat([torch.cat(kind) for kind in self._parts]) @ basis, sum(map(len, self._along))
+        found = torch.autograd.grad(
+            [graph[name] for name in names],
+            list(start.values()),
+            [torch.stack([one.get(name, torch.zeros_like(start[name])) for one in every]) for name in names],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
         )
-        return GradientChanges(seen, moves, torch.cat(self._along))
+        by_name = {
+            name: tensor.new_zeros(count, *tensor.shape) if one is None else one
+            for (name, tensor), one in zip(start.items(), found, strict=True)
+        }
+        changes = [tracked.matrices({name: one[number] for name, one in by_name.items()}) for number in range(count)]
+        return {name: torch.stack([one[name] for one in changes]) for name in displaced}
+
+    def _seen(self, move: StepMove, changes: Iterable[Mapping[str, Tensor]]) -> GradientChanges:
+        """Changes of the gradient, ``[q, d0, d1]`` by layer and a few at a time, in the index's coordinates."""
+        kinds = [move.metric, *move.kinds]
+        parts: list[list[Tensor]] = [[] for _ in kinds]
+        along: list[Tensor] = []
+        for some in changes:
+            for part, factors in zip(parts, kinds, strict=True):
+                part.append(
+                    torch.cat([self._coordinates.seen(name, one * factors[name]) for name, one in some.items()], 1)
+                )
+            along.append(torch.stack([(one * move.clipped[name]).sum((1, 2)) for name, one in some.items()]).sum(0))
+        # All at once: reading the basis costs more than multiplying by it.
+        together = torch.cat([each for part in parts for each in part]) @ self._basis
+        seen, *moves = torch.split(together, sum(map(len, along)))
+        return GradientChanges(seen, moves, torch.cat(along))

@@ -43,7 +43,7 @@ class IndexSettings(BaseModel):
     store_examples: StoreExamples = "inline"
     unsupported_layers: Literal["refuse", "leave_out"] = "refuse"
     batch_tokens: int | None = Field(default=None, ge=1)
-    hessian_directions: int = Field(default=0, ge=0, le=256)
+    hessian_directions: int = Field(default=4, ge=0, le=256)
     sample: int = Field(default=2048, ge=2)
     curvature_draws: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)

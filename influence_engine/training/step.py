@@ -134,6 +134,25 @@ def gradient(
     total: Parameters = {}
     loss = torch.zeros(())
     losses: list[Tensor] = []
+    for parts, part, each in gradients_of_micro_batches(
+        objective, step, batches, parameters, weights, differentiable=differentiable
+    ):
+        total = {name: total[name] + found for name, found in parts.items()} if total else parts
+        loss = loss + (part if differentiable else part.detach())
+        losses.append(each if differentiable else each.detach())
+    return total, loss, losses
+
+
+def gradients_of_micro_batches(
+    objective: Objective,
+    step: Step,
+    batches: Sequence[Batch],
+    parameters: Parameters,
+    weights: Tensor | None = None,
+    *,
+    differentiable: bool = False,
+) -> Iterator[tuple[Parameters, Tensor, Tensor]]:
+    """Each micro-batch's part of the step's gradient and of its objective, and its losses; none is held on to here."""
     for number, (rows, shares, batch) in enumerate(zip(step.rows, step.shares, batches, strict=True)):
         counted = shares if weights is None else shares * weights[rows]
         with objective.running(step.number, number):
@@ -141,11 +160,8 @@ def gradient(
         parts = torch.autograd.grad(
             part, list(parameters.values()), create_graph=differentiable, allow_unused=True, materialize_grads=True
         )
-        for name, found in zip(parameters, parts, strict=True):
-            total[name] = total[name] + found if name in total else found
-        loss = loss + (part if differentiable else part.detach())
-        losses.append(each if differentiable else each.detach())
-    return total, loss, losses
+        yield dict(zip(parameters, parts, strict=True)), part, each
+        del parts, part, each
 
 
 def trained_parameters(model: nn.Module, names: Sequence[str]) -> Parameters:

@@ -22,11 +22,11 @@ import importlib.util, json, resource, sys
 from pathlib import Path
 import psutil, torch
 from torch import nn
-from influence_engine import IndexSettings, InfluenceIndex
+from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, finetune
 from influence_engine.errors import ResourceError
 
 folder, settings, conftest = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-count, width, beside, after, room = map(int, sys.argv[4:])
+count, width, beside, after, batch, room = map(int, sys.argv[4:])
 spec = importlib.util.spec_from_file_location("engine_conftest", conftest)
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
@@ -51,15 +51,21 @@ train = small.make_vectors(count, seed=1, prefix="train-")
 task = small.VectorClassification()
 # The first product and the first file need room once, whatever the index.
 InfluenceIndex.build(model, task, train[:3], folder / "before", IndexSettings(batch_tokens=1))
+run = None
+if batch:
+    recorded = FinetuneSettings(trainable="all", optimizer="sgd", epochs=1, batch_size=batch)
+    run = finetune(task, model, train, settings=recorded, record_to=folder / "run", reuse=True)
 model[1].calls = 0
 limit = psutil.Process().memory_info().vms + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 notes = []
+where, settings = folder / "index", IndexSettings.model_validate_json(settings)
+progress = lambda stage, done, total, note="": notes.append(note) if note else None
 try:
-    InfluenceIndex.build(
-        model, task, train, folder / "index", IndexSettings.model_validate_json(settings),
-        progress=lambda stage, done, total, note="": notes.append(note) if note else None,
-    )
+    if run is None:
+        InfluenceIndex.build(model, task, train, where, settings, progress=progress)
+    else:
+        InfluenceIndex.build_from_run(run, task, train, where, settings, into=model, progress=progress)
 except ResourceError as error:
     print(json.dumps({"error": str(error), "notes": notes}))
 else:
@@ -78,9 +84,13 @@ def build(
     width: int = 10,
     beside: int = 1,
     after: int = 0,
+    batch: int = 0,
 ) -> dict[str, Any]:
-    """What a build within ``room`` bytes says, of a model whose graph takes ``48 width`` of them for every example."""
-    numbers = map(str, (count, width, beside, after, room))
+    """What a build within ``room`` bytes says, of a model whose graph takes ``48 width`` of them for every example.
+
+    ``batch`` examples a recorded step, or no record.
+    """
+    numbers = map(str, (count, width, beside, after, batch, room))
     arguments = [str(folder), settings.model_dump_json(), str(CONFTEST), *numbers]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -130,3 +140,12 @@ def test_what_is_predicted_not_to_fit_is_refused_with_settings_that_do(tmp_path:
     assert "index.sample: 1024 need" in said["error"]
     with pytest.raises(IndexFormatError):
         InfluenceIndex.open(tmp_path / "index", device="cpu")
+
+
+def test_where_only_the_steps_hessians_do_not_fit_it_says_so(tmp_path: Path) -> None:
+    # Graphs of the ten examples of a step, where all else is done one by one.
+    takes = {"count": 40, "width": 200_000, "batch": 10, "room": 700 * MEGABYTE}
+    said = build(tmp_path, IndexSettings(), **takes)
+
+    assert "MB of memory (estimated); index.hessian_directions: 0 needs" in said["error"]
+    assert "error" not in build(tmp_path, IndexSettings(hessian_directions=0), **takes)
