@@ -6,7 +6,7 @@
     python benchmarks/lds.py --trainable lora
     python benchmarks/lds.py --final --queries 24         as for a model without a record, estimated and refined
     python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
-    python benchmarks/lds.py --hessian-directions 16      an index that knows more than Gauss-Newton matrices
+    python benchmarks/lds.py --hessian-directions 0       an index of Gauss-Newton matrices alone (16: closer)
     python benchmarks/lds.py --uncompressed               an index that keeps 16 times the coordinates, in float32
 
 Truth: the recorded steps executed without random 5% of the examples. 48 held-out queries are reported, 16 others choose
@@ -41,6 +41,8 @@ from influence_engine.training.frozen import KeptSteps
 ALL: dict[str, Any] = {"coordinates": 262_144, "dimensions": 16_384, "dtype": "float32"}
 """An index with as much as its settings allow."""
 
+DIRECTIONS = IndexSettings().hessian_directions
+
 CHECKED = 64
 """Held-out snippets that the index's intervals come from."""
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=0)
     parser.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
     parser.add_argument("--uncompressed", action="store_true", help="an index with all coordinates that one may have")
-    parser.add_argument("--hessian-directions", type=int, default=0, help="exact ones of the recorded steps")
+    parser.add_argument("--hessian-directions", type=int, default=DIRECTIONS, help="exact ones of the recorded steps")
     options = parser.parse_args()
 
     work = prepare(options)
@@ -64,7 +66,7 @@ def main() -> None:
         hessian_directions=options.hessian_directions,
         **(ALL if options.uncompressed else {}),
     )
-    exactly = f"-hessians-{options.hessian_directions}" if options.hessian_directions else ""
+    exactly = "" if options.hessian_directions == DIRECTIONS else f"-hessians-{options.hessian_directions}"
     where = work.folder / ("index" + "-final" * options.final + "-uncompressed" * options.uncompressed + exactly)
     index = InfluenceIndex.build_from_run(run, task, train, where, settings)
     stored = sum(file.stat().st_size for file in (index.folder / "examples.lance").rglob("*"))
