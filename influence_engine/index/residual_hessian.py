@@ -218,6 +218,8 @@ class ResidualHessian:
             for number in range(count)
         ]
         names = [name for name, tensor in graph.items() if tensor.requires_grad]
+        if not names:  # a model that is linear in its weights
+            return {name: torch.zeros_like(one) for name, one in displaced.items()}
         found = torch.autograd.grad(
             [graph[name] for name in names],
             list(start.values()),
