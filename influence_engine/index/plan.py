@@ -208,10 +208,10 @@ def _seconds(
                 gradient.squared_norms()  # about what projecting it costs
     each = (time.perf_counter() - started) / sum(len(batch) for batch in batches[:_PROBED])
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
-    # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is three more.
+    # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 2.5 more.
     uses = 0 if record is None else len(record.schedule.rows)
     passed = (
-        3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (4 + 3 * settings.hessian_directions) * uses
+        3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (4 + 2.5 * settings.hessian_directions) * uses
     )
     operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
     if record is not None:

@@ -134,6 +134,19 @@ def leading_directions(vectors: Tensor, width: int) -> Tensor:
     return directions[: min(width, kept)].T.contiguous()
 
 
+@dataclass(frozen=True)
+class _Displaced:
+    """Displacements of the weights, ``q``.
+
+    Attributes:
+        by_layer: ``[q, d0, d1]``.
+        by_parameter: The same, laid out as the parameters.
+    """
+
+    by_layer: dict[str, Tensor]
+    by_parameter: Parameters
+
+
 def at_once(tracked: TrackedLayers) -> int:
     """Displacements of one backward pass: what they take of memory grows with their number."""
     return max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // (_PRODUCT_BYTES * tracked.parameters)))
@@ -168,6 +181,8 @@ class ResidualHessian:
         self._objective, self._tracked, self._weights = objective, tracked, weights
         self._coordinates, self._basis, self._directions = coordinates, basis, directions
         self._lifted = basis @ directions
+        # Where all are done at once they are laid out once, for all steps.
+        self._kept = list(self._laid_out()) if directions.shape[1] <= at_once(tracked) else None
 
     def products(
         self, step: Step, batches: Sequence[Batch], parameters: Parameters, move: StepMove
@@ -180,9 +195,8 @@ class ResidualHessian:
             parameters: Before the step.
             move: How the step's gradient moved the final weights.
         """
-        least = self._seen(
-            move, ({name: move.gradients(name, one) for name, one in some.items()} for some in self._displacements())
-        )
+        needed = ({name: move.gradients(name, tensor) for name, tensor in one.by_layer.items()} for one in self._some())
+        least = self._seen(move, needed)
         # U^T E^-1 U, as displacements are the transpose of what is seen.
         inverse = torch.linalg.pinv(least.seen @ self._directions, hermitian=True)
         start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
@@ -191,39 +205,47 @@ class ResidualHessian:
             for graph, *others in gradients_of_micro_batches(
                 self._objective, step, batches, start, self._weights, differentiable=True
             ):
-                part = self._seen(move, (self._changes(graph, start, some) for some in self._displacements()))
+                part = self._seen(move, (self._changes(graph, start, one) for one in self._some()))
                 changed = part if changed is None else changed.plus(part)
                 del graph, others
         assert changed is not None  # a step has a micro-batch
         return ResidualProducts(self._directions, changed, least.map(lambda tensor: inverse @ tensor))
 
-    def _displacements(self) -> Iterator[dict[str, Tensor]]:
-        """Displacements along the directions, ``[q, d0, d1]`` by layer, a few at a time."""
-        places = self._coordinates.places()
-        for chunk in torch.split(self._lifted, at_once(self._tracked), dim=1):
-            yield {name: self._coordinates.displacements(name, chunk[place]) for name, place in places.items()}
+    def _some(self) -> Iterable[_Displaced]:
+        return self._laid_out() if self._kept is None else self._kept
 
-    def _changes(self, graph: Parameters, start: Parameters, displaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _laid_out(self) -> Iterator[_Displaced]:
+        """Displacements along the directions, a few at a time."""
+        tracked, places = self._tracked, self._coordinates.places()
+        for chunk in torch.split(self._lifted, at_once(tracked), dim=1):
+            by_layer = {name: self._coordinates.displacements(name, chunk[place]) for name, place in places.items()}
+            still = {one.name: chunk.new_zeros(one.shape) for one in tracked.layers if one.name not in by_layer}
+            every = [
+                tracked.parameters_of(still | {name: one[number] for name, one in by_layer.items()})
+                for number in range(chunk.shape[1])
+            ]
+            yield _Displaced(by_layer, {name: torch.stack([one[name] for one in every]) for name in every[0]})
+
+    def _changes(self, graph: Parameters, start: Parameters, displaced: _Displaced) -> dict[str, Tensor]:
         """What displacements do to a gradient, ``[q, d0, d1]`` by layer.
 
         Args:
             graph: The gradient as a function of ``start``.
             start: The parameters.
-            displaced: By layer, ``[q, d0, d1]``.
+            displaced: The displacements.
         """
-        tracked, count = self._tracked, len(next(iter(displaced.values())))
-        still = {one.name: self._lifted.new_zeros(one.shape) for one in tracked.layers if one.name not in displaced}
-        every = [
-            tracked.parameters_of(still | {name: one[number] for name, one in displaced.items()})
-            for number in range(count)
-        ]
         names = [name for name, tensor in graph.items() if tensor.requires_grad]
         if not names:  # a model that is linear in its weights
-            return {name: torch.zeros_like(one) for name, one in displaced.items()}
+            return {name: torch.zeros_like(one) for name, one in displaced.by_layer.items()}
+        count = len(next(iter(displaced.by_layer.values())))
+        laid_out = displaced.by_parameter
         found = torch.autograd.grad(
             [graph[name] for name in names],
             list(start.values()),
-            [torch.stack([one.get(name, torch.zeros_like(start[name])) for one in every]) for name in names],
+            [
+                laid_out[name] if name in laid_out else graph[name].new_zeros(count, *graph[name].shape)
+                for name in names
+            ],
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=True,
@@ -232,8 +254,10 @@ class ResidualHessian:
             name: tensor.new_zeros(count, *tensor.shape) if one is None else one
             for (name, tensor), one in zip(start.items(), found, strict=True)
         }
-        changes = [tracked.matrices({name: one[number] for name, one in by_name.items()}) for number in range(count)]
-        return {name: torch.stack([one[name] for one in changes]) for name in displaced}
+        changes = [
+            self._tracked.matrices({name: one[number] for name, one in by_name.items()}) for number in range(count)
+        ]
+        return {name: torch.stack([one[name] for one in changes]) for name in displaced.by_layer}
 
     def _seen(self, move: StepMove, changes: Iterable[Mapping[str, Tensor]]) -> GradientChanges:
         """Changes of the gradient, ``[q, d0, d1]`` by layer and a few at a time, in the index's coordinates."""
