@@ -86,7 +86,7 @@ def test_a_few_directions_come_closer_to_replay(
     settings, seeds = TRANSFORMER[variant]
     found = []
     for seed in seeds:
-        run = recorded(task, make_model(), train, tmp_path / f"run-{seed}", **settings, **{"seed": seed})
+        run = recorded(task, make_model(), train, tmp_path / f"run-{seed}", **settings, seed=seed)
         found.append(off(run, task, train, queries, tmp_path / f"index-{seed}", (0, 40)))
     without, some = torch.tensor(found).mean(0).tolist()
     assert some < 0.95 * without
