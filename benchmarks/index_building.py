@@ -47,12 +47,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, action="append")
     parser.add_argument("--followed", action="store_true", help="fine-tune on the snippets, and follow the steps")
     parser.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
+    parser.add_argument("--hessian-directions", type=int, default=IndexSettings().hessian_directions)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = options.examples or [1_000, 5_000, 20_000]
     base, task = base_and_task()
     if options.run:
-        settings = IndexSettings(approximation="auto" if options.followed else "final", dimensions=options.dimensions)
+        settings = IndexSettings(
+            approximation="auto" if options.followed else "final",
+            dimensions=options.dimensions,
+            hessian_directions=options.hessian_directions,
+        )
         print(json.dumps(built(Run.open(options.run), task, mixed(task, sizes[0]), settings)))
         return
     for size in sizes:
@@ -62,6 +67,7 @@ def main() -> None:
             run = finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
             command = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(size)]
             command += ["--dimensions", str(options.dimensions), *["--followed"] * options.followed]
+            command += ["--hessian-directions", str(options.hessian_directions)]
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(json.dumps({"machine": machine(), **json.loads(found.splitlines()[-1])}, indent=2), flush=True)
 

@@ -30,7 +30,7 @@ class Coupling:
 
     Attributes:
         seen: ``[q, q]``, what weights displaced along a coordinate (rows) do to the step's gradient before clipping, in
-            coordinates (columns).
+            coordinates (columns); ``[0, 0]`` where it is not asked for.
         direct: The same for the step's move.
         late: The same through the second moment; ``[0, 0]`` where there is none.
         along: ``[q]``, inner products of the changed gradient with the recorded one, after clipping.
@@ -55,12 +55,12 @@ def coupling_bytes(tracked: TrackedLayers, dimensions: int) -> int:
     return 4 * (2 * width**2 + width)
 
 
-def coupling_operations(tracked: TrackedLayers, dimensions: int, coordinates: int) -> int:
+def coupling_operations(tracked: TrackedLayers, dimensions: int, coordinates: int, *, seen: bool) -> int:
     """Multiplications and additions that it takes to compute it."""
     shapes, pairs = {layer.name: layer.shape for layer in tracked.layers}, adapter_pairs(tracked)
     width = min(MOST, dimensions) if pairs else 0
     products = sum(shapes[inner][0] * shapes[inner][1] * shapes[outer][0] for inner, outer in pairs.items())
-    return 4 * width * products + 4 * width**2 * coordinates
+    return 4 * width * products + (4 + 2 * seen) * width**2 * coordinates
 
 
 class StepCoupling:
@@ -78,22 +78,18 @@ class StepCoupling:
                 mixed = (left.left * weights[:, None, None]).flatten(0, 1).T @ right.right.flatten(0, 1)
                 self._mixed[inner] = self._mixed[inner].add_(mixed) if inner in self._mixed else mixed
 
-    def coupled(
-        self,
-        coordinates: LayerCoordinates,
-        basis: Tensor,
-        move: StepMove,
-    ) -> Coupling:
+    def coupled(self, coordinates: LayerCoordinates, basis: Tensor, move: StepMove, *, seen: bool) -> Coupling:
         """See ``Coupling``.
 
         Args:
             coordinates: Of the index.
             basis: ``[m, k]``.
             move: How the step's gradient moved the final weights.
+            seen: Whether ``Coupling.seen`` is asked for.
         """
         basis = basis[:, : MOST if self._mixed else 0]
         width = basis.shape[1]
-        kinds = [move.metric, *move.kinds]
+        kinds = [*move.kinds, *[move.metric] * seen]
         totals = [basis.new_zeros(width, width) for _ in kinds]
         along = basis.new_zeros(width)
         places = coordinates.places()
@@ -108,5 +104,7 @@ class StepCoupling:
                 along += (change * move.clipped[name]).sum((1, 2))
                 for total, matrices in zip(totals, kinds, strict=True):
                     total.addmm_(coordinates.seen(name, change * matrices[name]), basis[places[name]])
-        seen, direct, *rest = totals
-        return Coupling(seen, direct, rest[0] if rest else basis.new_zeros(0, 0), along)
+        nothing = basis.new_zeros(0, 0)
+        in_metric = totals.pop() if seen else nothing
+        direct, *late = totals
+        return Coupling(in_metric, direct, late[0] if late else nothing, along)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,14 +74,15 @@ class LayerCoordinates:
         """Coordinates ``[B, m]`` of gradients that have been scaled."""
         return self._joined({name: self.projections[name].project(gradient) for name, gradient in scaled.items()})
 
-    def project_weighed(self, scaled: Mapping[str, LayerGradient], matrices: Mapping[str, Tensor]) -> Tensor:
-        """Coordinates ``[B, m]`` of gradients times the layers' ``matrices``, number by number."""
-        return self._joined(
-            {
-                name: self.projections[name].project_weighed(gradient, matrices[name])
-                for name, gradient in scaled.items()
-            }
-        )
+    def project_weighed(
+        self, gradients: Mapping[str, LayerGradient], kinds: Sequence[Mapping[str, Tensor]]
+    ) -> list[Tensor]:
+        """Coordinates ``[B, m]`` of gradients times the layers' matrices of each kind, number by number."""
+        by_layer = {
+            name: self.projections[name].project_weighed(gradient, [kind[name] for kind in kinds])
+            for name, gradient in gradients.items()
+        }
+        return [self._joined({name: one[number] for name, one in by_layer.items()}) for number in range(len(kinds))]
 
     def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
         if not parts:

@@ -197,8 +197,9 @@ class StepLineariser:
                 for row in self.passes.rows([self.examples[place] for place in rows.tolist()]):
                     parts["examples"].append(rows)
                     parts["pulled"].append(coordinates(row.gradients))
-                    for kind, matrices in zip(MOVES, move.kinds, strict=False):
-                        parts[kind].append(coordinates.project_weighed(row.gradients, matrices))
+                    moved = coordinates.project_weighed(row.gradients, move.kinds)
+                    for kind, part in zip(MOVES, moved, strict=False):
+                        parts[kind].append(part)
                     parts["curvature"].append(weight * row.root_curvature.pow(2))
                     parts["source"].append(source * row.loss)
                     parts["gradient"].append(weight * row.loss)
@@ -211,7 +212,7 @@ class StepLineariser:
         together = torch.cat([each for part in projected.values() for each in part]) @ basis
         counts = [sum(map(len, part)) for part in projected.values()]
         one |= dict(zip(projected, torch.split(together, counts), strict=True))
-        found = coupling.coupled(coordinates, basis, move)
+        found = coupling.coupled(coordinates, basis, move, seen=products is not None)
         clip, share = self._clipping(step, one["gradient"], one["along"], move.gradient)
         if products is not None:
             one = _with_residual(one, products.rows(found))

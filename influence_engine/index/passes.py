@@ -60,12 +60,14 @@ class Needs:
     Attributes:
         single: Bytes for the longest example alone, estimated.
         mean: Bytes for an example of mean length, estimated.
+        mean_size: Positions of such an example.
         batch: Bytes for the largest batch, estimated.
         rows: Pulled-back rows of one example.
     """
 
     single: int
     mean: int
+    mean_size: float
     batch: int
     rows: int
 
@@ -126,8 +128,10 @@ class GradientPasses:
         each = self._bytes_a_position(longest, size)
         with _alone(longest, size):
             rows = sum(1 for _ in self.rows([longest]))
-        mean = each * sum(sizes) / len(sizes)
-        return Needs(single=int(each * size), mean=int(mean), batch=int(each * positions), rows=rows)
+        mean = sum(sizes) / len(sizes)
+        return Needs(
+            single=int(each * size), mean=int(each * mean), mean_size=mean, batch=int(each * positions), rows=rows
+        )
 
     def within_memory(self, work: Callable[[], T], told: Callable[[str], None]) -> T:
         """The result of work that goes through ``batches``: where memory runs out, begun again with half as large ones.

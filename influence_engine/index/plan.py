@@ -14,7 +14,7 @@ from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, sample_sizes
 from influence_engine.resources import free_memory, readable_bytes
-from influence_engine.tasks import Example
+from influence_engine.tasks import Example, example_sizes
 from influence_engine.training import Run
 
 _PROBED = 2
@@ -28,7 +28,7 @@ _HELD_BYTES = 20
 _GRAPH = 2
 """Times of what a pass takes, for a gradient that is differentiated again."""
 
-_DECOMPOSITION_FLOPS = 1e10
+_DECOMPOSITION_FLOPS = 5e10
 """Floating-point operations a second that an eigendecomposition reaches; an estimate on the safe side."""
 
 
@@ -86,7 +86,7 @@ def plan_build(
         dimensions=min(settings.dimensions, rows),
         coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
-        seconds=_seconds(passes, examples, settings, sum(sizes), rows, record) if probe else None,
+        seconds=_seconds(passes, examples, settings, needs, sum(sizes), rows, record) if probe else None,
         disk_bytes=found.disk,
         memory_bytes=found.memory(needs.batch),
         least_memory_bytes=found.memory(needs.single),
@@ -193,30 +193,32 @@ def _seconds(
     passes: GradientPasses,
     examples: Sequence[Example],
     settings: IndexSettings,
+    needs: Needs,
     sample: int,
     rows: int,
     record: Run | None,
 ) -> float:
     shapes = [layer.shape for layer in passes.tracked.layers]
     probed = examples[: 64 * _PROBED]
-    batches = passes.batches(probed)
+    batches, sizes = passes.batches(probed), example_sizes(passes.task, probed)
     passes.loss_gradients([probed[position] for position in batches[0]])  # warm up
     started = time.perf_counter()
     for batch in batches[:_PROBED]:
         for row in passes.rows([probed[position] for position in batch]):
             for gradient in row.gradients.values():
                 gradient.squared_norms()  # about what projecting it costs
-    each = (time.perf_counter() - started) / sum(len(batch) for batch in batches[:_PROBED])
+    a_position = (time.perf_counter() - started) / sum(len(one) * sizes[one[0]] for one in batches[:_PROBED])
+    each = a_position * needs.mean_size
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
-    # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 2.5 more.
+    # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 1.5 more.
     uses = 0 if record is None else len(record.schedule.rows)
     passed = (
-        3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (4 + 2.5 * settings.hessian_directions) * uses
+        3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
     )
     operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
     if record is not None:
         dimensions = min(settings.dimensions, rows)
         operations += len(record.schedule) * coupling_operations(
-            passes.tracked, dimensions, _coordinates(passes, settings)
+            passes.tracked, dimensions, _coordinates(passes, settings), seen=settings.hessian_directions > 0
         )
     return each * passed * 1.3 + operations / _DECOMPOSITION_FLOPS

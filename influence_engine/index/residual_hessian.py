@@ -34,8 +34,8 @@ from influence_engine.training.step import Objective, gradients_of_micro_batches
 
 _MOST_AT_ONCE = 4
 _BYTES_AT_ONCE = 3 * 2**30
-_PRODUCT_BYTES = 24
-"""For each trained parameter: a displacement, what it does, and both laid out as parameters and by layer."""
+_PRODUCT_BYTES = 28
+"""For each trained parameter: a displacement and what it does, as parameters and by layer; and a micro-batch's part."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,6 @@ class GradientChanges:
     def map(self, function: Callable[[Tensor], Tensor]) -> GradientChanges:
         """A linear function over the changes (the first dimension) of every field."""
         return GradientChanges(function(self.seen), [function(one) for one in self.moves], function(self.along))
-
-    def plus(self, other: GradientChanges) -> GradientChanges:
-        """The sums."""
-        moves = [one + more for one, more in zip(self.moves, other.moves, strict=True)]
-        return GradientChanges(self.seen + other.seen, moves, self.along + other.along)
 
     def less(self, coupling: Coupling, directions: Tensor) -> GradientChanges:
         """Less what a step's coupling, a part of ``R``, does along ``directions [k, q]``."""
@@ -200,15 +195,7 @@ class ResidualHessian:
         # U^T E^-1 U, as displacements are the transpose of what is seen.
         inverse = torch.linalg.pinv(least.seen @ self._directions, hermitian=True)
         start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        changed: GradientChanges | None = None
-        with seeded(step.seed):
-            for graph, *others in gradients_of_micro_batches(
-                self._objective, step, batches, start, self._weights, differentiable=True
-            ):
-                part = self._seen(move, (self._changes(graph, start, one) for one in self._some()))
-                changed = part if changed is None else changed.plus(part)
-                del graph, others
-        assert changed is not None  # a step has a micro-batch
+        changed = self._seen(move, (self._changes(step, batches, start, one) for one in self._some()))
         return ResidualProducts(self._directions, changed, least.map(lambda tensor: inverse @ tensor))
 
     def _some(self) -> Iterable[_Displaced]:
@@ -226,38 +213,20 @@ class ResidualHessian:
             ]
             yield _Displaced(by_layer, {name: torch.stack([one[name] for one in every]) for name in every[0]})
 
-    def _changes(self, graph: Parameters, start: Parameters, displaced: _Displaced) -> dict[str, Tensor]:
-        """What displacements do to a gradient, ``[q, d0, d1]`` by layer.
-
-        Args:
-            graph: The gradient as a function of ``start``.
-            start: The parameters.
-            displaced: The displacements.
-        """
-        names = [name for name, tensor in graph.items() if tensor.requires_grad]
-        if not names:  # a model that is linear in its weights
-            return {name: torch.zeros_like(one) for name, one in displaced.by_layer.items()}
+    def _changes(
+        self, step: Step, batches: Sequence[Batch], start: Parameters, displaced: _Displaced
+    ) -> dict[str, Tensor]:
+        """What displacements do to a step's gradient at ``start``, ``[q, d0, d1]`` by layer."""
         count = len(next(iter(displaced.by_layer.values())))
-        laid_out = displaced.by_parameter
-        found = torch.autograd.grad(
-            [graph[name] for name in names],
-            list(start.values()),
-            [
-                laid_out[name] if name in laid_out else graph[name].new_zeros(count, *graph[name].shape)
-                for name in names
-            ],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=True,
-        )
-        by_name = {
-            name: tensor.new_zeros(count, *tensor.shape) if one is None else one
-            for (name, tensor), one in zip(start.items(), found, strict=True)
-        }
-        changes = [
-            self._tracked.matrices({name: one[number] for name, one in by_name.items()}) for number in range(count)
-        ]
-        return {name: torch.stack([one[name] for one in changes]) for name in displaced.by_layer}
+        total = {name: tensor.new_zeros(count, *tensor.shape) for name, tensor in start.items()}
+        with seeded(step.seed):
+            for graph, *others in gradients_of_micro_batches(
+                self._objective, step, batches, start, self._weights, differentiable=True
+            ):
+                _add_changes(total, graph, start, displaced.by_parameter)
+                del graph, others
+        every = [self._tracked.matrices({name: one[number] for name, one in total.items()}) for number in range(count)]
+        return {name: torch.stack([one[name] for one in every]) for name in displaced.by_layer}
 
     def _seen(self, move: StepMove, changes: Iterable[Mapping[str, Tensor]]) -> GradientChanges:
         """Changes of the gradient, ``[q, d0, d1]`` by layer and a few at a time, in the index's coordinates."""
@@ -274,3 +243,33 @@ class ResidualHessian:
         together = torch.cat([each for part in parts for each in part]) @ self._basis
         seen, *moves = torch.split(together, sum(map(len, along)))
         return GradientChanges(seen, moves, torch.cat(along))
+
+
+def _add_changes(total: Parameters, graph: Parameters, start: Parameters, displacements: Parameters) -> None:
+    """Adds what displacements do to a part of the gradient.
+
+    Args:
+        total: ``[q, ...]`` by parameter.
+        graph: The part, as a function of ``start``.
+        start: The parameters.
+        displacements: As ``total``; those that are not named stay where they are.
+    """
+    parts = {name: tensor for name, tensor in graph.items() if tensor.requires_grad}
+    if not parts:  # a model that is linear in its weights
+        return
+    along = [displacements.get(name, torch.zeros_like(total[name])) for name in parts]
+    count = len(along[0])
+    # Together on a GPU, which waits for kernels to be launched; a processor is a fifth faster with one at a time.
+    chosen: list[int | slice] = [slice(count)] if along[0].is_cuda else list(range(count))
+    for some in chosen:
+        found = torch.autograd.grad(
+            list(parts.values()),
+            list(start.values()),
+            [one[some] for one in along],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=isinstance(some, slice),
+        )
+        for name, one in zip(start, found, strict=True):
+            if one is not None:
+                total[name][some] += one

@@ -1,0 +1,73 @@
+"""Promise: a layer's coordinates of gradients, weighed or not, are those of the materialised gradients between its two
+bases, whatever the shapes, the form the gradient comes in, and the order that was cheapest."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from influence_engine.gradients import DenseGradient, FactoredGradient, IndexedGradient, LayerGradient
+from influence_engine.gradients.coordinates import LayerProjection
+
+WIDTHS = st.integers(1, 40)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[LayerGradient, LayerProjection, Tensor]:
+    """A gradient, two bases, and the first of them as a matrix ``[d0, r0]``."""
+    batch, positions, d0, d1 = (draw(st.integers(1, 30)), draw(st.integers(1, 9)), draw(WIDTHS), draw(WIDTHS))
+    r0, r1 = draw(st.integers(1, d0)), draw(st.integers(1, d1))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    left, right = drawn(d0, r0), drawn(d1, r1)
+    match draw(st.sampled_from(["factored", "dense", "indexed"])):
+        case "factored":
+            return (
+                FactoredGradient(drawn(batch, positions, d0), drawn(batch, positions, d1)),
+                LayerProjection(left, right),
+                left,
+            )
+        case "dense":
+            return DenseGradient(drawn(batch, d0, d1)), LayerProjection(left, right), left
+        case _:
+            rows = torch.randint(d0, (batch, positions), generator=generator)
+            kept = torch.randperm(d0, generator=generator)[:r0]
+            chosen = torch.eye(d0, dtype=torch.float64)[:, kept]
+            return IndexedGradient(rows, drawn(batch, positions, d1), d0), LayerProjection(kept, right), chosen
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.integers(1, 3))
+def test_coordinates_are_those_of_materialised_gradients(
+    case: tuple[LayerGradient, LayerProjection, Tensor], kinds: int
+) -> None:
+    gradient, projection, left = case
+    dense, right = gradient.dense(), projection.right
+    matrices = [torch.randn(dense.shape[1:], dtype=torch.float64) for _ in range(kinds)]
+
+    def between(matrix: Tensor) -> Tensor:
+        return torch.einsum("bij,ia,jc->bac", matrix, left, right)
+
+    torch.testing.assert_close(projection.project(gradient), between(dense).flatten(1))
+    torch.testing.assert_close(projection.seen(dense), between(dense))
+    weighed = projection.project_weighed(gradient, matrices)
+    assert len(weighed) == kinds
+    for found, matrix in zip(weighed, matrices, strict=True):
+        torch.testing.assert_close(found, between(dense * matrix).flatten(1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_spreading_coordinates_is_the_transpose_of_seeing(
+    case: tuple[LayerGradient, LayerProjection, Tensor],
+) -> None:
+    gradient, projection, left = case
+    dense = gradient.dense()
+    inner = torch.randn(len(dense), left.shape[1], projection.right.shape[1], dtype=torch.float64)
+    spread = projection.spread(inner, dense.shape[1])
+    torch.testing.assert_close((spread * dense).sum((1, 2)), (inner * projection.seen(dense)).sum((1, 2)))
