@@ -26,7 +26,7 @@ _FACTORED = 16
 """Positions times columns of the narrower basis up to which a gradient is not materialised, as measured."""
 
 _NARROW = 16
-"""Columns up to which a batch of products is several times slower than one of all matrices side by side."""
+"""Columns below which a batch of products is several times slower than one of all matrices side by side."""
 
 _GROWTH = 1.25
 """A layer's basis grows by a quarter at a time: fine enough, and a handful of steps instead of thousands."""

@@ -60,7 +60,7 @@ def passes_for(model: nn.Module, task: Task, settings: IndexSettings) -> Gradien
 def predict_build(
     model: nn.Module, task: Task, examples: Sequence[Example], settings: IndexSettings, provenance: Provenance | None
 ) -> BuildPlan:
-    """Time, disk and memory that building will take, from two probed batches."""
+    """Time, disk and memory that building will take, from a few probed batches."""
     check_examples(task, examples, "training")
     record = None if provenance is None else _followed(settings, provenance)
     return plan_build(passes_for(model, task, settings), examples, settings, record)

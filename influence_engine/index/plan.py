@@ -17,7 +17,7 @@ from influence_engine.resources import free_memory, readable_bytes
 from influence_engine.tasks import Example, example_sizes
 from influence_engine.training import Run
 
-_PROBED = 2
+_PROBED_EXAMPLES, _PROBED_BATCHES = 128, 4
 _FEWEST_DIMENSIONS = 64
 _DECOMPOSED_BYTES = 36
 """For each number of a matrix while it is decomposed in double precision: itself twice, its vectors, and workspace."""
@@ -199,16 +199,16 @@ def _seconds(
     record: Run | None,
 ) -> float:
     shapes = [layer.shape for layer in passes.tracked.layers]
-    probed = examples[: 64 * _PROBED]
+    probed = examples[:: max(1, len(examples) // _PROBED_EXAMPLES)][:_PROBED_EXAMPLES]
     batches, sizes = passes.batches(probed), example_sizes(passes.task, probed)
+    batches = batches[:: -(-len(batches) // _PROBED_BATCHES)]  # long and short ones
     passes.loss_gradients([probed[position] for position in batches[0]])  # warm up
     started = time.perf_counter()
-    for batch in batches[:_PROBED]:
+    for batch in batches:
         for row in passes.rows([probed[position] for position in batch]):
             for gradient in row.gradients.values():
                 gradient.squared_norms()  # about what projecting it costs
-    a_position = (time.perf_counter() - started) / sum(len(one) * sizes[one[0]] for one in batches[:_PROBED])
-    each = a_position * needs.mean_size
+    each = (time.perf_counter() - started) / sum(len(batch) * sizes[batch[0]] for batch in batches) * needs.mean_size
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
     # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 1.5 more.
     uses = 0 if record is None else len(record.schedule.rows)
