@@ -23,13 +23,14 @@ from influence_engine.index.passes import GradientPasses
 from influence_engine.index.residual_hessian import ResidualHessian, ResidualObjective, ResidualProducts, ResidualRows
 from influence_engine.index.step_move import StepMove
 from influence_engine.progress import Progress
+from influence_engine.resources import out_of_memory, release_memory
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
 from influence_engine.training.frozen import FrozenSteps, KeptSteps
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
-from influence_engine.training.sensitivity import sensitivity_of
+from influence_engine.training.sensitivity import Sensitivity, sensitivity_of
 from influence_engine.training.step import Objective, put_parameters, set_dropout, trained_parameters
 from influence_engine.training.stretches import RecordedStates
 
@@ -80,7 +81,25 @@ class LinearStep:
 
     def to(self, device: torch.device) -> LinearStep:
         """The same on a device."""
-        return replace(self, **{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+        return replace(self, **{one.name: getattr(self, one.name).to(device) for one in FIELDS})
+
+
+FIELDS = fields(LinearStep)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What steps are seen in.
+
+    Attributes:
+        coordinates: Of the index.
+        basis: ``[m, k]``.
+        hessian: Multiplies what Gauss-Newton matrices leave out of the steps' Hessians, or nothing.
+    """
+
+    coordinates: LayerCoordinates
+    basis: Tensor
+    hessian: ResidualHessian | None
 
 
 class StepLineariser:
@@ -150,26 +169,8 @@ class StepLineariser:
             if last > done:
                 self.progress(STAGE, total - first, total)
                 continue
-            set_dropout(self.passes.model, self.run.dropout)
-            states = self._states.between(first, last)
-            after = self._states.checkpoint(last)
-            tensors: dict[str, Tensor] = {}
-            while states:
-                number = first + len(states)
-                before = states.pop()
-                step = self.run.schedule.step(number)
-                *kinds, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
-                move = StepMove.of(coordinates, self.passes.tracked, kinds, gradient)
-                products = None
-                if hessian is not None:
-                    products = hessian.products(step, self._states.batches(step), before[0], move)
-                with _weights(self.passes.model, before[0]):
-                    linear = self._linear(step, coordinates, basis, move, products)
-                tensors |= {f"{number}/{one.name}": getattr(linear, one.name).cpu() for one in fields(linear)}
-                after = before
-                self.progress(STAGE, total - number + 1, total)
-            self._kept.clear()
-            write_tensors(path, tensors)
+            linear = self._within_memory(first, last, sensitivity, _Seen(coordinates, basis, hessian))
+            write_tensors(path, {f"{n}/{one.name}": getattr(step, one.name) for n, step in linear for one in FIELDS})
             write_tensors(sums, sensitivity.tensors() | {"done": torch.tensor(first)})
         return paths
 
@@ -179,6 +180,51 @@ class StepLineariser:
         sizes = {name: self.passes.model.get_parameter(name).numel() for name in self.run.trainable}
         mean = sum(decay.get(name, 0.0) * size for name, size in sizes.items()) / sum(sizes.values())
         return 1.0 - self.run.learning_rates * mean
+
+    def _within_memory(
+        self, first: int, last: int, sensitivity: Sensitivity, seen: _Seen
+    ) -> list[tuple[int, LinearStep]]:
+        """A stretch: where memory runs out, begun again with half as large micro-batches; not with dropout."""
+        while True:
+            before = sensitivity.tensors()
+            try:
+                return self._stretch(first, last, sensitivity, seen)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.run.dropout or self._states.schedule.largest <= 1:
+                    raise
+            finally:
+                self._kept.clear()
+            # Here, since the error held on to the tensors of where it was raised.
+            release_memory()
+            sensitivity.restore(before)
+            most = self._states.schedule.largest // 2
+            self._states.schedule = self.run.schedule.split(most)
+            total = len(self.run.schedule)
+            self.progress(
+                STAGE, total - last, total, f"memory ran out; going on with {most} examples of a step at once"
+            )
+
+    def _stretch(self, first: int, last: int, sensitivity: Sensitivity, seen: _Seen) -> list[tuple[int, LinearStep]]:
+        """The steps ``first + 1 .. last`` with their numbers, on the processor."""
+        set_dropout(self.passes.model, self.run.dropout)
+        states, after = self._states.between(first, last), self._states.checkpoint(last)
+        total = len(self.run.schedule)
+        found = []
+        while states:
+            number = first + len(states)
+            before = states.pop()
+            step = self._states.schedule.step(number)
+            *kinds, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
+            move = StepMove.of(seen.coordinates, self.passes.tracked, kinds, gradient)
+            products = None
+            if seen.hessian is not None:
+                products = seen.hessian.products(step, self._states.batches(step), before[0], move)
+            with _weights(self.passes.model, before[0]):
+                linear = self._linear(step, seen.coordinates, seen.basis, move, products)
+            found.append((number, linear.to(torch.device("cpu"))))
+            after = before
+            self.progress(STAGE, total - number + 1, total)
+        return found
 
     def _linear(
         self,
@@ -271,4 +317,4 @@ def read_steps(path: Path) -> list[LinearStep]:
     """The steps of one stretch, in their order."""
     found = load_file(path)
     numbers = sorted({int(key.partition("/")[0]) for key in found})
-    return [LinearStep(**{one.name: found[f"{number}/{one.name}"] for one in fields(LinearStep)}) for number in numbers]
+    return [LinearStep(**{one.name: found[f"{number}/{one.name}"] for one in FIELDS}) for number in numbers]

@@ -88,8 +88,8 @@ def plan_build(
         parameters=passes.tracked.parameters,
         seconds=_seconds(passes, examples, settings, needs, sum(sizes), rows, record) if probe else None,
         disk_bytes=found.disk,
-        memory_bytes=found.memory(needs.batch),
-        least_memory_bytes=found.memory(needs.single),
+        memory_bytes=found.memory(needs.batch, found.together),
+        least_memory_bytes=found.least(needs.single),
     )
 
 
@@ -98,7 +98,7 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
     free, needs = free_memory(passes.device), passes.needs(examples)
 
     def least(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, record, needs).memory(needs.single)
+        return _bytes(passes, examples, tried, record, needs).least(needs.single)
 
     tried = settings
     if tried.hessian_directions and least(tried) > free:
@@ -134,15 +134,27 @@ class _Bytes:
         disk: Of the finished index and of the stages kept meanwhile.
         passing: Of memory while examples pass through the model.
         fixed: Of memory at the largest of the other stages.
+        following: Of memory while examples of a recorded step pass through it.
+        together: Of a micro-batch of such a step, as it was recorded.
+        whole: Whether such a micro-batch passes as a whole or not at all.
+        graph: Times of what a pass takes that those of a recorded step take.
     """
 
     disk: int
     passing: int
     fixed: int
+    following: int = 0
+    together: int = 0
+    whole: bool = False
+    graph: int = 1
 
-    def memory(self, passes: int) -> int:
+    def memory(self, passes: int, followed: int) -> int:
         """Bytes with passes that take so many: stages come one after another, and freed memory is given back."""
-        return max(self.fixed, self.passing + passes)
+        return max(self.fixed, self.passing + passes, self.following + self.graph * followed)
+
+    def least(self, single: int) -> int:
+        """Bytes with single examples for batches."""
+        return self.memory(single, self.together if self.whole else min(single, self.together))
 
 
 def _bytes(
@@ -179,13 +191,17 @@ def _bytes(
         disk += coupled * steps
         followed = basis * 4 + pulled * stretch // steps + coupled * stretch
         fixed = max(fixed, followed + min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4)
-        # A recorded micro-batch passes as a whole.
-        together = needs.mean * max(len(rows) for rows in record.schedule.step(1).rows)
         states = 12 * passes.tracked.parameters * (stretch + 1)
-        passing = max(passing, followed + states)
-        fixed = max(fixed, followed + states + together)
-        if width := settings.hessian_directions:
-            fixed = max(fixed, followed + states + _GRAPH * together + product_bytes(passes.tracked, width))
+        width = settings.hessian_directions
+        return _Bytes(
+            disk=disk,
+            passing=int(sides + max(passing, followed + states)),
+            fixed=int(sides + fixed),
+            following=int(sides + followed + states + (product_bytes(passes.tracked, width) if width else 0)),
+            together=needs.mean * record.schedule.largest,
+            whole=record.dropout > 0,
+            graph=_GRAPH if width else 1,
+        )
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,24 @@ class Schedule:
     def steps(self, after: int = 0) -> Iterator[Step]:
         """The steps that follow step ``after``, in order."""
         return (self.step(number) for number in range(after + 1, len(self) + 1))
+
+    def split(self, most: int) -> Schedule:
+        """The same steps in micro-batches of at most ``most`` examples. Dropout would be another."""
+        return schedule_of(
+            [
+                replace(
+                    step,
+                    rows=[part for rows in step.rows for part in torch.split(rows, most)],
+                    shares=[part for shares in step.shares for part in torch.split(shares, most)],
+                )
+                for step in self.steps()
+            ]
+        )
+
+    @property
+    def largest(self) -> int:
+        """Examples of the largest micro-batch."""
+        return int(self.batch_offsets.diff().max()) if len(self) else 0
 
     def tensors(self) -> dict[str, Tensor]:
         """What ``schedule_from`` reads."""

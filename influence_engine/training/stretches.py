@@ -41,12 +41,14 @@ class RecordedStates:
 
     Attributes:
         weights: The recorded ``w_i``, ``[N]``.
+        schedule: The steps, as recorded unless they are put in smaller micro-batches.
     """
 
     def __init__(self, run: Run, examples: Sequence[Example], objective: Objective, device: torch.device) -> None:
         self.run, self.examples, self.objective, self.device = run, examples, objective, device
         found = weights_by_row(run.example_ids, run.weights)
         self.weights: Tensor = torch.ones(len(examples)) if found is None else found
+        self.schedule = run.schedule
 
     def stretches(self) -> list[tuple[int, int]]:
         """Each checkpoint with the next one, by their steps; the last ones first."""
@@ -77,7 +79,7 @@ class RecordedStates:
         states = []
         for number in range(first + 1, last + 1):
             states.append((parameters, state))
-            step = self.run.schedule.step(number)
+            step = self.schedule.step(number)
             result = training_step(
                 self.objective,
                 self.run.optimizer,

@@ -26,7 +26,8 @@ from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, fi
 from influence_engine.errors import ResourceError
 
 folder, settings, conftest = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-count, width, beside, after, batch, room = map(int, sys.argv[4:])
+count, width, beside, after, batch, room = map(int, sys.argv[4:10])
+dropout = float(sys.argv[10])
 spec = importlib.util.spec_from_file_location("engine_conftest", conftest)
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
@@ -53,7 +54,7 @@ task = small.VectorClassification()
 InfluenceIndex.build(model, task, train[:3], folder / "before", IndexSettings(batch_tokens=1))
 run = None
 if batch:
-    recorded = FinetuneSettings(trainable="all", optimizer="sgd", epochs=1, batch_size=batch)
+    recorded = FinetuneSettings(trainable="all", optimizer="sgd", epochs=1, batch_size=batch, dropout=dropout)
     run = finetune(task, model, train, settings=recorded, record_to=folder / "run", reuse=True)
 model[1].calls = 0
 limit = psutil.Process().memory_info().vms + room
@@ -85,12 +86,13 @@ def build(
     beside: int = 1,
     after: int = 0,
     batch: int = 0,
+    dropout: float = 0.0,
 ) -> dict[str, Any]:
     """What a build within ``room`` bytes says, of a model whose graph takes ``48 width`` of them for every example.
 
     ``batch`` examples a recorded step, or no record.
     """
-    numbers = map(str, (count, width, beside, after, batch, room))
+    numbers = map(str, (count, width, beside, after, batch, room, dropout))
     arguments = [str(folder), settings.model_dump_json(), str(CONFTEST), *numbers]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -107,9 +109,14 @@ def test_where_memory_runs_out_batches_are_halved_and_the_index_is_the_same(tmp_
     assert roomy == {"notes": []}
     assert "error" not in tight
     assert tight["notes"][0] == "memory ran out; going on with batches of 1,000 positions"
-    first, second = (InfluenceIndex.open(tmp_path / name / "index", device="cpu") for name in ("roomy", "tight"))
-    vectors = [index.table.vectors().float() for index in (first, second)]
-    products = [one @ one.T / index.manifest.scale**2 for one, index in zip(vectors, (first, second), strict=True)]
+    assert_same(tmp_path / "roomy" / "index", tmp_path / "tight" / "index")
+
+
+def assert_same(*folders: Path) -> None:
+    """Two indexes' vectors, whatever the coordinates they are in."""
+    indexes = [InfluenceIndex.open(folder, device="cpu") for folder in folders]
+    vectors = [index.table.vectors().float() for index in indexes]
+    products = [one @ one.T / index.manifest.scale**2 for one, index in zip(vectors, indexes, strict=True)]
     torch.testing.assert_close(products[0], products[1], rtol=1e-3, atol=1e-3 * float(products[0].abs().max()))
 
 
@@ -142,10 +149,28 @@ def test_what_is_predicted_not_to_fit_is_refused_with_settings_that_do(tmp_path:
         InfluenceIndex.open(tmp_path / "index", device="cpu")
 
 
-def test_where_only_the_steps_hessians_do_not_fit_it_says_so(tmp_path: Path) -> None:
-    # Graphs of the ten examples of a step, where all else is done one by one.
-    takes = {"count": 40, "width": 200_000, "batch": 10, "room": 700 * MEGABYTE}
-    said = build(tmp_path, IndexSettings(), **takes)
+RECORDED = {"count": 40, "width": 200_000, "batch": 10}
+"""Four steps; the ten examples of one take 96 MB, and several times that together."""
+
+
+@pytest.mark.parametrize(("directions", "room"), [(0, 350), (4, 550)])
+def test_where_a_recorded_step_does_not_fit_its_micro_batches_are_halved_and_the_index_is_the_same(
+    tmp_path: Path, directions: int, room: int
+) -> None:
+    settings = IndexSettings(hessian_directions=directions, batch_tokens=6)
+    roomy = build(tmp_path / "roomy", settings, **RECORDED, room=8_000 * MEGABYTE)
+    tight = build(tmp_path / "tight", settings, **RECORDED, room=room * MEGABYTE)
+
+    assert roomy == {"notes": []}
+    assert "error" not in tight
+    assert tight["notes"][0] == "memory ran out; going on with 5 examples of a step at once"
+    assert_same(tmp_path / "roomy" / "index", tmp_path / "tight" / "index")
+
+
+def test_where_only_the_hessians_of_steps_with_dropout_do_not_fit_it_says_so(tmp_path: Path) -> None:
+    # With dropout, the examples of a step pass together or not at all.
+    takes = {**RECORDED, "room": 700 * MEGABYTE}
+    said = build(tmp_path, IndexSettings(), **takes, dropout=0.1)
 
     assert "MB of memory (estimated); index.hessian_directions: 0 needs" in said["error"]
-    assert "error" not in build(tmp_path, IndexSettings(hessian_directions=0), **takes)
+    assert "error" not in build(tmp_path, IndexSettings(hessian_directions=0), **takes, dropout=0.1)
