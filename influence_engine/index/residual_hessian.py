@@ -4,15 +4,21 @@ A step's objective ``sum_j c_j l_j(f_j(theta))`` has the Hessian ``G + R``: its 
 part ``R = sum_j <r_j, d^2 f_j>`` with ``r_j`` the objective's gradient by the outputs. Along what examples do to the
 weights ``R`` is often the larger one (``benchmarks/RESULTS.md``): trained layers multiply each other's gradients. Its
 product with one displacement costs what a step of exact replay costs for one direction. With displacements
-``U [k, q]``, orthonormal in the index's coordinates, and ``Y = R U``, less what is known of ``R`` without (the coupling
-of adapters), the rest of ``R`` is taken as
+``U [k, q]``, orthonormal in the index's coordinates, ``Y = R U``, less what is known of ``R`` without (the coupling of
+adapters), and ``S = U^T Y``, the rest of ``R`` is taken as
 
-    Y U^T + V Y^T (I - U U^T),    V = E^-1 U (U^T E^-1 U)^-1.
+    V Y^T + B (V^T + M B^T),    V = E^-1 U (U^T E^-1 U)^-1,    B = Y - V S,    M = (|S| + t |B|)^-1,
 
-The first term is what displacements along ``U`` do to all gradients. The second is what all others do to the gradients
-along ``U``, which is known because ``R`` is symmetric: of all changes of the gradient that do that, ``V`` has the one
-that moves the final weights least (``E`` of ``training.sensitivity``). The nearest one, ``U`` itself, would change
-gradients of weights that no example of the step touches, which the optimiser answers hugely.
+which is symmetric and gives ``Y`` for ``U``. ``V`` says what of a displacement is along ``U``, and of all changes of
+the gradient that change it along ``U`` it moves the final weights least (``E`` of ``training.sensitivity``): the
+nearest change, ``U`` itself, would be one of weights that no example of the step touches, which the optimiser answers
+hugely.
+
+``B M B^T`` stands for what is not known: what displacements that are not along ``U`` do to gradients that are not,
+either. To take it for nothing would be a poor guess, since a matrix of ``S``, ``B`` and zeros beside them has negative
+eigenvalues that ``R`` need not have, along which responses grow from step to step. With ``t = 0`` and a positive ``S``
+it is the Nystroem approximation, ``Y S^-1 Y^T``: the smallest that has none of them. ``t`` keeps it below ``|B| / t``
+where ``S`` is small. ``|S|`` and ``|B|`` are measured as ``E`` moves weights.
 """
 
 from __future__ import annotations
@@ -31,6 +37,9 @@ from influence_engine.tasks import Batch
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import Objective, gradients_of_micro_batches, seeded
+
+_SHARE = 0.1
+"""``t``."""
 
 _MOST_AT_ONCE = 4
 _BYTES_AT_ONCE = 3 * 2**30
@@ -71,6 +80,11 @@ class GradientChanges:
         """A linear function over the changes (the first dimension) of every field."""
         return GradientChanges(function(self.seen), [function(one) for one in self.moves], function(self.along))
 
+    def minus(self, other: GradientChanges) -> GradientChanges:
+        """The differences."""
+        moves = [one - less for one, less in zip(self.moves, other.moves, strict=True)]
+        return GradientChanges(self.seen - other.seen, moves, self.along - other.along)
+
     def less(self, coupling: Coupling, directions: Tensor) -> GradientChanges:
         """Less what a step's coupling, a part of ``R``, does along ``directions [k, q]``."""
 
@@ -93,19 +107,42 @@ class ResidualProducts:
     Attributes:
         directions: ``U [k, q]``.
         changed: ``Y``.
-        least: ``V``.
+        needed: ``E^-1 U``.
     """
 
     directions: Tensor
     changed: GradientChanges
-    least: GradientChanges
+    needed: GradientChanges
 
     def rows(self, coupling: Coupling) -> ResidualRows:
         """The rows that stand for ``R``, less a coupling that is followed beside them."""
-        changed, inside = self.changed.less(coupling, self.directions), self.directions.T
-        others = changed.seen - (changed.seen @ self.directions) @ inside
-        moves = [torch.cat(pair) for pair in zip(changed.moves, self.least.moves, strict=True)]
-        return ResidualRows(torch.cat([inside, others]), moves, torch.cat([changed.along, self.least.along]))
+        changed = self.changed.less(coupling, self.directions)
+        shape = torch.linalg.pinv(_symmetric(self.needed.seen @ self.directions), hermitian=True)
+        least = self.needed.map(lambda tensor: shape @ tensor)  # V
+        along = _symmetric(changed.seen @ self.directions)  # S
+        beside = changed.minus(least.map(lambda tensor: along @ tensor))  # B
+        unknown = _unknown(along, _symmetric(beside.seen @ beside.moves[0].T), _root(shape))
+        pulled = torch.cat([changed.seen, least.seen + unknown @ beside.seen])
+        moves = [torch.cat(pair) for pair in zip(least.moves, beside.moves, strict=True)]
+        return ResidualRows(pulled, moves, torch.cat([least.along, beside.along]))
+
+
+def _unknown(along: Tensor, beside: Tensor, root: Tensor) -> Tensor:
+    """``M [q, q]`` of ``S``, ``B^T E B`` and the root of ``(U^T E^-1 U)^-1``."""
+    size = torch.linalg.matrix_norm(root @ beside @ root, 2).sqrt()
+    values, vectors = torch.linalg.eigh(_symmetric(root @ along @ root))
+    inverse = torch.nan_to_num(1.0 / (values.abs() + _SHARE * size), posinf=0.0)
+    return root @ (vectors * inverse) @ vectors.T @ root
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T) / 2
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Of a matrix without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(_symmetric(matrix))
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 class ResidualObjective(Objective):
@@ -191,12 +228,9 @@ class ResidualHessian:
             move: How the step's gradient moved the final weights.
         """
         needed = ({name: move.gradients(name, tensor) for name, tensor in one.by_layer.items()} for one in self._some())
-        least = self._seen(move, needed)
-        # U^T E^-1 U, as displacements are the transpose of what is seen.
-        inverse = torch.linalg.pinv(least.seen @ self._directions, hermitian=True)
         start = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
         changed = self._seen(move, (self._changes(step, batches, start, one) for one in self._some()))
-        return ResidualProducts(self._directions, changed, least.map(lambda tensor: inverse @ tensor))
+        return ResidualProducts(self._directions, changed, self._seen(move, needed))
 
     def _some(self) -> Iterable[_Displaced]:
         return self._laid_out() if self._kept is None else self._kept

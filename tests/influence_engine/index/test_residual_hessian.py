@@ -1,6 +1,7 @@
 """Promises: with every direction an index that follows plain gradient descent says what exact replay says, whatever the
 network; with a few a step's Hessian is exact for displacements along them and for what others do to gradients along
-them, and the index comes closer to replay, for Adam, adapters, embeddings and dropout, too."""
+them, what is added beside them has no negative eigenvalues, and the index comes closer to replay, for Adam, adapters,
+embeddings and dropout, too."""
 
 from __future__ import annotations
 
@@ -132,7 +133,7 @@ def along(vector_task: Any, tmp_path: Path) -> Along:
 @pytest.mark.parametrize(
     ("network", "width"), [(make_network, 1), (make_network, 12), (adapted_network, 1), (adapted_network, 3)]
 )
-def test_along_a_few_directions_a_step_s_hessian_is_exact_both_ways_and_elsewhere_only_couples_adapters(
+def test_along_a_few_directions_a_step_s_hessian_is_exact_both_ways_and_elsewhere_nothing_negative_is_added(
     along: Along, network: Network, width: int
 ) -> None:
     every, whole = along(None, "sgd", network)
@@ -140,12 +141,15 @@ def test_along_a_few_directions_a_step_s_hessian_is_exact_both_ways_and_elsewher
     rest = every - directions @ directions.T
     for one, other in zip(whole, some, strict=True):
         exact, found = residual(one), residual(other)
-        near = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+        size = float(exact.abs().max())
+        near = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4 * size)
         near(exact, exact.T)
+        near(found, found.T)
         near(directions.T @ found, directions.T @ exact)
-        near(found @ directions, exact @ directions)
         coupled = other.coupled if len(other.coupled) else torch.zeros_like(exact)
-        near(rest @ found @ rest, rest @ coupled @ rest)
+        added = torch.linalg.eigvalsh(rest @ (found - coupled) @ rest)
+        assert float(added[0]) > -1e-4 * size
+        assert int((added > 1e-4 * size).sum()) <= width
         assert float((rest @ exact @ rest).norm()) > 0.05 * float(exact.norm())
 
 
@@ -154,9 +158,9 @@ def test_under_adam_the_weights_move_along_the_directions_for_what_is_only_known
 ) -> None:
     directions, steps = along(5, "adamw", make_network)
     for step in steps:
-        known, others = torch.split(step.direct[step.examples == NOBODY], 5)
-        assert float((known - known @ directions @ directions.T).norm()) > 0.1 * float(known.norm())
-        torch.testing.assert_close(others, others @ directions @ directions.T, rtol=1e-3, atol=1e-6)
+        least, beside = torch.split(step.direct[step.examples == NOBODY], 5)
+        torch.testing.assert_close(least, least @ directions @ directions.T, rtol=1e-3, atol=1e-6)
+        assert float((beside - beside @ directions @ directions.T).norm()) > 0.1 * float(beside.norm())
 
 
 def test_leading_directions_are_orthonormal_and_no_more_than_there_are() -> None:
