@@ -9,14 +9,17 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 
 from influence_engine.errors import ResourceError, SettingsError
+
+T = TypeVar("T")
 
 _CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
@@ -121,6 +124,23 @@ def release_memory() -> None:
     trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def within_memory(work: Callable[[], T], may_halve: Callable[[], bool], halve: Callable[[], None]) -> T:
+    """The result of ``work``: where memory runs out, begun again after ``halve`` has made it take less.
+
+    Raises:
+        RuntimeError, MemoryError: as ``work`` raised it, where there is nothing left to halve or it is another error.
+    """
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or not may_halve():
+                raise
+        # Here, since the error held on to the tensors of where it was raised.
+        release_memory()
+        halve()
 
 
 def trim_heap() -> None:

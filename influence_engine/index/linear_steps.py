@@ -23,7 +23,7 @@ from influence_engine.index.passes import GradientPasses
 from influence_engine.index.residual_hessian import ResidualHessian, ResidualObjective, ResidualProducts, ResidualRows
 from influence_engine.index.step_move import StepMove
 from influence_engine.progress import Progress
-from influence_engine.resources import out_of_memory, release_memory
+from influence_engine.resources import within_memory
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run
@@ -185,24 +185,22 @@ class StepLineariser:
         self, first: int, last: int, sensitivity: Sensitivity, seen: _Seen
     ) -> list[tuple[int, LinearStep]]:
         """A stretch: where memory runs out, begun again with half as large micro-batches; not with dropout."""
-        while True:
-            before = sensitivity.tensors()
+        before, total = sensitivity.tensors(), len(self.run.schedule)
+
+        def stretch() -> list[tuple[int, LinearStep]]:
             try:
                 return self._stretch(first, last, sensitivity, seen)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or self.run.dropout or self._states.schedule.largest <= 1:
-                    raise
             finally:
                 self._kept.clear()
-            # Here, since the error held on to the tensors of where it was raised.
-            release_memory()
+
+        def halve() -> None:
             sensitivity.restore(before)
             most = self._states.schedule.largest // 2
             self._states.schedule = self.run.schedule.split(most)
-            total = len(self.run.schedule)
-            self.progress(
-                STAGE, total - last, total, f"memory ran out; going on with {most} examples of a step at once"
-            )
+            note = f"memory ran out; going on with {most} examples of a step at once"
+            self.progress(STAGE, total - last, total, note)
+
+        return within_memory(stretch, lambda: not self.run.dropout and self._states.schedule.largest > 1, halve)
 
     def _stretch(self, first: int, last: int, sensitivity: Sensitivity, seen: _Seen) -> list[tuple[int, LinearStep]]:
         """The steps ``first + 1 .. last`` with their numbers, on the processor."""

@@ -17,7 +17,7 @@ from influence_engine.curvature import (
 )
 from influence_engine.errors import ModelError, ResourceError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
-from influence_engine.resources import SavedBytes, free_memory, out_of_memory, release_memory, to_device, trim_heap
+from influence_engine.resources import SavedBytes, free_memory, out_of_memory, to_device, trim_heap, within_memory
 from influence_engine.tasks import Example, Task, example_sizes
 
 T = TypeVar("T")
@@ -139,17 +139,16 @@ class GradientPasses:
         Raises:
             RuntimeError, MemoryError: as the work raised it, where even single examples do not fit.
         """
-        while True:
+
+        def begun() -> T:
             self._most_together = 0
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or self.batch_tokens in (None, 1) or self._most_together <= 1:
-                    raise
-            # Here, since the error held on to the tensors of where it was raised.
-            release_memory()
+            return work()
+
+        def halve() -> None:
             self.batch_tokens = max(1, (self.batch_tokens or 1) // 2)
             told(f"memory ran out; going on with batches of {self.batch_tokens:,} positions")
+
+        return within_memory(begun, lambda: self.batch_tokens not in (None, 1) and self._most_together > 1, halve)
 
     def trace(self, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Trace]:
         """A traced forward pass of one batch."""

@@ -146,6 +146,7 @@ def test_along_a_few_directions_a_step_s_hessian_is_exact_both_ways_and_elsewher
         near(exact, exact.T)
         near(found, found.T)
         near(directions.T @ found, directions.T @ exact)
+        near(found @ directions, exact @ directions)
         coupled = other.coupled if len(other.coupled) else torch.zeros_like(exact)
         added = torch.linalg.eigvalsh(rest @ (found - coupled) @ rest)
         assert float(added[0]) > -1e-4 * size
