@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from influence_engine.index.building import IndexBuilder
 from influence_engine.index.contents import Contents, contents_for
 from influence_engine.index.encoder import Encoder, LayerCoordinates
 from influence_engine.index.finishing import Rotation, Stages, write_vectors
-from influence_engine.index.linear_steps import LinearStep
+from influence_engine.index.linear_steps import FIELDS
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
 from influence_engine.index.passes import GradientPasses
 from influence_engine.index.plan import BuildPlan, plan_build, what_fits
@@ -37,6 +36,9 @@ VERSIONS = "versions"
 TABLE = "examples.lance"
 ENCODER = "encoder.safetensors"
 MANIFEST = "manifest.json"
+
+FORMULA = 1
+"""Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
 
 RETAINED = "measuring on held-out examples"
 
@@ -116,10 +118,11 @@ def _version(
     task, code = passes.task, versions()
     identity = {
         "format": FORMAT,
+        "formula": FORMULA,
         "digests": provenance.digests,
         "training": provenance.training_digest(),
         "record": None if record is None else json_digest(record.manifest["files"]),
-        "steps": None if record is None else [one.name for one in fields(LinearStep)],
+        "steps": None if record is None else [one.name for one in FIELDS],
         "settings": settings.model_dump(mode="json"),
         "task": describe_task(task),
         "code": code["bento-audit"],
