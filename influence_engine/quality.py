@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.calibration import LINEAR_ENOUGH, TRUSTED_AGREEMENT, Calibration, TierError
+from influence_engine.index.calibration import GOOD_AGREEMENT, LINEAR_ENOUGH, Calibration, TierError
+from influence_engine.index.retention import LITTLE
 from influence_engine.refinement import Refined
 
 
@@ -72,12 +73,17 @@ def quality_of(
         "outside_index": outside,
         "error_90": errors.error_90(len(returned), sum(returned)),
         "agreement": None if errors.tier is None else errors.tier.agreement,
-        "warnings": _warnings(errors, outside=bool(outside)),
+        "warnings": _warnings(errors, index.manifest.influence_kept, outside=bool(outside)),
     }
 
 
-def _warnings(errors: Errors, *, outside: bool) -> list[str]:
+def _warnings(errors: Errors, kept: float | None, *, outside: bool) -> list[str]:
     found = []
+    if kept is not None and kept < LITTLE:
+        found.append(
+            f"the index keeps {kept:.0%} of the influence on held-out examples; a larger index.dimensions or "
+            "index.coordinates keeps more"
+        )
     if outside:
         found.append("the input is unlike the training examples: the index keeps little of its gradient")
     if errors.calibration is not None and errors.calibration.nonlinearity > LINEAR_ENOUGH:
@@ -85,7 +91,7 @@ def _warnings(errors: Errors, *, outside: bool) -> list[str]:
             f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
             f"influences are rough; {errors.calibration.smoother}"
         )
-    if errors.tier is not None and errors.tier.agreement < TRUSTED_AGREEMENT:
+    if errors.tier is not None and errors.tier.agreement < GOOD_AGREEMENT:
         agreement = f"{errors.tier.agreement:.2f}"
         found.append(f"in the index's check, predicted and retrained changes agreed by {agreement} only")
     return found

@@ -141,7 +141,7 @@ def explain_file(
         "shared_examples": shared_examples(
             shared, strongest, index.describe(strongest), getattr(loaded.task, "text", None)
         ),
-        "shared_groups": shared_groups(shared, index.labels, index.table.column("source")),
+        "shared_groups": shared_groups(shared, index.labels, index.values_of("source") or []),
     }
     written.publish()
     return summary

@@ -207,7 +207,7 @@ def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
 
 
 def _facts(about: dict[str, Any]) -> Any:
-    left_out = about["left_out"]
+    left_out, kept = about["left_out"], about["influence_kept"]
     rows: dict[str, object] = {
         "index": about["folder"],
         "approximation": about["approximation"],
@@ -216,6 +216,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "metric": about["metric"],
         "damping": f"{about['damping']:.3g} ({about['damping_source']})" if about["damping"] else None,
         "energy kept": f"{about['energy_kept']:.1%} of the sampled gradients'",
+        "influence kept": None if kept is None else f"{kept:.1%} on held-out examples, at first order (estimated)",
         "left out": f"{sum(left_out.values()):,} parameters of {len(left_out)} tensors" if left_out else None,
         "disk": size(about["disk_bytes"]),
         "memory": size(about["resident_bytes"]),

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from influence_engine.resources import one_thread
 
+_ROUNDING = 1e-7
+"""Of the largest eigenvalue: below it, the vectors are mostly the rows' rounding, another one in every build."""
+
 _COLUMNS = 1024
 """Coordinates of the basis that are made orthonormal at once, in double precision."""
 
@@ -41,8 +44,7 @@ def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
         dimensions: The largest ``k``.
     """
     values, vectors = decomposed(_products(rows))
-    # Below this the singular vectors are noise of the single-precision products.
-    rank = int((values > values[0] * 1e-7).sum())
+    rank = int((values > values[0] * _ROUNDING).sum())
     k = max(1, min(dimensions, rank))
     some, start = next(iter(rows)), 0
     weights = (vectors[:, :k] / values[:k].sqrt()).to(some.dtype)
@@ -66,5 +68,15 @@ def decomposed(products: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _products(rows: Iterable[Tensor]) -> Tensor:
-    """Inner products of all rows, ``[S, S]``."""
-    return torch.cat([torch.cat([first @ second.T for second in rows], 1) for first in rows])
+    """Inner products of all rows, ``[S, S]``, in double precision: weak eigenvectors are small differences."""
+    upper = []
+    for number, first in enumerate(rows):
+        wide = first.double()
+        upper.append(torch.cat([_product(wide, second, place < number) for place, second in enumerate(rows)], 1))
+    half = torch.cat(upper).triu()
+    return half + half.triu(1).T
+
+
+def _product(first: Tensor, second: Tensor, known: bool) -> Tensor:
+    """Inner products of two blocks' rows; zeros where they are known from the other side."""
+    return first.new_zeros(len(first), len(second)) if known else first @ second.double().T

@@ -11,7 +11,8 @@ The three classes below keep ``G`` in the form in which the layer yields it; the
 * ``squared_norms()``    ``[B]``, ``||G||^2``,
 * ``bounds()``           ``[B]``, not less than any number of ``G``, and not finite where one of them is not,
 * ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns,
-* ``times(weights)``     each example's gradient times its weight, ``[B]``.
+* ``times(weights)``     each example's gradient times its weight, ``[B]``,
+* ``total()``            ``[d0, d1]``, the sum of the examples' gradients.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ class FactoredGradient:
     def times(self, weights: Tensor) -> FactoredGradient:
         return FactoredGradient(self.left * weights[:, None, None], self.right)
 
+    def total(self) -> Tensor:
+        return _flat(self.left).T @ _flat(self.right)
+
 
 @dataclass(frozen=True)
 class DenseGradient:
@@ -98,6 +102,9 @@ class DenseGradient:
 
     def times(self, weights: Tensor) -> DenseGradient:
         return DenseGradient(self.matrix * weights[:, None, None])
+
+    def total(self) -> Tensor:
+        return self.matrix.sum(0)
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,10 @@ class IndexedGradient:
 
     def times(self, weights: Tensor) -> IndexedGradient:
         return IndexedGradient(self.rows, self.right * weights[:, None, None], self.height)
+
+    def total(self) -> Tensor:
+        result = self.right.new_zeros(self.height, self.right.shape[-1])
+        return result.index_add_(0, self.rows.flatten(), _flat(self.right))
 
     def _summed_over_equal_rows(self) -> Tensor:
         """At each position the sum of ``right`` over all positions of the example that touch the same row."""

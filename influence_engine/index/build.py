@@ -17,13 +17,14 @@ from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
 from influence_engine.index.contents import Contents, contents_for
-from influence_engine.index.encoder import Encoder, LayerCoordinates
+from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.finishing import Rotation, Stages, write_vectors
 from influence_engine.index.linear_steps import FIELDS
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
 from influence_engine.index.passes import GradientPasses
 from influence_engine.index.plan import BuildPlan, plan_build, what_fits
 from influence_engine.index.provenance import Provenance
+from influence_engine.index.retention import RETAINED, measured_retention
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import free_memory, out_of_memory, readable_bytes, release_memory, require_disk
@@ -39,8 +40,6 @@ MANIFEST = "manifest.json"
 
 FORMULA = 1
 """Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
-
-RETAINED = "measuring on held-out examples"
 
 _BASIS_DTYPES = {"float16": torch.bfloat16, "float32": torch.float32}
 """A basis is only multiplied by, which processors do in bfloat16; vectors are ranked too, and keep more digits."""
@@ -152,8 +151,9 @@ def _version(
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         del basis["basis"]  # the encoder holds what is left of it
         encoder.save(working / ENCODER)
-        retained = passes.within_memory(
-            lambda: _retained(passes, encoder, held_out, progress), lambda note: progress(RETAINED, 0, 1, note)
+        retention = passes.within_memory(
+            lambda: measured_retention(passes, encoder, examples, held_out, settings.seed, progress),
+            lambda note: progress(RETAINED, 0, 1, note),
         )
         dimensions, size = encoder.basis.shape
         layers = _summaries(passes.tracked, coordinates)
@@ -184,7 +184,8 @@ def _version(
             damping_source=source,
             metric=metric_name,
             energy_kept=float(basis["kept"]),
-            retained=retained,
+            retained=retention.gradients,
+            influence_kept=retention.influence,
             layers=layers,
             left_out=dict(passes.tracked.left_out),
             tiers=provenance.tiers("final" if record is None else "unrolled"),
@@ -256,21 +257,6 @@ def _damping(settings: IndexSettings, provenance: Provenance, eigenvalues: Tenso
     if provenance.damping is not None:
         return provenance.damping, "record"
     return heuristic_damping(eigenvalues), "heuristic"
-
-
-def _retained(
-    passes: GradientPasses, encoder: Encoder, held_out: Sequence[Example], progress: Progress
-) -> dict[str, float]:
-    """Quantiles of the share of a held-out gradient that the index keeps."""
-    shares = []
-    for _, examples in passes.grouped(held_out, range(len(held_out))):
-        gradients = passes.loss_gradients(examples)
-        shares.append(encoder.encode_and_weigh(gradients)[1])
-        progress(RETAINED, sum(map(len, shares)), len(held_out))
-    if not shares:
-        return {}
-    every = torch.cat(shares).double().cpu()
-    return {f"p{int(q * 100):02d}": float(every.quantile(q)) for q in (0.01, 0.1, 0.5, 0.9)}
 
 
 def _summaries(tracked: TrackedLayers, coordinates: LayerCoordinates) -> list[LayerSummary]:

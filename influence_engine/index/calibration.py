@@ -25,10 +25,13 @@ from influence_engine.training.smoothness import smoother
 LEVEL = 0.9
 
 TRUSTED_AGREEMENT = 0.5
-"""With less, predicted and measured changes have little in common."""
+"""With less, predicted and measured changes have too little in common for a slope between them to be one."""
 
-LINEAR_ENOUGH = 0.5
-"""With more nonlinearity, a derivative says little about what leaving examples out does."""
+GOOD_AGREEMENT = 0.8
+"""With less, indexes were seen to fall below what they are good for (an LDS of 0.8)."""
+
+LINEAR_ENOUGH = 0.4
+"""With more nonlinearity, even the exact derivative was seen to say less than nine tenths of what retraining does."""
 
 QUITE_LINEAR = 0.25
 """With more, exact replay itself was seen to fall below what it is good for (an LDS of 0.95)."""

@@ -1,4 +1,7 @@
-"""Whose text it is: what the index keeps of the examples themselves, beside ids, labels and vectors."""
+"""Whose text it is: what the index keeps of the examples themselves, beside ids, labels and vectors.
+
+Texts are all that an example says and where it is from: fields, metadata, source, licence and consent.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from influence_engine.errors import IndexFormatError, SettingsError
 
 StoreExamples = Literal["inline", "encrypted", "none"]
 
-NOTHING = "{}"
-"""What a reader finds who may not know, or where nothing is kept: no fields."""
-
 _NONCE = 12
 
 
@@ -23,8 +23,8 @@ class Contents(Protocol):
     def seal(self, example_id: str, column: str, text: str) -> str:
         """What the table holds for it."""
 
-    def open(self, example_id: str, column: str, stored: str) -> str:
-        """The text again, or ``NOTHING``."""
+    def open(self, example_id: str, column: str, stored: str) -> str | None:
+        """The text again, or ``None`` where nothing is kept, and for readers who may not know."""
 
 
 class Inline:
@@ -44,11 +44,11 @@ class Absent:
 
     def seal(self, example_id: str, column: str, text: str) -> str:
         """Nothing."""
-        return NOTHING
+        return ""
 
-    def open(self, example_id: str, column: str, stored: str) -> str:
+    def open(self, example_id: str, column: str, stored: str) -> None:
         """Nothing."""
-        return NOTHING
+        return
 
 
 class Encrypted:
@@ -81,14 +81,14 @@ class Encrypted:
         nonce = hmac.new(self._key, b"nonce\0" + about + b"\0" + plain, hashlib.sha256).digest()[:_NONCE]
         return base64.b64encode(nonce + _cipher(self._key).encrypt(nonce, plain, about)).decode()
 
-    def open(self, example_id: str, column: str, stored: str) -> str:
-        """The text, or ``NOTHING`` without a key.
+    def open(self, example_id: str, column: str, stored: str) -> str | None:
+        """The text, or ``None`` without a key.
 
         Raises:
             IndexFormatError: it was sealed with another key, or has been changed.
         """
         if self._key is None:
-            return NOTHING
+            return None
         from cryptography.exceptions import InvalidTag
 
         raw = base64.b64decode(stored)

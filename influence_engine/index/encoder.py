@@ -59,6 +59,10 @@ class LayerCoordinates:
         """Coordinates ``[q, r0 r1]`` of a layer's matrices ``[q, d0, d1]``, which are in the metric already."""
         return self.projections[name].seen(matrices).flatten(1)
 
+    def seen_together(self, matrices: Mapping[str, Tensor]) -> Tensor:
+        """Coordinates ``[q, m]`` of all layers' matrices, as ``seen`` takes them."""
+        return self._joined({name: self.seen(name, each) for name, each in matrices.items()})
+
     def __call__(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
         """Coordinates ``[B, m]``; a layer that took no part in the forward pass has zeros."""
         # Layer by layer: scaled gradients of all layers at once would be as large as what the passes keep.
@@ -150,16 +154,17 @@ class Encoder:
 
     def encode(self, gradients: Mapping[str, LayerGradient]) -> Tensor:
         """``[B, k]`` in single precision."""
-        return self._rotate(self.coordinates(gradients))
+        return self.rotate(self.coordinates(gradients))
 
     def encode_and_weigh(self, gradients: Mapping[str, LayerGradient]) -> tuple[Tensor, Tensor]:
         """``encode``, and the share of each gradient's squared norm that its ``k`` coordinates keep, ``[B]``."""
         scaled = self.coordinates.scale(gradients)
-        encoded = self._rotate(self.coordinates.project(scaled))
+        encoded = self.rotate(self.coordinates.project(scaled))
         whole = torch.stack([gradient.squared_norms() for gradient in scaled.values()]).sum(0)
         return encoded, encoded.pow(2).sum(1) / whole.clamp_min(1e-30)
 
-    def _rotate(self, coordinates: Tensor) -> Tensor:
+    def rotate(self, coordinates: Tensor) -> Tensor:
+        """``[B, k]`` of coordinates ``[B, m]``."""
         return product(coordinates, self.basis).float()
 
     def packed(self) -> Encoder:

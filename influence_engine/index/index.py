@@ -307,33 +307,31 @@ class InfluenceIndex:
         ]
 
     def resolve_from(self, examples: Sequence[Example]) -> None:
-        """Shows the fields of these examples, where the index itself keeps none."""
+        """Shows what these examples say and where they are from, where the index itself keeps nothing of it."""
         self._source = {str(example["example_id"]): example for example in examples}
 
     def _resolved(self, row: int) -> dict[str, Any]:
         example = self._source.get(self.example_ids[row])
-        return {} if example is None else {"fields": {k: v for k, v in example.items() if k not in RESERVED}}
+        if example is None:
+            return {}
+        return {"source": example.get("source"), "fields": {k: v for k, v in example.items() if k not in RESERVED}}
 
     def columns(self) -> list[str]:
         """What examples can be grouped by: the columns that every example has, and all of their metadata."""
-        metadata = {name for one in self._metadata() for name in one}
+        metadata = {name for one in self._texts("metadata") for name in one or {}}
         return [*GROUPING, *sorted(metadata - set(GROUPING))]
 
     def values_of(self, column: str) -> list[Any] | None:
         """Every example's value of one of ``columns``, in row order; ``None`` where there is no such column."""
-        if column == "label":
-            return self.labels
         if column in GROUPING:
-            return self.table.column(column)
-        metadata = self._metadata()
-        if not any(column in one for one in metadata):
-            return None
-        return [one.get(column) for one in metadata]
+            return self.labels if column == "label" else self._texts(column)
+        metadata = [one or {} for one in self._texts("metadata")]
+        return [one.get(column) for one in metadata] if any(column in one for one in metadata) else None
 
-    def _metadata(self) -> list[Mapping[str, Any]]:
+    def _texts(self, column: str) -> list[Any]:
         if not self._source:
-            return list(self.table.metadata())
-        return [self._source.get(example_id, {}).get("metadata") or {} for example_id in self.example_ids]
+            return self.table.column(column)
+        return [self._source.get(example_id, {}).get(column) for example_id in self.example_ids]
 
     def check_task(self, task_description: Mapping[str, Any]) -> None:
         """Refuses a task other than the one that the index was built with.

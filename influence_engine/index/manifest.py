@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from influence_engine.errors import IndexFormatError
 from influence_engine.files import read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 
 
 class LayerSummary(BaseModel):
@@ -41,6 +41,8 @@ class Manifest(BaseModel):
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
             empty where no held-out examples were given.
+        influence_kept: Share of the squared influence on held-out examples, at first order, that is not lost with what
+            the index leaves out of the gradients; estimated (``retention``). None without held-out examples.
         tiers: The tiers that this index can answer, with what is missing for the others.
         files: Digest of every file but the example table, whose content has a digest of its own.
     """
@@ -62,6 +64,7 @@ class Manifest(BaseModel):
     metric: str
     energy_kept: float
     retained: dict[str, float]
+    influence_kept: float | None
     layers: list[LayerSummary]
     left_out: dict[str, int]
     tiers: dict[str, str]

@@ -13,7 +13,7 @@ class IndexSettings(BaseModel):
     """How the index is built. The defaults are good ones.
 
     Attributes:
-        dimensions: Largest number of values stored for an example.
+        dimensions: Largest number of values stored for an example; by default 4 kB hold them, and its text.
         coordinates: Coordinates of all layers together, before the eigenbasis; more keep more of the influence and cost
             ``2 coordinates dimensions`` bytes once.
         approximation: ``unrolled`` follows the recorded steps; ``final`` is one damped Gauss-Newton step at the final
@@ -21,8 +21,8 @@ class IndexSettings(BaseModel):
         damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``.
         metric: ``adam`` (the recorded second moments), ``identity``, or ``auto``: Adam's where the record has it.
         dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
-        store_examples: What is kept of the examples themselves: their fields ``inline``, ``encrypted`` under a key that
-            is not in the index, or ``none``: ids, labels and vectors only, texts come from their source.
+        store_examples: What is kept of the examples themselves, where they are from included: ``inline``, ``encrypted``
+            under a key that is not in the index, or ``none``: ids, labels and vectors only, the rest stays where it is.
         unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
         batch_tokens: Padded positions a batch; by default as many as the device is fast with and has the memory for.
         hessian_directions: Leading directions of the weights along which the Hessians of the recorded steps are exact
@@ -34,7 +34,7 @@ class IndexSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dimensions: int = Field(default=2048, ge=1, le=16384)
+    dimensions: int = Field(default=1920, ge=1, le=16384)
     coordinates: int = Field(default=16384, ge=1, le=262144)
     approximation: Literal["auto", "unrolled", "final"] = "auto"
     damping: float | None = Field(default=None, gt=0)

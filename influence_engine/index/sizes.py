@@ -10,6 +10,9 @@ SHARD = 1024
 LAYER_SAMPLE = 512
 """Examples that the layers' bases are fitted on, at three times the cost of a pass each; more change scores little."""
 
+SIGNED_SAMPLE = 256
+"""Training examples whose influence on held-out ones says how much of it the index keeps."""
+
 RESPONSE_SHARD = 8 * SHARD
 """Examples that run through the steps together: their responses and what is pending of them are in memory."""
 

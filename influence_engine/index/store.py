@@ -27,7 +27,10 @@ RESERVED = ("example_id", "source", "licence", "consent", "metadata")
 DESCRIBING = ("example_id", "example_handle", "label", "source", "licence", "consent", "fields", "metadata")
 """All columns but the numbers."""
 
+_TEXTS = ("source", "licence", "consent")
 _MAPPINGS = ("fields", "metadata")
+_SEALED = (*_TEXTS, *_MAPPINGS)
+"""Columns that are kept as the index's ``store_examples`` says."""
 
 _READ = 1024
 """Rows that are read at once; several such batches are in memory."""
@@ -47,7 +50,7 @@ class ExampleTable:
 
     Args:
         path: The Lance dataset.
-        contents: How fields and metadata are kept there.
+        contents: How texts are kept there.
     """
 
     def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
@@ -77,13 +80,11 @@ class ExampleTable:
         return int(self._kept.nbytes)
 
     def column(self, name: str) -> list[Any]:
-        """One column as a list, in row order."""
-        return self._dataset.to_table(columns=[name]).column(name).to_pylist()
-
-    def metadata(self) -> list[dict[str, Any]]:
-        """Every example's metadata, in row order."""
-        rows = self._dataset.to_table(columns=["example_id", "metadata"]).to_pylist()
-        return [self._opened(row)["metadata"] for row in rows]
+        """One column as a list, in row order, ``metadata`` and ``fields`` as mappings."""
+        if name not in _SEALED:
+            return self._dataset.to_table(columns=[name]).column(name).to_pylist()
+        rows = self._dataset.to_table(columns=["example_id", name]).to_pylist()
+        return [self._opened(row)[name] for row in rows]
 
     def vectors(self, dtype: torch.dtype | None = None) -> Tensor:
         """``[N, k]``, in row order, with the dtype they are stored in, or another one."""
@@ -110,11 +111,12 @@ class ExampleTable:
 
     def _opened(self, row: dict[str, Any]) -> dict[str, Any]:
         opened = {
-            name: json.loads(self._contents.open(row.get("example_id", ""), name, row[name]))
-            for name in _MAPPINGS
-            if name in row
+            name: self._contents.open(row.get("example_id", ""), name, row[name])
+            for name in _SEALED
+            if row.get(name) is not None
         }
-        return {**row, **opened}
+        mappings = {name: json.loads(opened[name] or "{}") for name in _MAPPINGS if name in opened}
+        return {**row, **opened, **mappings}
 
     def content_digest(self) -> str:
         """SHA-256 over all rows in ``example_id`` order; handles, which are random, stay out."""
@@ -158,7 +160,7 @@ def write_table(
         weight: What every vector's inner product with a query is multiplied with.
         dimensions: ``k``.
         dtype: ``float16`` or ``float32``.
-        contents: How fields and metadata are kept; as they are if left out.
+        contents: How texts are kept; as they are if left out.
     """
     keeping = contents or Inline()
     schema = pa.schema(
@@ -197,17 +199,17 @@ def write_table(
 
 def _row(example: Example, label: str, contents: Contents) -> dict[str, Any]:
     fields = {key: value for key, value in example.items() if key not in RESERVED}
+    metadata = dict(example.get("metadata") or {})
     group = example.get(label)
     example_id = str(example["example_id"])
+    texts = {name: str(example[name]) for name in _TEXTS if example.get(name) is not None}
+    texts |= {"fields": _json(fields, example), "metadata": _json(metadata, example)}
     return {
         "example_id": example_id,
         "example_handle": f"ex_{secrets.token_hex(8)}",
         "label": None if group is None else str(group),
-        "source": example.get("source"),
-        "licence": example.get("licence"),
-        "consent": example.get("consent"),
-        "fields": contents.seal(example_id, "fields", _json(fields, example)),
-        "metadata": contents.seal(example_id, "metadata", _json(dict(example.get("metadata") or {}), example)),
+        **dict.fromkeys(_TEXTS),
+        **{name: contents.seal(example_id, name, text) for name, text in texts.items()},
     }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex
 from influence_engine.errors import IndexFormatError, SettingsError
-from influence_engine.index.contents import NOTHING, Encrypted
+from influence_engine.index.contents import Encrypted
 from tests.influence_engine.conftest import make_vectors
 
 KEY, OTHER = bytes(range(32)), bytes(32)
@@ -20,7 +20,8 @@ KEY, OTHER = bytes(range(32)), bytes(32)
 
 def noted(examples: Any) -> list[dict[str, Any]]:
     return [
-        {**one, "note": f"secret-{row}", "metadata": {"who": f"person-{row % 2}"}} for row, one in enumerate(examples)
+        {**one, "note": f"secret-{row}", "source": f"ward-{row % 3}", "metadata": {"who": f"person-{row % 2}"}}
+        for row, one in enumerate(examples)
     ]
 
 
@@ -40,9 +41,9 @@ def test_texts_are_nowhere_in_the_index_and_the_scores_are_the_same(
     examples, queries = noted(make_vectors(30, seed=1, prefix="t-")), make_vectors(4, seed=2, prefix="q-")
     plain = built(tmp_path / "plain", vector_task, vector_model, examples)
     other = built(tmp_path / "other", vector_task, vector_model, examples, store_examples=kept)
-    assert b"secret-7" in bytes_of(tmp_path / "plain")
-    assert b"secret" not in bytes_of(tmp_path / "other")
-    assert b"person" not in bytes_of(tmp_path / "other")
+    for text in (b"secret-", b"ward-", b"person-"):
+        assert text in bytes_of(tmp_path / "plain")
+        assert text not in bytes_of(tmp_path / "other")
     scores = [Attributor(vector_model, vector_task, index).scores(queries) for index in (plain, other)]
     assert torch.equal(*scores)
     other.verify()
@@ -52,11 +53,15 @@ def test_encrypted_examples_are_read_with_the_key_only(vector_task: Any, vector_
     examples = noted(make_vectors(20, seed=1, prefix="t-"))
     made = built(tmp_path, vector_task, vector_model, examples, store_examples="encrypted")
     assert made.describe([7])[0]["fields"]["note"] == "secret-7"
+    assert made.describe([7])[0]["source"] == "ward-1"
     assert made.values_of("who") == [f"person-{row % 2}" for row in range(20)]
+    assert made.values_of("source") == [f"ward-{row % 3}" for row in range(20)]
     blind = InfluenceIndex.open(tmp_path)
     assert blind.describe([7])[0]["fields"] == {}
+    assert blind.describe([7])[0]["source"] is None
     assert blind.describe([7])[0]["label"] == made.describe([7])[0]["label"]
     assert blind.values_of("who") is None
+    assert blind.values_of("source") == [None] * 20
     with pytest.raises(IndexFormatError, match="the key is not the one"):
         InfluenceIndex.open(tmp_path, key=OTHER).describe([7])
     with pytest.raises(SettingsError, match="has 5 bytes; it must have 32"):
@@ -85,7 +90,9 @@ def test_where_nothing_is_kept_texts_come_from_their_source(
     (answer,) = attributor.attribute(query, top_k=20)
     for example in answer.examples:
         assert example.fields.get("note") == (f"secret-{example.row}" if example.row < 10 else None)
+        assert example.source == (f"ward-{example.row % 3}" if example.row < 10 else None)
     assert index.values_of("who") == [*(f"person-{row % 2}" for row in range(10)), *[None] * 10]
+    assert index.values_of("source") == [*(f"ward-{row % 3}" for row in range(10)), *[None] * 10]
 
 
 @given(st.text(), st.text(), st.text())
@@ -93,7 +100,7 @@ def test_sealed_text_opens_as_itself_in_its_own_place_only(example_id: str, text
     sealed = Encrypted(KEY).seal(example_id, "fields", text)
     assert sealed == Encrypted(KEY).seal(example_id, "fields", text)
     assert Encrypted(KEY).open(example_id, "fields", sealed) == text
-    assert Encrypted(None).open(example_id, "fields", sealed) == NOTHING
+    assert Encrypted(None).open(example_id, "fields", sealed) is None
     with pytest.raises(IndexFormatError):
         Encrypted(KEY).open(example_id, "metadata", sealed)
     if other != example_id:
