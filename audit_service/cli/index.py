@@ -216,7 +216,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "metric": about["metric"],
         "damping": f"{about['damping']:.3g} ({about['damping_source']})" if about["damping"] else None,
         "energy kept": f"{about['energy_kept']:.1%} of the sampled gradients'",
-        "influence kept": None if kept is None else f"{kept:.1%} on held-out examples, at first order (estimated)",
+        "influence kept": None if kept is None else f"{kept:.1%} on held-out examples (estimated)",
         "left out": f"{sum(left_out.values()):,} parameters of {len(left_out)} tensors" if left_out else None,
         "disk": size(about["disk_bytes"]),
         "memory": size(about["resident_bytes"]),

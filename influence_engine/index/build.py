@@ -147,12 +147,13 @@ def _version(
         gradients = builder.vectors(coordinates, basis["basis"])
         stages = Stages(gradients, builder.responses(coordinates, basis["basis"], gradients))
         rotation = Rotation.of(basis["ggn"])
-        damping, source = (0.0, "none") if record else _damping(settings, provenance, rotation.eigenvalues)
+        of_one_step, source = _damping(settings, provenance, rotation.eigenvalues)
+        damping, source = (0.0, "none") if record else (of_one_step, source)
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         del basis["basis"]  # the encoder holds what is left of it
         encoder.save(working / ENCODER)
         retention = passes.within_memory(
-            lambda: measured_retention(passes, encoder, examples, held_out, settings.seed, progress),
+            lambda: measured_retention(passes, encoder, of_one_step, examples, held_out, settings.seed, progress),
             lambda note: progress(RETAINED, 0, 1, note),
         )
         dimensions, size = encoder.basis.shape

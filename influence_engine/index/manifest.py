@@ -41,8 +41,8 @@ class Manifest(BaseModel):
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
             empty where no held-out examples were given.
-        influence_kept: Share of the squared influence on held-out examples, at first order, that is not lost with what
-            the index leaves out of the gradients; estimated (``retention``). None without held-out examples.
+        influence_kept: Share of the squared influence on held-out examples that is not lost with what the index leaves
+            out of the gradients; estimated (``retention``). None without held-out examples.
         tiers: The tiers that this index can answer, with what is missing for the others.
         files: Digest of every file but the example table, whose content has a digest of its own.
     """

@@ -1,9 +1,10 @@
 """How much the index keeps of what it was built for: of held-out examples' gradients, and of the influence on them.
 
-What an index leaves out of the gradients counts as much as it changes their inner products with those of the training
-examples, ``K[q, i] = <g_q, g_i>`` in the optimiser's metric: influence at first order. With random signs ``s_i`` the
-mean of ``<g_q, sum_i s_i g_i>^2`` is ``sum_i K[q, i]^2`` (Hutchinson 1990), so a few signed sums of the training
-gradients say what share of all these squares goes missing, and no two gradients need to be held beside each other.
+What an index leaves out of the gradients would have its part in every influence. Of one damped Gauss-Newton step, with
+``g'`` what lies beside the index's coordinates, where there is little curvature, it is ``<g'_q, g'_i> / lambda``, where
+what lies within them has ``g_q^T (Lambda + lambda)^-1 g_i``, all in the optimiser's metric. With random signs ``s_i``
+the mean of ``influence(q, sum_i s_i g_i)^2`` is ``sum_i influence(q, g_i)^2`` (Hutchinson 1990), so a few signed sums
+of the training gradients say what share of all these squares goes missing, and no two gradients are held side by side.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Retention:
 
     Attributes:
         gradients: Quantiles over held-out examples of the share of a gradient's squared norm.
-        influence: Share of the squared influence at first order on held-out examples, estimated; None without any.
+        influence: Share of the squared influence on held-out examples, estimated; None without any.
     """
 
     gradients: dict[str, float]
@@ -47,12 +48,23 @@ class Retention:
 def measured_retention(
     passes: GradientPasses,
     encoder: Encoder,
+    damping: float,
     train: Sequence[Example],
     held_out: Sequence[Example],
     seed: int,
     progress: Progress,
 ) -> Retention:
-    """Measured with one pass over the held-out examples and one over some training examples."""
+    """Measured with one pass over the held-out examples and one over some training examples.
+
+    Args:
+        passes: Over the model.
+        encoder: Of the index.
+        damping: ``lambda``: the index's own, or what one step would have where the recorded ones are followed.
+        train: The training examples.
+        held_out: Others.
+        seed: Of the training examples that are taken, and of their signs.
+        progress: Told of every batch.
+    """
     if not held_out:
         return Retention({}, None)
     sums = _signed_sums(passes, encoder, train, seed)
@@ -64,8 +76,9 @@ def measured_retention(
         shares.append(share)
         scaled = encoder.coordinates.scale(gradients)
         products = torch.stack([_products(one, sums[name]) for name, one in scaled.items() if name in sums]).sum(0)
-        whole += float(products.double().pow(2).sum())
-        missed += float((products - encoded @ seen.T).double().pow(2).sum())
+        beside = (products - encoded @ seen.T).double() / damping
+        whole += float((beside + (encoded / (encoder.eigenvalues + damping) @ seen.T).double()).pow(2).sum())
+        missed += float(beside.pow(2).sum())
         progress(RETAINED, sum(map(len, shares)), len(held_out))
     every = torch.cat(shares).double().cpu()
     quantiles = {f"p{int(q * 100):02d}": float(every.quantile(q)) for q in (0.01, 0.1, 0.5, 0.9)}

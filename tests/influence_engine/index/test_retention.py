@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
 from influence_engine.gradients import tracing, track
+from influence_engine.index.provenance import Provenance
 from tests.influence_engine.conftest import make_vectors
 
 
@@ -48,12 +49,13 @@ def test_the_share_that_is_kept_is_that_of_all_pairs_of_gradients(
 ) -> None:
     index = built(vector_run, vector_task, fresh_network, tmp_path, **settings)
     train, held_out = make_vectors(60, seed=1, prefix="train-"), make_vectors(24, seed=2, prefix="query-")
-    influences = (
-        gradients(vector_model, vector_task, index, held_out) @ gradients(vector_model, vector_task, index, train).T
-    )
     attributor = Attributor(vector_model, vector_task, index)
-    kept = encoded(attributor, held_out) @ encoded(attributor, train).T
-    missed = float((influences - kept).square().sum() / influences.square().sum())
+    eigenvalues, damping = index.encoder.eigenvalues, Provenance.of(vector_run).damping
+    assert damping is not None
+    query, example = (encoded(attributor, each) for each in (held_out, train))
+    pairs = gradients(vector_model, vector_task, index, held_out) @ gradients(vector_model, vector_task, index, train).T
+    beside = (pairs - query @ example.T) / damping
+    missed = float(beside.square().sum() / (beside + query / (eigenvalues + damping) @ example.T).square().sum())
     assert missed > 0.005
     assert index.manifest.influence_kept == pytest.approx(1 - missed, abs=0.4 * missed)
 
