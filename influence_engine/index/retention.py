@@ -25,7 +25,7 @@ from influence_engine.tasks import Example
 
 RETAINED = "measuring on held-out examples"
 
-LITTLE = 0.8
+LITTLE = 0.7
 """Of the influence: an index that keeps less says so."""
 
 _SIGNED_SUMS = 8
