@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,24 @@ def test_a_profile_with_a_name_of_its_own_is_named_in_what_comes_next(project: P
     assert "bento-audit finetune films --profile short" in missing.stderr
     assert "bento-audit index build films --profile short" in tuned.stdout
     assert (project / "runs" / "films-short" / "manifest.json").is_file()
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on_when_there_is_room(
+    project: Path, files_up_to: Callable[[int], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = current_version(project / "index" / "films")
+    monkeypatch.setenv("BENTO_AUDIT_INDEX__SEED", "1")
+
+    with files_up_to(100_000):
+        refused = bento_audit("index", "build", "films")
+
+    assert refused.exit_code == 1
+    assert "Error: the disk took no more while building the index (File too large)" in refused.stderr
+    assert "; make room, or build a smaller one: " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert current_version(project / "index" / "films") == before
+    assert bento_audit("index", "build", "films").exit_code == 0
+    assert current_version(project / "index" / "films") != before
 
 
 def test_inspect_says_what_the_index_was_built_from(project: Path) -> None:
