@@ -42,7 +42,11 @@ def test_an_evaluation_is_announced_done_kept_and_drawn(films: Path) -> None:
     assert written["index"]["rows"] == found["examples"]
     assert (folder / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
-    assert answer("evaluate", "films", *FEW, "--dry-run")["kept"] == 3
+    again = answer("evaluate", "films", *FEW, "--single", "2", "--dry-run")
+    assert (again["retrainings"], again["kept"], again["seconds"]) == (5, 5, 0)
+    more = answer("evaluate", "films", *FEW, "--single", "4", "--leave-out", "s90", "--leave-out", "s90", "--dry-run")
+    assert more["retrainings"] == 8
+    assert 4 <= more["kept"] < 8
     shown = bento_audit("evaluate", "films", *FEW)
     assert shown.exit_code == 0, shown.output
     assert "3 retrainings, recorded steps, 10% left out" in shown.output
@@ -57,6 +61,8 @@ def test_an_evaluation_is_announced_done_kept_and_drawn(films: Path) -> None:
         (("--subsets", "one"), "is not a valid integer"),
         (("--queries", "8", "--tuning", "8"), "some be left to report"),
         (("--queries", "3"), "needs at least 4"),
+        (("--leave-out", "s90", "--leave-out", "t1", "--dry-run"), "no training example has the id 't1'"),
+        (("--leave-out", "t1"), "no training example has the id 't1'"),
     ],
 )
 def test_a_question_that_cannot_be_answered_says_why(films: Path, arguments: tuple[str, ...], says: str) -> None:
