@@ -153,6 +153,8 @@ def test_inspect_says_what_the_index_was_built_from(project: Path) -> None:
     assert about["metric"] == "adam"
     assert about["approximation"] == "unrolled"
     assert about["disk_bytes"] > 0
+    shown = " ".join(bento_audit("index", "inspect", "films").stdout.split())
+    assert f"kept of held-out gradients p01 {about['retained']['p01']:.1%}, " in shown
 
 
 def test_verify_exits_with_0_for_an_unchanged_index(project: Path) -> None:
