@@ -199,10 +199,23 @@ def test_explain_for_another_label_turns_supporters_round(project: Path) -> None
     assert bad == pytest.approx({handle: -influence for handle, influence in good.items()}, rel=1e-3)
 
 
+def test_influence_is_summed_by_the_columns_asked_for(project: Path) -> None:
+    text = ("--text", "the cast is superb")
+
+    answer = json.loads(bento_audit("explain", "films", *text, "--group-by", "label", "--json").stdout)
+    shown = bento_audit("explain", "films", *text, "--group-by", "label")
+
+    assert {(group["by"], group["group"]) for group in answer["groups"]} == {("label", "good"), ("label", "bad")}
+    assert sum(group["examples"] for group in answer["groups"]) == 144
+    assert sum(group["share"] for group in answer["groups"]) == pytest.approx(1)
+    assert "label good" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--text", ""), "empty"),
+        (("--text", "fine", "--group-by", "colour"), "cannot be grouped by 'colour'; they have label, source,"),
         (("--text", "fine", "--target", "awful"), "unknown label 'awful'"),
         (("--text", "fine", "--top-k", "0"), "0 is not in the range"),
         (("--text", "fine", "--top-k", "ten"), "'ten' is not a valid integer"),
