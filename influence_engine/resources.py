@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import resource
@@ -17,7 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from influence_engine.errors import ResourceError, SettingsError
+from influence_engine.errors import SettingsError
 
 T = TypeVar("T")
 
@@ -60,22 +61,22 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
-    """Checks before anything is written that ``needed`` bytes fit on the disk of ``folder``.
-
-    Raises:
-        ResourceError: they do not; the message says how much there is.
-    """
+def free_disk(folder: str | os.PathLike[str]) -> int:
+    """Bytes free on the disk that ``folder`` is on, or will be."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise ResourceError(
-            f"{folder} needs {readable_bytes(needed)} of disk and {readable_bytes(free)} are free; "
-            "fewer index.dimensions, index.coordinates or index.sample need less",
-            field=str(folder),
-        )
+    return shutil.disk_usage(place).free
+
+
+def out_of_disk(error: BaseException) -> int | None:
+    """Which of ``ENOSPC``, ``EDQUOT`` and ``EFBIG`` an error says: the disk takes no more. None for any other error."""
+    found = error.errno if isinstance(error, OSError) else None
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # Lance and safetensors are written in Rust, whose errors have the number in their text only.
+        if found == code or f"(os error {code})" in str(error):
+            return code
+    return None
 
 
 def free_memory(device: torch.device) -> int:

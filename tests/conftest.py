@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,22 @@ finetune: {trainable: 1, epochs: 2, batch_size: 20, learning_rate: 3.0e-4}
 index: {dimensions: 128}
 serve: {threads: 1, max_text_chars: 5000, max_body_bytes: 200000, explain_deadline_s: 5}
 """
+
+
+@pytest.fixture
+def files_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """``with files_up_to(size):`` really no file may grow beyond ``size`` bytes, as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     help="removal: the recorded steps without the examples. afresh: trained again in a new order.",
 )
 @click.option("--single", type=click.IntRange(0), default=0, help="Also leave out this many examples one at a time.")
+@click.option(
+    "--leave-out", metavar="ID", multiple=True, help="Also leave out this example alone; may be given several times."
+)
 @click.option("--refined", is_flag=True, help="Also the refined tier, which solves anew for every query (slow).")
 @click.option(
     "--planted",
@@ -64,6 +67,7 @@ def command(
     fractions: tuple[float, ...],
     truth: str,
     single: int,
+    leave_out: tuple[str, ...],
     refined: bool,
     planted: float | None,
     out: Path | None,
@@ -81,6 +85,7 @@ def command(
     Examples:
       bento-audit evaluate sentiment --dry-run
       bento-audit evaluate sentiment --fraction 0.05 --fraction 0.2 --single 20
+      bento-audit evaluate sentiment --subsets 2 --leave-out train-17 --leave-out train-23
       bento-audit evaluate sentiment --subsets 80 --json
       bento-audit evaluate sentiment --planted 0.1
     """
@@ -98,6 +103,7 @@ def command(
         kinds=("removal", "afresh") if truth == "both" else (truth,),  # type: ignore[arg-type]
         tuning=tuning,
         single=single,
+        leave_out=leave_out,
         refined=refined,
     )
     with progress_shown() as progress:

@@ -20,6 +20,7 @@ from influence_engine.evaluation import (
     evaluate,
     find_planted_errors,
     random_removals,
+    single_removals,
 )
 from influence_engine.files import write_json
 from influence_engine.progress import Progress
@@ -59,18 +60,24 @@ def evaluation_folder(config: AuditConfig) -> Path:
 
 
 def plan_evaluation(config: AuditConfig, plan: EvaluationPlan, queries: int, progress: Progress) -> EvaluationCost:
-    """Predicts what ``run_evaluation`` will take."""
+    """Predicts what ``run_evaluation`` will take; raises what that does."""
     retraining = _retraining(config, queries, progress)
     ids = retraining.run.example_ids
+    plan.check(ids)
+    tuning = plan.tuning_of(len(retraining.queries))
     kept = sum(
         retraining.kept(random_removals(ids, fraction, plan.subsets, seed=plan.seed), kind)
         for kind in plan.kinds
         for fraction in plan.fractions
     )
+    if plan.single or plan.leave_out:
+        attributor = load(config).attributor
+        influences = attributor.scores(retraining.queries[tuning:], "estimated").double()
+        kept += retraining.kept(single_removals(plan, influences, attributor.index.example_ids))
     each = plan_finetuning(config, progress).seconds
     return EvaluationCost(
         queries=len(retraining.queries),
-        tuning=plan.tuning_of(len(retraining.queries)),
+        tuning=tuning,
         retrainings=plan.retrainings,
         kept=kept,
         seconds=each * (plan.retrainings - kept),
@@ -92,6 +99,7 @@ def run_evaluation(
     Raises:
         RecordError: there is no recorded run, or none that can be executed again.
         DataError: there are no labelled held-out examples.
+        SettingsError: the plan cannot be carried out.
     """
     retraining = _retraining(config, queries, progress)
     loaded = load(config)

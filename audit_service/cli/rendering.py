@@ -179,17 +179,27 @@ def _interval(error_90: float | None, form: str) -> str:
 
 def _examples(rows: Sequence[Mapping[str, Any]], colour: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    probabilities = _probabilities(rows)
     table.add_column("influence", justify="right", style=colour, no_wrap=True)
+    if probabilities:
+        table.add_column("probability", justify="right", no_wrap=True)
     table.add_column("label", no_wrap=True)
     table.add_column("training text", overflow="fold")
-    for example in rows:
+    for number, example in enumerate(rows):
         shown = example.get("text")
         table.add_row(
             f"{example['influence']:+.4f}" + _interval(example["error_90"], ".4f"),
+            *probabilities[number : number + 1],
             escape(str(example.get("label") or "")),
             escape(str(shown)) if shown is not None else f"[dim]{example['example_handle']}[/]",
         )
     return table
+
+
+def _probabilities(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The changes of the target's probability in percentage points; nothing where the task has no probabilities."""
+    changes = [example["probability_change"] for example in examples]
+    return [] if None in changes else [f"{100 * change:+.3f}" for change in changes]
 
 
 def _modules(modules: Sequence[Mapping[str, Any]], residual: float | None) -> Table:
@@ -209,13 +219,17 @@ def _modules(modules: Sequence[Mapping[str, Any]], residual: float | None) -> Ta
 
 def _footer(answer: Mapping[str, Any]) -> Table:
     quality, timings = answer["quality"], answer["timings_ms"]
-    tiers = sorted({example["tier"] for example in answer.get("examples") or []})
+    examples = answer.get("examples") or []
+    tiers = sorted({example["tier"] for example in examples})
+    points = "; probability: the same in percentage points" if _probabilities(examples) else ""
     share = quality.get("share_returned")
     solved = quality.get("refinement")
     agreement = {True: "torch and the served model agree", False: "NO: torch disagrees with the served model"}
     return facts(
         {
-            "influence": f"{', '.join(tiers)}: by how much training with it raised the log-odds" if tiers else None,
+            "influence": f"{', '.join(tiers)}: by how much training with it raised the log-odds{points}"
+            if tiers
+            else None,
             "refined": f"{solved['passes']} passes over the training examples, the last changed influences by "
             f"{solved['last_change']:.1%}; the index's estimates agree by {solved['agreement_with_estimated']:.2f}"
             if solved

@@ -1,7 +1,7 @@
 """Do the explanations say what retraining does? LDS, and what it is compared with."""
 
 from influence_engine.evaluation.checking import check_index, nonlinearity
-from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate
+from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate, single_removals
 from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.lds import Score, linear_datamodeling_score, spearman
 from influence_engine.evaluation.planted import PlantedErrors, find_planted_errors
@@ -28,5 +28,6 @@ __all__ = [
     "random_removals",
     "rank_suspects",
     "seen_in_training",
+    "single_removals",
     "spearman",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.attribution import Attributor
+from influence_engine.data.names import did_you_mean
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.lds import linear_datamodeling_score, spearman
 from influence_engine.evaluation.methods import Attributed, attribute_all, with_dampings
@@ -28,7 +29,8 @@ class EvaluationPlan:
         subsets: Retrainings at each fraction.
         kinds: What counts as truth; see ``truth.Kind``.
         tuning: So many first queries choose the damping and are not reported; ``None`` is a quarter of them.
-        single: Examples left out one at a time.
+        single: Examples left out one at a time, half of them the strongest of the reported queries, half random.
+        leave_out: Ids of others to leave out one at a time.
         refined: Also evaluate the refined tier; needs an index of approximation ``final``.
         seed: Of the random removals.
     """
@@ -38,13 +40,14 @@ class EvaluationPlan:
     kinds: Sequence[Kind] = ("removal",)
     tuning: int | None = None
     single: int = 0
+    leave_out: Sequence[str] = ()
     refined: bool = False
     seed: int = 0
 
     @property
     def retrainings(self) -> int:
         """How many there are in all."""
-        return len(self.fractions) * self.subsets * len(self.kinds) + self.single
+        return len(self.fractions) * self.subsets * len(self.kinds) + self.single + len(set(self.leave_out))
 
     def tuning_of(self, queries: int) -> int:
         """How many of so many queries choose the damping.
@@ -59,6 +62,20 @@ class EvaluationPlan:
                 field="tuning",
             )
         return tuning
+
+    def check(self, example_ids: Sequence[str]) -> None:
+        """Checks that the examples to leave out are there.
+
+        Raises:
+            SettingsError: one is not; the message names it.
+        """
+        known = set(example_ids)
+        for example_id in self.leave_out:
+            if example_id not in known:
+                raise SettingsError(
+                    f"no training example has the id {example_id!r}.{did_you_mean(example_id, example_ids)}",
+                    field="leave_out",
+                )
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,7 @@ class SingleRemovals:
         rank_correlation: Over examples, mean over queries.
         signs_right: Share of estimates above the median size whose sign is the measured one.
         slope: Of measured on estimated, through zero; 1 means right units.
+        example_ids: ``K``, those that were named first.
         estimated: ``[K][Q]``, for a plot.
         measured: ``[K][Q]``.
     """
@@ -101,6 +119,7 @@ class SingleRemovals:
     rank_correlation: float
     signs_right: float
     slope: float
+    example_ids: list[str] = field(repr=False)
     estimated: list[list[float]] = field(repr=False)
     measured: list[list[float]] = field(repr=False)
 
@@ -150,12 +169,13 @@ def evaluate(
         progress: Told of every method; ``retraining`` has its own.
 
     Raises:
-        SettingsError: the plan leaves no query to report, or a fraction removes nothing.
+        SettingsError: the plan leaves no query to report, a fraction removes nothing, or no example has one of the ids.
         TierUnavailableError: the refined tier of an index that follows the recorded steps.
     """
     queries = retraining.queries
     tuning = plan.tuning_of(len(queries))
     ids = attributor.index.example_ids
+    plan.check(ids)
     removals = {fraction: random_removals(ids, fraction, plan.subsets, seed=plan.seed) for fraction in plan.fractions}
     progress("attributing", 0, 2)
     methods = attribute_all(attributor, retraining.train, queries, base=base, refined=plan.refined, progress=progress)
@@ -184,7 +204,7 @@ def evaluate(
         approximation=attributor.index.manifest.approximation,
         damping=attributor.index.manifest.damping,
         damping_tuned=tuned,
-        single=_single(methods[0], retraining, recorded, ids, plan, tuning) if plan.single else None,
+        single=_single(methods[0], retraining, recorded, ids, plan, tuning) if plan.single or plan.leave_out else None,
     )
 
 
@@ -225,6 +245,25 @@ def _row(one: Attributed, truth: _Context) -> LdsRow:
     return replace(row, slope=slope_of(predicted, changes), coverage=within)
 
 
+def single_removals(plan: EvaluationPlan, influences: Tensor, example_ids: Sequence[str]) -> list[Removal]:
+    """The examples that an evaluation leaves out one at a time.
+
+    Args:
+        plan: Names some, and says how many others.
+        influences: ``[Q, N]``, estimated, of the reported queries.
+        example_ids: ``N``, in the order of ``influences``.
+    """
+    named = list(dict.fromkeys(plan.leave_out))
+    taken = set(named)
+    order = influences.abs().mean(0).argsort(descending=True).tolist()
+    strongest = [example_ids[row] for row in order if example_ids[row] not in taken][: (plan.single + 1) // 2]
+    taken.update(strongest)
+    others = [example_id for example_id in example_ids if example_id not in taken]
+    generator = torch.Generator().manual_seed(plan.seed)
+    drawn = torch.randperm(len(others), generator=generator)[: plan.single - len(strongest)].tolist()
+    return [Removal.of([example_id]) for example_id in [*named, *strongest, *(others[place] for place in drawn)]]
+
+
 def _single(
     ours: Attributed,
     retraining: Retraining,
@@ -234,20 +273,16 @@ def _single(
     tuning: int,
 ) -> SingleRemovals:
     influences = ours.influences[tuning:].double()
-    strongest = influences.abs().mean(0).argsort(descending=True)[: (plan.single + 1) // 2].tolist()
-    others = [row for row in range(len(ids)) if row not in set(strongest)]
-    generator = torch.Generator().manual_seed(plan.seed)
-    drawn = torch.randperm(len(others), generator=generator)[: plan.single - len(strongest)].tolist()
-    chosen = [*strongest, *(others[place] for place in drawn)]
-    without = retraining.measurements([Removal.of([ids[row]]) for row in chosen])[:, tuning:]
-    measured = recorded[tuning:] - without
-    estimated = influences[:, chosen].T
+    chosen = single_removals(plan, influences, ids)
+    measured = recorded[tuning:] - retraining.measurements(chosen)[:, tuning:]
+    estimated = membership(chosen, ids) @ influences.T
     large = estimated.abs() >= estimated.abs().median()
     return SingleRemovals(
         examples=len(chosen),
         rank_correlation=float(spearman(estimated, measured).mean()),
         signs_right=float((estimated.sign() == measured.sign())[large].double().mean()),
         slope=slope_of(estimated, measured),
+        example_ids=[example_id for removal in chosen for example_id in removal.example_ids],
         estimated=estimated.tolist(),
         measured=measured.tolist(),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from influence_engine.curvature import LayerMetric, adam_metric, heuristic_damping, identity_metric
 from influence_engine.digests import file_digest, json_digest
-from influence_engine.errors import IndexFormatError, ResourceError, SettingsError
+from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building import IndexBuilder
@@ -22,12 +22,14 @@ from influence_engine.index.finishing import Rotation, Stages, write_vectors
 from influence_engine.index.linear_steps import FIELDS
 from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
 from influence_engine.index.passes import GradientPasses
-from influence_engine.index.plan import BuildPlan, plan_build, what_fits
+from influence_engine.index.plan import BuildPlan, plan_build
 from influence_engine.index.provenance import Provenance
 from influence_engine.index.retention import RETAINED, measured_retention
+from influence_engine.index.room import Room
+from influence_engine.index.row_blocks import ROWS
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import free_memory, out_of_memory, readable_bytes, release_memory, require_disk
+from influence_engine.resources import out_of_disk, out_of_memory, release_memory
 from influence_engine.tasks import Example, Task, describe_task
 from influence_engine.training import Run
 from influence_engine.training.identity import check_examples, versions
@@ -37,6 +39,8 @@ VERSIONS = "versions"
 TABLE = "examples.lance"
 ENCODER = "encoder.safetensors"
 MANIFEST = "manifest.json"
+NAME = 16
+"""Digits of its digest that a version is named by."""
 
 FORMULA = 1
 """Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
@@ -91,55 +95,59 @@ def build_version(
     contents = contents_for(settings.store_examples, key)
     contents.seal("", "", "")  # without its key a build would fail at its very end
     passes, record = passes_for(model, task, settings), _followed(settings, provenance)
+    digest = _build_digest(task, settings, provenance, record)
+    working = path / "building" / digest[:NAME]
+    room = Room(passes, examples, settings, record, working)
     try:
-        return _version(passes, record, contents, examples, path, settings, provenance, held_out, progress)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        return _version(room, digest, contents, path, provenance, held_out, progress)
+    except Exception as error:
+        no_disk = out_of_disk(error)
+        if no_disk is None and not out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
     # Here, since the error held on to the tensors of where it was raised.
     release_memory()
-    advice = what_fits(passes, examples, settings, record)
-    raise ResourceError(f"memory ran out while building the index ({said}); {advice}", field="index")
+    if no_disk is None:
+        raise room.memory_ran_out(said)
+    # What is begun anew in any case has no need to stay on a full disk.
+    remove_tree(working / TABLE)
+    for block in working.glob(f"{ROWS}*"):
+        block.unlink()
+    raise room.disk_ran_out(no_disk)
+
+
+def _build_digest(task: Task, settings: IndexSettings, provenance: Provenance, record: Run | None) -> str:
+    """Of all that an index's vectors depend on."""
+    return json_digest(
+        {
+            "format": FORMAT,
+            "formula": FORMULA,
+            "digests": provenance.digests,
+            "training": provenance.training_digest(),
+            "record": None if record is None else json_digest(record.manifest["files"]),
+            "steps": None if record is None else [one.name for one in FIELDS],
+            "settings": settings.model_dump(mode="json"),
+            "task": describe_task(task),
+            "code": versions()["bento-audit"],
+        }
+    )
 
 
 def _version(
-    passes: GradientPasses,
-    record: Run | None,
+    room: Room,
+    build_digest: str,
     contents: Contents,
-    examples: Sequence[Example],
     path: Path,
-    settings: IndexSettings,
     provenance: Provenance,
     held_out: Sequence[Example],
     progress: Progress,
 ) -> Path:
-    task, code = passes.task, versions()
-    identity = {
-        "format": FORMAT,
-        "formula": FORMULA,
-        "digests": provenance.digests,
-        "training": provenance.training_digest(),
-        "record": None if record is None else json_digest(record.manifest["files"]),
-        "steps": None if record is None else [one.name for one in FIELDS],
-        "settings": settings.model_dump(mode="json"),
-        "task": describe_task(task),
-        "code": code["bento-audit"],
-    }
-    build_digest = json_digest(identity)
-    name = build_digest[:16]
-    final = path / VERSIONS / name
+    passes, examples, settings, record = room.passes, room.examples, room.settings, room.record
+    task, working = passes.task, room.working
+    final = path / VERSIONS / working.name
     if not (final / MANIFEST).exists():
-        plan = plan_build(passes, examples, settings, record, probe=False)
-        require_disk(path, plan.disk_bytes)
-        if plan.least_memory_bytes > free_memory(passes.device):
-            raise ResourceError(
-                f"building the index needs {readable_bytes(plan.least_memory_bytes)} of memory (estimated); "
-                + what_fits(passes, examples, settings, record),
-                field="index",
-            )
+        room.require()
         metric, metric_name = _metric(passes, settings, provenance)
-        working = path / "building" / name
         working.mkdir(parents=True, exist_ok=True)
         builder = IndexBuilder(passes, examples, metric, settings, working, progress, record)
         coordinates = builder.layers()
@@ -191,7 +199,7 @@ def _version(
             left_out=dict(passes.tracked.left_out),
             tiers=provenance.tiers("final" if record is None else "unrolled"),
             task=describe_task(task),
-            versions=code,
+            versions=versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files={ENCODER: file_digest(working / ENCODER)},
         )
@@ -202,7 +210,7 @@ def _version(
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(final)
         working.rename(final)
-    write_text(path / CURRENT, name + "\n")
+    write_text(path / CURRENT, final.name + "\n")
     return final
 
 

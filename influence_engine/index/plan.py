@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from influence_engine.index.couplings import coupling_bytes, coupling_operations
@@ -24,6 +24,9 @@ _DECOMPOSED_BYTES = 36
 
 _HELD_BYTES = 20
 """For each number of a matrix of eigenvectors, in double and single precision, and of what is multiplied with it."""
+
+_KEPT = {"inline": 1.0, "encrypted": 4 / 3, "none": 0.0}
+"""Bytes in the table for each of an example's text; what is encrypted is kept in base64."""
 
 _GRAPH = 2
 """Times of what a pass takes, for a gradient that is differentiated again."""
@@ -100,11 +103,42 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
     def least(tried: IndexSettings) -> int:
         return _bytes(passes, examples, tried, record, needs).least(needs.single)
 
-    tried = settings
-    if tried.hessian_directions and least(tried) > free:
-        tried = tried.model_copy(update={"hessian_directions": 0})
     # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
-    while least(tried) > free and tried.dimensions > _FEWEST_DIMENSIONS:
+    tried = _smaller(settings, lambda one: least(one) <= free, {"hessian_directions": 0})
+    if tried == settings or least(tried) > free:
+        return f"{readable_bytes(free)} are free; fewer trained layers, or shorter texts (task.max_length), need less"
+    needed = f"{readable_bytes(least(tried))} of the {readable_bytes(free)} there are"
+    return f"{_changed(settings, tried)} {needed} (estimated)"
+
+
+def what_fits_on_disk(
+    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, room: int
+) -> str:
+    """Which smaller settings are predicted to fit in ``room`` bytes of disk, as advice."""
+    needs = passes.needs(examples)
+
+    def disk(tried: IndexSettings) -> int:
+        return _bytes(passes, examples, tried, record, needs).disk
+
+    tried = _smaller(settings, lambda one: disk(one) <= room, {"hessian_directions": 0, "store_examples": "none"})
+    if tried == settings:
+        return "fewer index.dimensions, index.coordinates or index.sample need less"
+    even, there = ("even ", "") if disk(tried) > room else ("", f" of the {readable_bytes(room)} there are")
+    return f"{even}{_changed(settings, tried)} {readable_bytes(disk(tried))}{there} (estimated)"
+
+
+def _smaller(
+    settings: IndexSettings, fits: Callable[[IndexSettings], bool], first: Mapping[str, object]
+) -> IndexSettings:
+    """The same settings where they fit, else smaller ones: ``first`` changed one by one, then the sizes halved.
+
+    Where none fit, the smallest that were tried.
+    """
+    tried = settings
+    for name, value in first.items():
+        if not fits(tried):
+            tried = tried.model_copy(update={name: value})
+    while not fits(tried) and tried.dimensions > _FEWEST_DIMENSIONS:
         tried = tried.model_copy(
             update={
                 "dimensions": tried.dimensions // 2,
@@ -112,14 +146,17 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
                 "sample": max(2, tried.sample // 2),
             }
         )
-    if tried is settings or least(tried) > free:
-        return f"{readable_bytes(free)} are free; fewer trained layers, or shorter texts (task.max_length), need less"
+    for name in first:
+        kept = tried.model_copy(update={name: getattr(settings, name)})
+        if fits(kept):  # that change was not needed
+            tried = kept
+    return tried
+
+
+def _changed(settings: IndexSettings, tried: IndexSettings) -> str:
     changed = [name for name, value in tried.model_dump().items() if value != getattr(settings, name)]
     smaller = ", ".join(f"index.{name}: {getattr(tried, name)}" for name in changed)
-    return (
-        f"{smaller} {'need' if len(changed) > 1 else 'needs'} {readable_bytes(least(tried))} "
-        f"of the {readable_bytes(free)} there are (estimated)"
-    )
+    return f"{smaller} {'need' if len(changed) > 1 else 'needs'}"
 
 
 def _coordinates(passes: GradientPasses, settings: IndexSettings) -> int:
@@ -170,7 +207,9 @@ def _bytes(
     # A look-up table keeps chosen rows only; the other sides are square bases before they are cut.
     sides = 4 * sum(min(side, 4096) ** 2 for layer in passes.tracked.layers for side in layer.shape)
     block = coordinates * 4 * BLOCK_ROWS
-    disk = int(vectors * (width + 4) + basis * (width + 4) + len(examples) * texts + sides)
+    disk = int(
+        vectors * (width + 4) + basis * (width + 4) + len(examples) * texts * _KEPT[settings.store_examples] + sides
+    )
     disk += rows * coordinates * 4
     passing = max(basis * 4, 2 * block)
     # The rows' products, decomposed; the basis made of their vectors; that turned into the GGN's eigenvectors.
@@ -184,7 +223,7 @@ def _bytes(
         # Pulled-back rows and where they move the weights; responses and what is pending of them; a stretch's states.
         # Two rows for every direction of the step's Hessian.
         steps = len(record.schedule)
-        pulled = (len(record.schedule.rows) + 2 * settings.hessian_directions * steps) * dimensions * 3 * 4
+        pulled = (needs.rows * len(record.schedule.rows) + 2 * settings.hessian_directions * steps) * dimensions * 3 * 4
         disk += pulled + vectors * 4 + 8 * passes.tracked.parameters
         stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
         coupled = coupling_bytes(passes.tracked, dimensions)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from influence_engine.tensor_files import write_tensors
 
+ROWS = "rows-"
+"""What the names of the blocks' files begin with."""
+
 BLOCK_ROWS = 256
 """Rows of a block, about."""
 
@@ -57,7 +60,7 @@ class RowBlocks:
             yield load_file(block)["rows"].to(self._device)
 
     def _write(self) -> None:
-        path = self._folder / f"rows-{self._name}-{len(self._blocks):06d}.safetensors"
+        path = self._folder / f"{ROWS}{self._name}-{len(self._blocks):06d}.safetensors"
         write_tensors(path, {"rows": torch.cat(self._pending)})
         self._blocks.append(path)
         self._pending = []

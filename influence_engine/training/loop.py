@@ -231,7 +231,9 @@ def _base_model(
         labels = getattr(task, "labels", None)
         if labels is None:
             raise SettingsError(
-                f"{type(task).__name__} has no labels to build a head for; pass a loaded module as base", field="base"
+                f"{type(task).__name__} has no labels to build a head for: give it the attribute labels, the names in "
+                "the order of the outputs, or pass a loaded module as base",
+                field="base",
             )
         model = load_base(base, labels=labels, revision=revision, seed=derived_seed(settings.seed, "head", 0))
     if settings.trainable == "lora" and not hasattr(model, "peft_config"):

@@ -101,6 +101,18 @@ def test_polarity_and_include_choose_parts_of_the_answer(server: Any) -> None:
     assert "modules" not in short["differences"]
 
 
+def test_influence_is_summed_by_the_columns_asked_for(server: Any, small_project: Any) -> None:
+    groups = explained(server.post("/audit/explain", {"input": {"text": TEXT}, "group_by": ["label"]})).groups
+    assert groups is not None
+    assert {(group.by, group.group) for group in groups} == {("label", "negative"), ("label", "positive")}
+    assert sum(group.examples for group in groups) == len(small_project.train)
+    assert explained(server.post("/audit/explain", {"input": {"text": TEXT}, "group_by": []})).groups == []
+    unknown = server.post("/audit/explain", {"input": {"text": TEXT}, "group_by": ["colour"]})
+    error = error_of(unknown, 400)
+    assert error["field"] == "group_by"
+    assert "cannot be grouped by 'colour'; they have label, source" in error["message"]
+
+
 def test_the_modules_and_the_residual_add_up_to_the_change(server: Any) -> None:
     found = explained(server.post("/audit/explain", {"input": {"text": TEXT}})).differences
     assert found.base_measurement is not None

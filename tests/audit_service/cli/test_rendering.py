@@ -16,6 +16,7 @@ def example(influence: float, text: str | None = "a fine [bold]film[/]") -> dict
         "rank": 1,
         "influence": influence,
         "error_90": 0.125,
+        "probability_change": influence / 20,
         "tier": "estimated",
         "polarity": "proponent" if influence > 0 else "opponent",
         "label": "good",
@@ -73,6 +74,21 @@ def test_proponents_and_opponents_are_apart_with_signed_influence() -> None:
 
     assert "+0.5000" in supporting
     assert "-0.2500" in opposing
+
+
+def test_beside_an_influence_stands_the_change_of_the_probability_in_points() -> None:
+    lines = shown(answer()).splitlines()
+
+    assert any("+0.5000 ± 0.1250" in line and "+2.500" in line for line in lines)
+    assert any("-0.2500 ± 0.1250" in line and "-1.250" in line for line in lines)
+    assert any("probability" in line and "percentage points" in line for line in lines)
+
+
+def test_a_task_without_probabilities_has_no_column_for_them() -> None:
+    output = shown(answer(examples=[{**example(0.5), "probability_change": None}]))
+
+    assert "+0.5000 ± 0.1250" in output
+    assert "probability" not in output
 
 
 def test_texts_are_shown_as_they_are_whatever_they_look_like() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,24 @@ def test_a_profile_with_a_name_of_its_own_is_named_in_what_comes_next(project: P
     assert (project / "runs" / "films-short" / "manifest.json").is_file()
 
 
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on_when_there_is_room(
+    project: Path, files_up_to: Callable[[int], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = current_version(project / "index" / "films")
+    monkeypatch.setenv("BENTO_AUDIT_INDEX__SEED", "1")
+
+    with files_up_to(100_000):
+        refused = bento_audit("index", "build", "films")
+
+    assert refused.exit_code == 1
+    assert "Error: the disk took no more while building the index (File too large)" in refused.stderr
+    assert "; make room, or build a smaller one: " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert current_version(project / "index" / "films") == before
+    assert bento_audit("index", "build", "films").exit_code == 0
+    assert current_version(project / "index" / "films") != before
+
+
 def test_inspect_says_what_the_index_was_built_from(project: Path) -> None:
     about = json.loads(bento_audit("index", "inspect", "films", "--json").stdout)
 
@@ -133,6 +153,8 @@ def test_inspect_says_what_the_index_was_built_from(project: Path) -> None:
     assert about["metric"] == "adam"
     assert about["approximation"] == "unrolled"
     assert about["disk_bytes"] > 0
+    shown = " ".join(bento_audit("index", "inspect", "films").stdout.split())
+    assert f"kept of held-out gradients p01 {about['retained']['p01']:.1%}, " in shown
 
 
 def test_verify_exits_with_0_for_an_unchanged_index(project: Path) -> None:
@@ -177,10 +199,23 @@ def test_explain_for_another_label_turns_supporters_round(project: Path) -> None
     assert bad == pytest.approx({handle: -influence for handle, influence in good.items()}, rel=1e-3)
 
 
+def test_influence_is_summed_by_the_columns_asked_for(project: Path) -> None:
+    text = ("--text", "the cast is superb")
+
+    answer = json.loads(bento_audit("explain", "films", *text, "--group-by", "label", "--json").stdout)
+    shown = bento_audit("explain", "films", *text, "--group-by", "label")
+
+    assert {(group["by"], group["group"]) for group in answer["groups"]} == {("label", "good"), ("label", "bad")}
+    assert sum(group["examples"] for group in answer["groups"]) == 144
+    assert sum(group["share"] for group in answer["groups"]) == pytest.approx(1)
+    assert "label good" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--text", ""), "empty"),
+        (("--text", "fine", "--group-by", "colour"), "cannot be grouped by 'colour'; they have label, source,"),
         (("--text", "fine", "--target", "awful"), "unknown label 'awful'"),
         (("--text", "fine", "--top-k", "0"), "0 is not in the range"),
         (("--text", "fine", "--top-k", "ten"), "'ten' is not a valid integer"),

@@ -17,6 +17,7 @@ from influence_engine.evaluation import (
     evaluate,
     linear_datamodeling_score,
     membership,
+    single_removals,
 )
 from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, REFINED, TUNED
 from influence_engine.evaluation.removals import random_removals
@@ -84,6 +85,26 @@ def test_every_method_is_scored_on_the_reported_queries_only(
     assert found.single.slope > 0
     assert len(found.single.measured) == 4
     assert found.to_dict()["rows"][0]["kind"] == "removal"
+
+
+def test_named_examples_are_left_out_alone_beside_others(retraining: Retraining, attributor: Attributor) -> None:
+    named = attributor.index.example_ids[7:9]
+    plan = EvaluationPlan(fractions=(0.1,), subsets=2, tuning=2, single=4, leave_out=[*named, named[0]])
+    influences = attributor.scores(retraining.queries).double()[2:]
+    removals = single_removals(plan, influences, attributor.index.example_ids)
+
+    found = evaluate(attributor, retraining, plan).single
+
+    assert plan.retrainings == 2 + 4 + 2
+    assert len({removal.example_ids for removal in removals}) == 6
+    assert [removal.example_ids for removal in removals[:2]] == [(name,) for name in named]
+    assert retraining.kept(removals) == 6
+    assert found is not None
+    assert (found.examples, found.example_ids[:2]) == (6, named)
+    assert found.estimated[1] == pytest.approx(influences[:, 8].tolist())
+    with pytest.raises(SettingsError, match="no training example has the id 'train-99'") as raised:
+        evaluate(attributor, retraining, EvaluationPlan(tuning=2, leave_out=["train-99"]))
+    assert raised.value.field == "leave_out"
 
 
 def test_an_evaluation_goes_on_with_the_retrainings_that_are_there(
