@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -190,9 +191,68 @@ class NormalisationLayer(_Base):
             return functional.group_norm(inputs, module.num_groups, eps=module.eps)
         if isinstance(module, _BATCH_NORMS):
             return functional.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
+        if isinstance(module, nn.RMSNorm):
+            return functional.rms_norm(inputs, tuple(module.normalized_shape), eps=module.eps)
         epsilon = _rms_epsilon(module)
         wide = inputs.float()
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(inputs.dtype)
+
+
+class _Make(Protocol):
+    def __call__(self, name: str, module: nn.Module, trained: frozenset[str]) -> Layer: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of module that has per-example gradients here.
+
+    Attributes:
+        fits: Whether a module is of this kind, which is to compute what its layer takes it to compute.
+        layer: Makes the layer, from the names of the module's trained parameters too.
+    """
+
+    fits: Callable[[nn.Module], bool]
+    layer: _Make
+
+
+def _is(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether it is of one of the classes, or derived without another ``forward`` (Gemma's embeddings scale theirs)."""
+    return any(isinstance(module, one) and type(module).forward is one.forward for one in classes)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return _is(module, nn.Embedding) and not module.scale_grad_by_freq and module.max_norm is None
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    plain = getattr(type(module), "_conv_forward", None) is nn.Conv2d._conv_forward
+    return plain and _is(module, nn.Conv2d) and module.padding_mode == "zeros"
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return _is(module, *_BATCH_NORMS) and module.running_mean is not None
+
+
+def _is_other_rms_norm(module: nn.Module) -> bool:
+    """Every model of ``transformers`` has a class of its own."""
+    named = type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
+    return named and [name for name, _ in module.named_parameters(recurse=False)] == ["weight"]
+
+
+KINDS: Mapping[str, Kind] = {
+    "linear": Kind(lambda module: _is(module, nn.Linear), LinearLayer),
+    "Conv1D of GPT-2": Kind(
+        lambda module: type(module).__name__ == "Conv1D", functools.partial(LinearLayer, transposed=True)
+    ),
+    "embedding": Kind(_is_embedding, EmbeddingLayer),
+    "convolution": Kind(_is_convolution, ConvolutionLayer),
+    "layer normalisation": Kind(lambda module: _is(module, nn.LayerNorm), NormalisationLayer),
+    "group normalisation": Kind(lambda module: _is(module, nn.GroupNorm), NormalisationLayer),
+    "batch normalisation": Kind(_is_batch_norm, NormalisationLayer),
+    "RMS normalisation": Kind(lambda module: _is(module, nn.RMSNorm), NormalisationLayer),
+    "RMS normalisation of transformers": Kind(_is_other_rms_norm, NormalisationLayer),
+}
+"""What is supported; a module is of one kind at most."""
 
 
 def layer_for(name: str, module: nn.Module) -> Layer | None:
@@ -200,25 +260,7 @@ def layer_for(name: str, module: nn.Module) -> Layer | None:
     trained = frozenset(key for key, value in module.named_parameters(recurse=False) if value.requires_grad)
     if not trained <= {"weight", "bias"}:
         return None
-    if isinstance(module, nn.Linear):
-        return LinearLayer(name, module, trained)
-    if type(module).__name__ == "Conv1D":
-        return LinearLayer(name, module, trained, transposed=True)
-    if isinstance(module, nn.Embedding) and not module.scale_grad_by_freq and module.max_norm is None:
-        return EmbeddingLayer(name, module, trained)
-    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
-        return ConvolutionLayer(name, module, trained)
-    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) or _is_rms_norm(module):
-        return NormalisationLayer(name, module, trained)
-    if isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
-        return NormalisationLayer(name, module, trained)
-    return None
-
-
-def _is_rms_norm(module: nn.Module) -> bool:
-    return type(module).__name__.endswith("RMSNorm") and list(dict(module.named_parameters(recurse=False))) == [
-        "weight"
-    ]
+    return next((kind.layer(name, module, trained) for kind in KINDS.values() if kind.fits(module)), None)
 
 
 def _rms_epsilon(module: nn.Module) -> float:
