@@ -6,7 +6,8 @@
 #   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
 #   make drift-check     the long measurements of drift: alerts on quiet and shifted traffic, influence drift, costs
 #   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
-#   make bench           the measurements of benchmarks/, on the demo's model
+#   make bench           the measurements of benchmarks/: says how long each takes (most of a day), then prints the tables
+#   make bench ONLY=query          those whose names begin so; make bench ONLY='query lds'
 #
 # Where the package index offers only a CUDA build of torch, name the CPU wheel index of PyTorch in PIP_ARGS:
 #   make demo PIP_ARGS='--extra-index-url <the address of PyTorch CPU wheels>'
@@ -15,6 +16,7 @@ PYTHON ?= python3
 VENV ?= .venv
 NAME ?= sentiment
 CHECK ?=
+ONLY ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
@@ -48,11 +50,7 @@ drift: $(VENV)/.installed-demo
 	$(BIN)/bento-audit drift watch $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
 
 drift-check: $(VENV)/.installed-dev
-	$(BIN)/bento-audit finetune sentiment
-	$(BIN)/bento-audit index build sentiment
-	$(BIN)/bento-audit reference build sentiment
-	@for each in recording_cost drift_alerts influence_drift; do \
-	  echo "== $$each" && $(BIN)/python benchmarks/$$each.py || exit 1; done
+	@$(BIN)/python benchmarks/bench.py --only recording_cost --only drift_alerts --only influence_drift
 
 # Of a part chosen by PYTEST_ARGS, one of the two calls may have nothing to run: pytest's exit status 5.
 NONE = $(if $(PYTEST_ARGS),5,0)
@@ -63,11 +61,15 @@ test: $(VENV)/.installed-dev
 	  $(BIN)/python -m pytest -m service $(PYTEST_ARGS); servers=$$?; \
 	  case $$servers in $(NONE)) exit $$units;; *) exit $$servers;; esac
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/bento-audit finetune sentiment
-	$(BIN)/bento-audit index build sentiment
-	$(BIN)/bento-audit reference build sentiment
-	@for each in $$(grep -l __main__ benchmarks/*.py); do echo "== $$each" && $(BIN)/python "$$each" || exit 1; done
+# The packages that peers.py compares with; its docstring says why they come alone and have a folder of their own.
+build/peers/.installed: $(VENV)/.installed-dev benchmarks/peers/requirements.txt
+	@absent=; for each in $$(grep -v '^#' benchmarks/peers/requirements.txt); do \
+	  $(INSTALL) --no-deps --upgrade --target build/peers "$$each" \
+	    || { absent=1; echo "$$each cannot be had here: peers.py will say so" >&2; }; done; \
+	  test -n "$$absent" || touch $@
+
+bench: $(VENV)/.installed-dev $(if $(or $(if $(ONLY),,all),$(findstring peers,$(ONLY))),build/peers/.installed)
+	@$(BIN)/python benchmarks/bench.py $(foreach one,$(ONLY),--only $(one))
 
 clean:
 	rm -rf $(VENV) build dist

@@ -12,7 +12,7 @@ from influence_engine.errors import RecordError
 from influence_engine.files import read_json
 from influence_engine.models import load_tokenizer
 from influence_engine.progress import Progress
-from influence_engine.tasks import Task
+from influence_engine.tasks import Example, Task
 from influence_engine.training import Run
 
 
@@ -29,6 +29,11 @@ class TrainingSet:
     task: Task
     train: DataSet
     validation: DataSet | None
+
+    def labelled_held_out(self, label: str) -> list[Example]:
+        """Held-out examples that have a ``label``; none where the config names none."""
+        held_out = [] if self.validation is None else self.validation.examples
+        return [example for example in held_out if example.get(label) is not None]
 
 
 def read_training_set(config: AuditConfig, tokenizer_from: str | Path, progress: Progress) -> TrainingSet:

@@ -13,19 +13,18 @@ metric and at the recorded damping. Against it, as the mean over queries of the 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from support import machine
+from support import machine, parser_of, show
 from torch import Tensor
 from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, Run, TextClassification, finetune
-from influence_engine.curvature import adam_metric, recorded_damping
+from influence_engine.curvature import adam_metric, influence_from_products, recorded_damping
 from influence_engine.gradients import LayerGradient, TrackedLayers, tracing, track
 from influence_engine.gradients.coordinates import EnergyFit, LayerProjection
 from influence_engine.index.encoder import LayerCoordinates
@@ -81,9 +80,9 @@ class Problem:
         """Damped GGN influence from the products, ``[Q, N]``."""
         n = self.count
         root, loss = self.root / n**0.5, self.loss / n
-        kernel = root[:, None] * gram[:n, :n] * root + damping * torch.eye(n, dtype=torch.float64)
-        solved = torch.linalg.solve(kernel, root[:, None] * gram[:n, :n] * loss)
-        return -(gram[n:, :n] * loss - (gram[n:, :n] * root) @ solved) / damping
+        train, queries = gram[:n, :n], gram[n:, :n]
+        rows = root[:, None] * train
+        return influence_from_products(rows * root, rows * loss, queries * root, queries * loss, damping=damping)
 
     def fit(self, metric: Mapping[str, Any], budget: int) -> LayerCoordinates:
         """Coordinates by energy, as the index fits them."""
@@ -119,11 +118,16 @@ def agreement(found: Tensor, reference: Tensor) -> float:
     return round(float(torch.stack(pairs).mean()), 4)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--examples", type=int, default=500)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=500)
-    options = parser.parse_args()
+    options = parser().parse_args()
     base, task = base_and_task()
     train, queries = snippets(task, "movies", options.examples, "train"), snippets(task, "movies", 64, "test")
     settings = FinetuneSettings(trainable=2, epochs=4, batch_size=32, learning_rate=2e-4)
@@ -151,7 +155,7 @@ def main() -> None:
             kind: agreement(problem.influence(problem.projected(make(metric, budget)), damping), reference)
             for kind, make in (("by energy", problem.fit), ("blind", problem.blind))
         }
-    print(json.dumps(report, indent=2))
+    show(report, options)
 
 
 if __name__ == "__main__":

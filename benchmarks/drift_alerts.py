@@ -12,7 +12,6 @@ tweets, Amazon reviews, newspaper snippets. Prints for each whether an alert fir
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from support import PROJECT, machine
+from support import PROJECT, machine, parser_of, show
 
 from audit_service.bundle import open_predictor
 from audit_service.cli import referencing
@@ -192,13 +191,18 @@ def first_alert(
     return min(minutes) * PER_MINUTE
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
+    found.add_argument("--runs", type=int, default=20, help="bootstrap runs of quiet traffic")
+    found.add_argument("--every", type=int, default=1, help="explain every so many events")
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
-    parser.add_argument("--runs", type=int, default=20, help="bootstrap runs of quiet traffic")
-    parser.add_argument("--every", type=int, default=1, help="explain every so many events")
-    options = parser.parse_args()
+    options = parser().parse_args()
     config = load_config(options.config)
     reference = referencing.of_config(config)
     if reference is None:
@@ -233,7 +237,7 @@ def main() -> None:
                 reference, config, shifted, "AuditInfluenceDrift", every=options.every
             ),
         }
-    print(json.dumps(report, indent=2))
+    show(report, options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 from floor import bandwidth, passes_ms
-from support import PROJECT, Connection, machine, serving
+from support import PROJECT, Connection, machine, parser_of, serving, show
 
 from audit_service.config import load_config
 from influence_engine import InfluenceIndex, Run, TextClassification
@@ -86,12 +86,17 @@ def engine_memory(processes: list[subprocess.Popen[bytes]]) -> int:
     return max(child.memory_info().rss for child in children)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--examples", type=int, default=10_000)
+    found.add_argument("--requests", type=int, default=200)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=10_000)
-    parser.add_argument("--requests", type=int, default=200)
-    options = parser.parse_args()
+    options = parser().parse_args()
 
     path = prepare(options.examples)
     config = load_config(str(path))
@@ -136,7 +141,7 @@ def main() -> None:
         "of_which_imports_and_one_backward_mb": round(alone / 2**20),
         "of_which_index_mb": round(resident / 2**20),
     }
-    print(json.dumps(report, indent=2))
+    show(report, options)
 
 
 async def timed(port: int, bodies: list[bytes]) -> dict[str, float]:

@@ -11,26 +11,31 @@ On a machine that others use as well, the quotient of processor time says more t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from support import machine, parser_of, remark, show
 from work import base_and_task, snippets
 
 from influence_engine.training import FinetuneSettings, finetune
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--examples", type=int, default=2000)
+    found.add_argument("--epochs", type=int, default=2)
+    found.add_argument("--trainable", default="2", help="'all', 'lora', or a number of upper layers")
+    found.add_argument("--pairs", type=int, default=3)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--trainable", default="2", help="'all', 'lora', or a number of upper layers")
-    parser.add_argument("--pairs", type=int, default=3)
-    options = parser.parse_args()
+    options = parser().parse_args()
 
     base, task = base_and_task()
     train = snippets(task, "movies", options.examples, "train")
@@ -51,9 +56,10 @@ def main() -> None:
     for number in range(options.pairs):
         for recorded in (True, False) if number % 2 else (False, True):
             (with_record if recorded else without).append(measured(recorded))
-        print(f"pair {number + 1}: recorded {with_record[-1][0]:.1f} s, without {without[-1][0]:.1f} s", flush=True)
+        remark(f"pair {number + 1}: recorded {with_record[-1][0]:.1f} s, without {without[-1][0]:.1f} s")
     pairs = list(zip(with_record, without, strict=True))
     result = {
+        "machine": machine(),
         "recorded_s": round(statistics.median(seconds for seconds, _ in with_record), 2),
         "unrecorded_s": round(statistics.median(seconds for seconds, _ in without), 2),
         "quotient": round(statistics.median(one[0] / other[0] for one, other in pairs), 3),
@@ -64,7 +70,7 @@ def main() -> None:
         "trainable": trainable,
         "threads": torch.get_num_threads(),
     }
-    print(json.dumps(result, indent=2))
+    show(result, options)
 
 
 if __name__ == "__main__":

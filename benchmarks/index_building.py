@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from floor import seconds, settle
-from support import machine
+from support import machine, parser_of, show
 from torch.utils.flop_counter import FlopCounterMode
 from work import base_and_task, snippets
 
@@ -41,15 +41,20 @@ INDEXING = "indexing the examples"
 DOMAINS = ("movies", "news", "tweets", "amazon")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--examples", type=int, action="append")
+    found.add_argument("--followed", action="store_true", help="fine-tune on the snippets, and follow the steps")
+    found.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
+    found.add_argument("--hessian-directions", type=int, default=IndexSettings().hessian_directions)
+    found.add_argument("--run", help=argparse.SUPPRESS)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, action="append")
-    parser.add_argument("--followed", action="store_true", help="fine-tune on the snippets, and follow the steps")
-    parser.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
-    parser.add_argument("--hessian-directions", type=int, default=IndexSettings().hessian_directions)
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
     sizes = options.examples or [1_000, 5_000, 20_000]
     base, task = base_and_task()
     if options.run:
@@ -69,7 +74,7 @@ def main() -> None:
             command += ["--dimensions", str(options.dimensions), *["--followed"] * options.followed]
             command += ["--hessian-directions", str(options.hessian_directions)]
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        print(json.dumps({"machine": machine(), **json.loads(found.splitlines()[-1])}, indent=2), flush=True)
+        show({"machine": machine(), **json.loads(found.splitlines()[-1])}, options)
 
 
 def mixed(task: TextClassification, count: int) -> list[Example]:

@@ -11,6 +11,7 @@ prediction or confidence. The project is built in build/influence-drift once: so
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from drift_alerts import EVENTS, Observer, Traffic, first_alert
-from support import PROJECT, machine
+from support import PROJECT, machine, parser_of, show
 
 from audit_service.cli import referencing, work
 from audit_service.config import load_config
@@ -88,8 +89,14 @@ def matched(shifted: Traffic, quiet: Traffic, random: np.random.Generator) -> Tr
     return shifted.take([int(random.choice(available[key])) for key in drawn])
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    return parser_of(__doc__)
+
+
 def main() -> None:
     """Builds, measures and prints."""
+    options = parser().parse_args()
     config = load_config(write_project())
     work.run_finetuning(config, silent)
     work.build_index(config, silent)
@@ -131,7 +138,7 @@ def main() -> None:
                 )
             },
         }
-    print(json.dumps(report, indent=2))
+    show(report, options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from support import PROJECT, Connection, machine, serving
+from support import PROJECT, Connection, machine, parser_of, serving, show
 
 from audit_service.config import load_config
 from influence_engine.data import load_examples
@@ -92,19 +92,24 @@ async def measure(port: int, texts: list[str], requests: int) -> dict[str, objec
     return report
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
+    found.add_argument("--requests", type=int, default=200, help="of each kind, in each block")
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
-    parser.add_argument("--requests", type=int, default=200, help="of each kind, in each block")
-    options = parser.parse_args()
+    options = parser().parse_args()
     config = load_config(options.config)
     assert config.data.test is not None
     texts = [one["text"] for one in load_examples(config.data.test, config.task_object(None), config.root).examples]
     path = options.config.absolute()
     with tempfile.TemporaryDirectory() as name, serving(TARGETS, READY, path, Path(name)) as (ports, _):
         found = asyncio.run(measure(ports["plugin"], texts, options.requests))
-    print(json.dumps({"machine": machine(), "requests": options.requests, **found}, indent=2))
+    show({"machine": machine(), "requests": options.requests, **found}, options)
 
 
 if __name__ == "__main__":

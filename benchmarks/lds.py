@@ -21,8 +21,8 @@ import time
 from typing import Any
 
 import torch
-from support import machine
-from work import add_options, prepare, shown
+from support import machine, parser_of, show
+from work import CHECKED, add_options, prepare, shown
 
 from influence_engine import Attributor, InfluenceIndex
 from influence_engine.basis import build_basis, measurement_directions
@@ -43,21 +43,23 @@ ALL: dict[str, Any] = {"coordinates": 262_144, "dimensions": 16_384, "dtype": "f
 
 DIRECTIONS = IndexSettings().hessian_directions
 
-CHECKED = 64
-"""Held-out snippets that the index's intervals come from."""
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    add_options(found)
+    found.add_argument("--afresh", action="store_true", help="also train again in new orders")
+    found.add_argument("--exact", type=int, default=0, help="reported queries that are replayed exactly, one by one")
+    found.add_argument("--single", type=int, default=0)
+    found.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
+    found.add_argument("--uncompressed", action="store_true", help="an index with all coordinates that one may have")
+    found.add_argument("--hessian-directions", type=int, default=DIRECTIONS, help="exact ones of the recorded steps")
+    return found
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.add_argument("--afresh", action="store_true", help="also train again in new orders")
-    parser.add_argument("--exact", type=int, default=0, help="reported queries that are replayed exactly, one by one")
-    parser.add_argument("--single", type=int, default=0)
-    parser.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
-    parser.add_argument("--uncompressed", action="store_true", help="an index with all coordinates that one may have")
-    parser.add_argument("--hessian-directions", type=int, default=DIRECTIONS, help="exact ones of the recorded steps")
-    options = parser.parse_args()
+    options = parser().parse_args()
 
     work = prepare(options)
     run, task, train, queries, held_out = work.run, work.task, work.train, work.queries, work.held_out
@@ -71,19 +73,27 @@ def main() -> None:
     index = InfluenceIndex.build_from_run(run, task, train, where, settings)
     stored = sum(file.stat().st_size for file in (index.folder / "examples.lance").rglob("*"))
     manifest = index.manifest
-    print(f"{manifest.dimensions} of {manifest.coordinates} coordinates, {stored / len(train):,.0f} bytes an example")
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "validation": run.validation,
+        "coordinates": f"{manifest.dimensions} of {manifest.coordinates}",
+        "bytes_an_example": round(stored / len(train)),
+    }
     attributor = Attributor(run.load_model(), task, index)
     kept = KeptSteps()
     if options.directions and (index.basis is None or index.basis.width != options.directions):
         start = time.perf_counter()
         basis = build_basis(run, attributor, train, held_out[:-CHECKED], options.directions, kept=kept, progress=shown)
-        taken = time.perf_counter() - start
-        print(
-            f"{basis.width} directions in {taken:.0f} s, agreement {basis.agreement:.3f}, damping {basis.damping:.3g}"
-        )
+        report["directions"] = {
+            "count": basis.width,
+            "seconds": round(time.perf_counter() - start),
+            "agreement": round(basis.agreement, 3),
+            "damping": basis.damping,
+        }
     # The last held-out snippets check the index; no direction comes from them.
     calibration = check_index(attributor, work.retraining(held_out[-CHECKED:]))
-    print(f"nonlinearity {calibration.nonlinearity:.3f}; {calibration.tiers}")
+    report["nonlinearity"] = round(calibration.nonlinearity, 3)
+    report["check"] = {tier: error.model_dump() for tier, error in calibration.tiers.items()}
     plan = EvaluationPlan(
         fractions=options.fraction or [0.05],
         subsets=options.subsets,
@@ -94,24 +104,26 @@ def main() -> None:
     )
     retraining = work.retraining()
     found = evaluate(attributor, retraining, plan, base=run.load_base(), progress=shown)
-    print(f"{machine()}; accuracy {run.validation}; damping {found.damping:.3g}, tuned {found.damping_tuned}")
-    for row in found.rows:
-        print(
-            f"{row.kind} {row.fraction:4.0%} {row.lds:6.3f} [{row.low:.3f}, {row.high:.3f}] "
-            f"{row.ms_a_query:7.1f} ms  {row.method}"
-            + (
-                ""
-                if row.slope is None
-                else f" (slope {row.slope:.2f}"
-                + (")" if row.coverage is None else f", within the index's intervals {row.coverage:.0%})")
-            )
-        )
+    report |= {"damping": found.damping, "damping_tuned": found.damping_tuned}
+    report["methods"] = [
+        {
+            "method": row.method,
+            "truth": row.kind,
+            "removed": f"{row.fraction:.0%}",
+            "LDS": f"{row.lds:.3f} [{row.low:.3f}, {row.high:.3f}]",
+            "slope": None if row.slope is None else round(row.slope, 2),
+            "within": None if row.coverage is None else f"{row.coverage:.0%}",
+            "ms_a_query": round(row.ms_a_query, 1),
+        }
+        for row in found.rows
+    ]
     if options.exact:
         chosen = slice(plan.tuning_of(len(queries)), plan.tuning_of(len(queries)) + options.exact)
         start = time.perf_counter()
         directions = measurement_directions(attributor, queries[chosen], torch.eye(options.exact), run.trainable)
         exact = replay(run, task, train, directions, keep_in=work.folder / "replays", kept=kept, progress=shown)
-        print(f"{options.exact} queries replayed in {time.perf_counter() - start:.0f} s")
+        report["exact_replay_s"] = round(time.perf_counter() - start)
+        report["on_the_queries_replayed_exactly"] = []
         ids = index.example_ids
         for fraction in plan.fractions:
             removals = random_removals(ids, fraction, plan.subsets, seed=plan.seed)
@@ -119,10 +131,16 @@ def main() -> None:
             for name, rows in (("exact replay", exact), ("estimated", attributor.scores(queries[chosen]))):
                 score = linear_datamodeling_score(rows, removed, measured)
                 agreement = float(torch.cosine_similarity(rows, exact, dim=1).mean())
-                print(f"{fraction:4.0%} {score} on these queries, cosine with exact replay {agreement:.3f}: {name}")
+                row = {"method": name, "removed": f"{fraction:.0%}", "LDS": str(score), "cosine": round(agreement, 3)}
+                report["on_the_queries_replayed_exactly"].append(row)
     if found.single is not None:
         one = found.single
-        print(f"one at a time: rank {one.rank_correlation:.3f}, signs {one.signs_right:.3f}, slope {one.slope:.3f}")
+        report["one_at_a_time"] = {
+            "rank_correlation": round(one.rank_correlation, 3),
+            "signs_right": round(one.signs_right, 3),
+            "slope": round(one.slope, 3),
+        }
+    show(report, options)
     (work.folder / "evaluation.json").write_text(json.dumps(found.to_dict()), encoding="utf-8")
 
 

@@ -1,7 +1,6 @@
 """Competing packages on the same fine-tuned model, examples, queries and retrainings as ``lds.py``, in one table.
 
-    python -m pip install --no-deps --target build/peers kronfluence==1.0.1 traker==0.3.2 dattri==0.3.0 \\
-        captum==0.9.0 einops==0.8.2 einconv==0.1.0 opt-einsum==3.4.0
+    python -m pip install --no-deps --target build/peers -r benchmarks/peers/requirements.txt     as `make bench` does
     python benchmarks/peers.py                             all of them; what is done is kept in state/lds-*
     python benchmarks/peers.py --directions 16             also ours with a replay basis
     python benchmarks/peers.py --only TRAK --only DVEmb    some of them
@@ -9,8 +8,8 @@
 
 Licences: Kronfluence Apache-2.0, TRAK (traker) MIT, dattri MIT, Captum BSD-3-Clause. None is a dependency of this
 project, and no line of them is in it. They are installed without their own dependencies: those would replace torch by
-a CUDA build (torchvision, which none of the modules used here imports). ``einops``, ``einconv`` and ``opt-einsum`` are
-Kronfluence's.
+a CUDA build (torchvision, which none of the modules used here imports). And they have a folder of their own, for some
+bring packages called ``tests`` and ``docs``.
 
 Every method is held to the same protocol: the first quarter of the queries chooses its damping, regularisation or the
 like among a few values by LDS, the others are reported; its default is reported, too. Seconds are by the clock, and
@@ -33,7 +32,7 @@ from typing import Any
 from peers import ours, with_captum, with_dattri, with_kronfluence, with_trak
 from peers.common import Candidate, Material, Method, Scored, Seconds
 from safetensors import safe_open
-from support import PROJECT, machine
+from support import PROJECT, machine, parser_of, remark, show
 from torch import Tensor
 from work import Work, add_options, prepare
 
@@ -43,7 +42,7 @@ from influence_engine.evaluation import (
     linear_datamodeling_score,
     membership,
     random_removals,
-    spearman,
+    rank_agreement,
 )
 from influence_engine.tensor_files import write_tensors
 
@@ -75,12 +74,8 @@ class Truth:
 
     def chosen(self, candidates: list[Candidate]) -> Candidate:
         """The best on the first queries."""
-
-        def score(one: Candidate) -> float:
-            predicted = -(self.removed @ one.influences[: self.tuning].double().T)
-            return float(spearman(predicted, self.measured[:, : self.tuning]).mean())
-
-        return max(candidates, key=score)
+        first = self.measured[:, : self.tuning]
+        return max(candidates, key=lambda one: rank_agreement(one.influences[: self.tuning], self.removed, first))
 
     def row(self, method: Method, scored: Scored, one: Candidate, how: str) -> Row:
         """The score on the queries that chose nothing."""
@@ -175,37 +170,40 @@ def _title(method: Method) -> str:
         return f"{method.package} {method.name}"
 
 
-def table(rows: list[Row]) -> str:
-    """In Markdown, the best first."""
-    lines = [
-        "| method | LDS | prepare, s | ms a query | bytes an example | stored once, MB | notes |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+def shown_rows(rows: list[Row]) -> list[dict[str, Any]]:
+    """As they are printed, the best first."""
+    return [
+        {"method": row.method, "LDS": "-", "notes": row.note}
+        if row.lds is None
+        else {
+            "method": row.method,
+            "LDS": f"{row.lds:.3f} [{row.low:.3f}, {row.high:.3f}]",
+            "prepare, s": f"{row.prepare_s:.0f} ({row.prepare_processor_s:.0f})",
+            "ms a query": f"{row.ms_a_query:.0f} ({row.processor_ms_a_query:.0f})",
+            "bytes an example": f"{row.bytes_an_example:,.0f}",
+            "stored once, MB": f"{(row.bytes_once or 0) / 1e6:.0f}",
+            "notes": row.note,
+        }
+        for row in sorted(rows, key=lambda row: 2.0 if row.lds is None else -row.lds)
     ]
-    for row in sorted(rows, key=lambda row: 2.0 if row.lds is None else -row.lds):
-        if row.lds is None:
-            lines.append(f"| {row.method} | - | | | | | {row.note} |")
-            continue
-        lines.append(
-            f"| {row.method} | {row.lds:.3f} [{row.low:.3f}, {row.high:.3f}] "
-            f"| {row.prepare_s:.0f} ({row.prepare_processor_s:.0f}) "
-            f"| {row.ms_a_query:.0f} ({row.processor_ms_a_query:.0f}) | {row.bytes_an_example:,.0f} "
-            f"| {(row.bytes_once or 0) / 1e6:.0f} | {row.note} |"
-        )
-    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    add_options(found)
+    found.set_defaults(learning_rate=1e-4)
+    found.add_argument("--peers", type=Path, default=PROJECT / "build" / "peers", help="where the packages are")
+    found.add_argument("--only", action="append", help="methods whose name contains this")
+    return found
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.set_defaults(learning_rate=1e-4)
-    parser.add_argument("--peers", type=Path, default=PROJECT / "build" / "peers", help="where the packages are")
-    parser.add_argument("--only", action="append", help="methods whose name contains this")
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.peers.is_dir():
         # At the end: what the project itself depends on is never taken from there.
         sys.path.append(str(options.peers.resolve()))
-
     work = prepare(options)
     material = Material(work)
     plan = EvaluationPlan(fractions=options.fraction or [0.05], subsets=options.subsets, seed=options.seed)
@@ -221,13 +219,13 @@ def main() -> None:
         chosen = [one for one in chosen if any(part.lower() in _title(one).lower() for part in options.only)]
     said: list[tuple[Method, Scored | str]] = []
     for method in chosen:
-        print(f"== {_title(method)}", flush=True)
+        remark(f"== {_title(method)}")
         said.append((method, attempted(method, material)))
     for fraction in plan.fractions:
         truth = _truth(work, plan, fraction, ids)
         rows = [row for method, found in said for row in rows_of(method, found, truth)]
-        print(f"{machine()}; {len(ids)} examples, {len(work.queries) - truth.tuning} queries, {fraction:.0%} removed")
-        print(table(rows))
+        about = {"machine": machine(), "examples": len(ids), "queries": len(work.queries) - truth.tuning}
+        show({**about, "removed": f"{fraction:.0%}", "methods": shown_rows(rows)}, options)
         kept = work.folder / f"peers-{fraction:g}.json"
         kept.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from support import PROJECT, Connection, serving
+from support import PROJECT, Connection, parser_of, serving, show
 
 from audit_service.config import load_config
 from influence_engine.data import load_examples
@@ -70,13 +70,18 @@ def processor_ms(process: psutil.Process) -> float:
     return sum(one.user + one.system for one in times) * 1000
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
+    found.add_argument("--requests", type=int, default=1000, help="to each server, in each setting")
+    found.add_argument("--clients", type=int, default=8)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
-    parser.add_argument("--requests", type=int, default=1000, help="to each server, in each setting")
-    parser.add_argument("--clients", type=int, default=8)
-    options = parser.parse_args()
+    options = parser().parse_args()
 
     config = load_config(options.config)
     assert config.data.test is not None
@@ -109,7 +114,7 @@ def main() -> None:
             "processor_ms": {one: round(value, 3) for one, value in processor[setting].items()},
             "processor_quotient": round(processor[setting]["plugin"] / processor[setting]["bare"], 3),
         }
-    print(json.dumps(report, indent=2))
+    show(report, options)
 
 
 if __name__ == "__main__":

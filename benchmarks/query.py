@@ -12,7 +12,6 @@ repeated until it has as many rows as asked for, under ids of their own.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 from floor import Passes, bandwidth, medians, seconds
-from support import PROJECT, machine
+from support import PROJECT, machine, parser_of, show
 from torch import Tensor
 from work import base_and_task, snippets
 
@@ -42,12 +41,17 @@ from influence_engine.tasks import Example
 SNIPPETS = 2_000
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--examples", type=int, action="append")
+    found.add_argument("--queries", type=int, default=200)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, action="append")
-    parser.add_argument("--queries", type=int, default=200)
-    options = parser.parse_args()
+    options = parser().parse_args()
     base, task = base_and_task()
     train, texts = snippets(task, "movies", SNIPPETS), snippets(task, "amazon", options.queries)
     folder = PROJECT / "state" / "query"
@@ -82,7 +86,7 @@ def main() -> None:
             "search_share_of_bandwidth": round(search, 2),
             "index_mb": round(index.resident_bytes / 2**20),
         }
-        print(json.dumps(report, indent=2), flush=True)
+        show(report, options)
 
 
 def repeated(index: InfluenceIndex, examples: int, folder: Path) -> InfluenceIndex:

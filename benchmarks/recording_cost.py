@@ -8,22 +8,29 @@ background. Prints the median of 20 rounds of 2,000 predictions each.
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import statistics
 import tempfile
 import time
 
+from support import machine, parser_of, show
+
 MUST_BE_AT_MOST_US = 50.0
 ROUNDS, PREDICTIONS = 20, 2_000
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    return parser_of(__doc__)
+
+
 def main() -> None:
     """Measures and prints."""
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # before prometheus_client is imported
         import numpy as np
-        from support import machine
 
         from audit_service.engine.client import HttpEngine
         from audit_service.monitoring.recorders import DropMetrics, PredictionMetrics
@@ -63,7 +70,7 @@ def main() -> None:
         **{name: round(cost, 2) for name, cost in costs.items()},
         "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
+    show(report, options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from support import PROJECT, machine
+from support import PROJECT, machine, parser_of, show
 from work import base_and_task, snippets
 
 from influence_engine import (
@@ -39,14 +39,19 @@ from influence_engine.replay import plan_replay, replay
 SINGLES = 3
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--trainable", default="2")
+    found.add_argument("--examples", type=int, default=256)
+    found.add_argument("--directions", type=int, default=32)
+    found.add_argument("--run", help=argparse.SUPPRESS)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainable", default="2")
-    parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--directions", type=int, default=32)
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
     base, task = base_and_task()
     train = snippets(task, "movies", options.examples, "train")
     if options.run:
@@ -67,14 +72,20 @@ def main() -> None:
         single = statistics.median(measured(1)["seconds"] for _ in range(SINGLES))
         together = measured(options.directions)
         ratio = together["seconds"] / (options.directions * single)
-        print(machine())
-        print(
-            f"{options.directions} directions together {together['seconds']:.1f} s, one {single:.1f} s: {ratio:.2f} of "
-            f"{options.directions} single ones; predicted {together['planned_seconds']:.0f} s"
-        )
         used, planned = together["memory_bytes"], together["planned_bytes"]
-        print(f"peak memory {used / 1e6:.0f} MB, predicted {planned / 1e6:.0f} MB: {planned / used - 1:+.0%}")
-        _queries(run, task, train, Path(folder))
+        report = {
+            "machine": machine(),
+            "directions": options.directions,
+            "together_s": round(together["seconds"], 1),
+            "predicted_s": round(together["planned_seconds"]),
+            "one_s": round(single, 1),
+            "of_as_many_single_ones": round(ratio, 2),
+            "peak_memory_mb": round(used / 1e6),
+            "predicted_memory_mb": round(planned / 1e6),
+            "prediction_off_by": f"{planned / used - 1:+.0%}",
+            **_queries(run, task, train, Path(folder)),
+        }
+    show(report, options)
 
 
 def _replayed(run: Run, task: TextClassification, train: list[dict[str, object]], directions: int) -> dict[str, float]:
@@ -100,7 +111,7 @@ def _replayed(run: Run, task: TextClassification, train: list[dict[str, object]]
     }
 
 
-def _queries(run: Run, task: TextClassification, train: list[dict[str, object]], folder: Path) -> None:
+def _queries(run: Run, task: TextClassification, train: list[dict[str, object]], folder: Path) -> dict[str, float]:
     index = InfluenceIndex.build_from_run(run, task, train, folder / "index", IndexSettings())
     attributor = Attributor(run.load_model(), task, index)
     asked = DataSettings(packaged="vader/movies", part="test", limit=64)
@@ -113,7 +124,11 @@ def _queries(run: Run, task: TextClassification, train: list[dict[str, object]],
             attributor.attribute([query], tier=tier)  # type: ignore[arg-type]
             seconds.append(time.perf_counter() - start)
     estimated, replayed = (1000 * statistics.median(seconds) for seconds in taken.values())
-    print(f"a replayed query {replayed:.1f} ms, an estimated one {estimated:.1f} ms: {replayed / estimated:.3f}")
+    return {
+        "replayed_query_ms": round(replayed, 1),
+        "estimated_query_ms": round(estimated, 1),
+        "quotient": round(replayed / estimated, 3),
+    }
 
 
 if __name__ == "__main__":

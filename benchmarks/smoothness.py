@@ -12,20 +12,24 @@ along the steps says all, a few tenths where exact replay begins to fail. Only s
 from __future__ import annotations
 
 import argparse
-import json
 
-from support import machine
+from support import machine, parser_of, show
 from work import add_options, prepare
 
 from influence_engine.evaluation import Removal, nonlinearity, random_removals
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    add_options(found)
+    found.set_defaults(examples=400, held_out=0, subsets=2, seed=5)
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.set_defaults(examples=400, held_out=0, subsets=2, seed=5)
-    options = parser.parse_args()
+    options = parser().parse_args()
     work = prepare(options)
     retraining = work.retraining()
     removals = random_removals([one["example_id"] for one in work.train], 0.05, options.subsets, seed=options.seed)
@@ -39,7 +43,7 @@ def main() -> None:
         "nonlinearity": [round(nonlinearity(*changes), 3) for changes in zip(whole, half, strict=True)],
         "change_of_log_odds": [round(float(one), 4) for one in whole.pow(2).mean(1).sqrt()],
     }
-    print(json.dumps(found, indent=2))
+    show(found, options)
 
 
 if __name__ == "__main__":

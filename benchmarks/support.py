@@ -1,9 +1,11 @@
-"""Shared by the benchmarks: servers, a client that costs next to nothing, and the machine in words."""
+"""Shared by the benchmarks: options and tables, servers, a client that costs next to nothing, the machine in words."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import signal
@@ -11,13 +13,74 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 START_S = 120.0
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A benchmark's parser, to add its options to; ``--json`` is there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def show(report: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Prints what was found, as the options want it.
+
+    In tables, nested reports are lines of the first one, and what is a list of rows is a table of its own.
+    """
+    if options.json:
+        print(json.dumps(report, indent=2, default=float), flush=True)
+        return
+    print(table([{"what": name, "got": value} for name, value in _lines(report)]))
+    for name, rows in report.items():
+        if _is_rows(rows):
+            print(f"\n{name.replace('_', ' ')}:\n\n{table(rows)}")
+    print(flush=True)
+
+
+def remark(text: str) -> None:
+    """Says something that is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In Markdown, the columns padded to one width; they are those of all rows, as they first come."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[name.replace("_", " ") for name in columns]]
+    cells += [[_text(row.get(name)) for name in columns] for row in rows]
+    widths = [max(3, *(len(line[place]) for line in cells)) for place in range(len(columns))]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    )
+
+
+def _lines(report: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in report.items():
+        spelled = prefix + str(name).replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{spelled}: ")
+        elif not _is_rows(value):
+            yield spelled, value
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class Connection:
@@ -123,5 +186,7 @@ def machine() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    import torch  # here, not above: `bench.py --list` does not wait for it
+
     gpu = f", one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{model}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}"

@@ -6,23 +6,26 @@ Folders are named by what was trained, so that every benchmark finds the run, it
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support import PROJECT
+from support import PROJECT, remark
 
 from influence_engine import FinetuneSettings, Run, TextClassification, finetune
 from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.digests import json_digest
 from influence_engine.evaluation import Retraining
+from influence_engine.evaluation.planted import with_wrong_labels
 from influence_engine.models import load_tokenizer
 from influence_engine.tasks import Example
 from influence_engine.training import LoraSettings
 
 LABELS = ["negative", "positive"]
+
+CHECKED = 64
+"""Last held-out snippets, which the index's intervals come from, and no direction."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,9 @@ def prepare(options: argparse.Namespace) -> Work:
         for one in snippets(task, options.data, options.queries + options.held_out, "test")
         if one["example_id"] not in asked
     ]
-    if options.rare is None:
-        train = snippets(task, options.data, options.examples, "train")
-    else:
-        train = unbalanced(snippets(task, options.data, 4 * options.examples, "train"), options.rare, options.examples)
-    train = with_flipped_labels(train, options.noise)
+    train = training_snippets(task, options)
+    if options.noise:
+        train, _ = with_wrong_labels(train, task.label, options.noise)
     settings = FinetuneSettings(
         trainable=int(options.trainable) if options.trainable.isdigit() else options.trainable,
         epochs=options.epochs,
@@ -119,11 +120,11 @@ def prepare(options: argparse.Namespace) -> Work:
     return Work(folder, task, Run.open(run.folder), train, queries, held_out)
 
 
-def with_flipped_labels(examples: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
-    """A share of the labels turned round, the same ones every time."""
-    flipped = set(random.Random(0).sample(range(len(examples)), round(share * len(examples))))
-    turned = dict(zip(LABELS, LABELS[::-1], strict=True))
-    return [{**one, "label": turned[one["label"]]} if row in flipped else one for row, one in enumerate(examples)]
+def training_snippets(task: TextClassification, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the options say, before labels are flipped."""
+    if options.rare is None:
+        return snippets(task, options.data, options.examples, "train")
+    return unbalanced(snippets(task, options.data, 4 * options.examples, "train"), options.rare, options.examples)
 
 
 def unbalanced(examples: list[dict[str, Any]], rare: float, count: int) -> list[dict[str, Any]]:
@@ -138,4 +139,4 @@ def unbalanced(examples: list[dict[str, Any]], rare: float, count: int) -> list[
 def shown(stage: str, done: int, total: int, note: str = "") -> None:
     """Progress, a line for every tenth."""
     if done and done % max(total // 10, 1) == 0:
-        print(f"{stage}: {done}/{total} {note}", flush=True)
+        remark(f"{stage}: {done}/{total} {note}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from influence_engine.evaluation import (
 )
 from influence_engine.files import write_json
 from influence_engine.progress import Progress
-from influence_engine.tasks import Example
 
 RESULTS = "evaluation.json"
 PLOT = "evaluation.png"
@@ -123,8 +121,7 @@ def run_planted(config: AuditConfig, share: float, folder: Path, progress: Progr
     """
     location = base_location(config, progress)
     examples = read_training_set(config, location, progress)
-    held_out = [] if examples.validation is None else examples.validation.examples
-    labelled = [example for example in held_out if example.get(config.task.label) is not None]
+    labelled = examples.labelled_held_out(config.task.label)
     if not labelled:
         raise DataError(
             f"{config.name!r} has no labelled held-out examples to measure harm on: name them in data.validation",
@@ -148,8 +145,8 @@ def run_planted(config: AuditConfig, share: float, folder: Path, progress: Progr
 def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retraining:
     run = recorded_run(config)
     examples = read_training_set(config, run.folder / "model", progress)
-    held_out = [] if examples.validation is None else examples.validation.examples
-    chosen = _chosen(held_out, config.task.label, queries)
+    labelled = examples.labelled_held_out(config.task.label)
+    chosen = random.Random(0).sample(labelled, min(queries, len(labelled)))
     if len(chosen) < FEWEST_QUERIES:
         raise DataError(
             f"{config.name!r} has {len(chosen)} labelled held-out examples, an evaluation needs at least "
@@ -158,8 +155,3 @@ def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retrai
         )
     cache = evaluation_folder(config) / "retrainings"
     return Retraining(run, examples.task, examples.train.examples, chosen, cache, progress=progress)
-
-
-def _chosen(held_out: Sequence[Example], label: str, count: int) -> list[Example]:
-    labelled = [example for example in held_out if example.get(label) is not None]
-    return random.Random(0).sample(labelled, min(count, len(labelled)))

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from floor import settle
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from work import Work
 
+from influence_engine.resources import choose_device
 from influence_engine.tasks import Example
 from influence_engine.training.step import put_parameters
 
@@ -30,10 +32,12 @@ class Seconds:
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         """Adds what the block takes."""
+        settle()
         wall, processor = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
+            settle()
             self.wall += time.perf_counter() - wall
             self.processor += time.process_time() - processor
 
@@ -130,14 +134,17 @@ class Classifier(nn.Module):
 class Material:
     """The work as the peers want it.
 
-    Training examples come in the order of their length, so that batches hold little padding.
+    Training examples come in the order of their length, so that batches hold little padding. Models and batches are on
+    the device that ours uses.
 
     Attributes:
         work: The work.
+        device: That device.
     """
 
     def __init__(self, work: Work) -> None:
         self.work = work
+        self.device = choose_device()
         encoded = work.task.collate(work.train)["attention_mask"].sum(1)
         self._order: list[int] = encoded.argsort(stable=True).tolist()
 
@@ -146,7 +153,7 @@ class Material:
         model = self.work.run.load_model()
         if step is not None:
             put_parameters(model, self.work.run.checkpoint(step)[0])
-        return Classifier(model, self.work.run.trainable)
+        return Classifier(model, self.work.run.trainable).to(self.device)
 
     def train(self, batch_size: int) -> DataLoader[Any]:
         """Training examples, the shortest first."""
@@ -159,12 +166,12 @@ class Material:
     def batch(self, examples: Sequence[Example]) -> tuple[Tensor, ...]:
         """``COLUMNS`` of some examples."""
         collated = self.work.task.collate(examples)
-        return tuple(collated[name] for name in COLUMNS)
+        return tuple(collated[name].to(self.device) for name in COLUMNS)
 
     def by_example(self, influences: Tensor) -> Tensor:
-        """``[Q, N]`` with the columns of ``train`` put into the order of the training examples."""
-        result = torch.empty_like(influences)
-        result[:, self._order] = influences
+        """``[Q, N]`` with the columns of ``train`` put into the order of the training examples, on the processor."""
+        result = torch.empty_like(influences, device="cpu")
+        result[:, self._order] = influences.cpu()
         return result
 
     def _loader(self, examples: Sequence[Example], batch_size: int) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from work import CHECKED
 
 from influence_engine import Attributor, InfluenceIndex
 from influence_engine.basis import build_basis
@@ -20,9 +21,6 @@ from influence_engine.evaluation.baselines import (
 )
 from influence_engine.index import IndexSettings
 from peers.common import Candidate, Material, Method, Scored, Seconds, size_of
-
-SPARED = 64
-"""Last held-out snippets, which no direction comes from: ``lds.py`` checks its index with them."""
 
 TABLE = "examples.lance"
 
@@ -54,7 +52,7 @@ def _replayed(material: Material, folder: Path, directions: int) -> Scored:
     work = material.work
     attributor, prepare = _attributor(material, folder)
     with prepare.counted():
-        build_basis(work.run, attributor, work.train, work.held_out[:-SPARED], directions)
+        build_basis(work.run, attributor, work.train, work.held_out[:-CHECKED], directions)
     return _scored(material, attributor, "replayed", prepare)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support import remark
 from torch import Tensor, nn
 
 from influence_engine.training.step import put_parameters
@@ -53,7 +54,7 @@ def _tracin(material: Material, folder: Path) -> Scored:
             )
             scores = tracin.influence(material.queries(1))
         parts[step] = material.by_example(scores.detach().float())
-        print(f"TracInCP: checkpoint {step}, {answer.wall:.0f} s so far", flush=True)
+        remark(f"TracInCP: checkpoint {step}, {answer.wall:.0f} s so far")
     found = [Candidate(f"all {len(parts)} checkpoints, its default", torch.stack(list(parts.values())).sum(0), True)]
     if len(parts) > 1:
         found += [Candidate(f"checkpoint {step} alone", part) for step, part in parts.items()]

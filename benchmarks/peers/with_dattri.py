@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from support import remark
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -62,8 +63,9 @@ def _dvemb(material: Material, folder: Path) -> Scored:
     examples = in_recorded_order(work.run, work.task, work.train)
     prepare, following = Seconds(), Seconds()
     with following.counted():
-        objective = Objective(work.run.load_model(), work.task, first_position=work.run.first_position)
-        states = RecordedStates(work.run, examples, objective, torch.device("cpu"))
+        followed = work.run.load_model().to(material.device)
+        objective = Objective(followed, work.task, first_position=work.run.first_position)
+        states = RecordedStates(work.run, examples, objective, material.device)
         pairs = states.stretches()[::-1]
         steps_of_epoch = -(-len(examples) // len(torch.cat(list(work.run.schedule.step(1).rows))))
     for first, last in pairs:
@@ -90,7 +92,7 @@ def _dvemb(material: Material, folder: Path) -> Scored:
                 scaled = {epoch: [factor * rate for rate in each] for epoch, each in rates.items()}
                 attributor.cache(learning_rates=scaled, memory_saving=False)
         except ValueError as error:  # it finds that its embeddings have diverged
-            print(f"DVEmb: {setting}: {error}", flush=True)
+            remark(f"DVEmb: {setting}: {error}")
             continue
         with taken.counted():
             scores = attributor.attribute(material.queries(BATCH))
@@ -98,10 +100,10 @@ def _dvemb(material: Material, folder: Path) -> Scored:
             prepare.wall, prepare.processor = prepare.wall + embedding.wall, prepare.processor + embedding.processor
             answer = taken
         if not bool(scores.isfinite().all()):
-            print(f"DVEmb: {setting}: scores are not finite", flush=True)
+            remark(f"DVEmb: {setting}: scores are not finite")
             continue
-        candidates.append(Candidate(setting, scores.detach().float().T[:, order].contiguous(), factor == 1))
-        print(f"DVEmb: {setting} in {embedding.wall + taken.wall:.0f} s", flush=True)
+        candidates.append(Candidate(setting, scores.detach().float().cpu().T[:, order].contiguous(), factor == 1))
+        remark(f"DVEmb: {setting} in {embedding.wall + taken.wall:.0f} s")
     kept = sum(one.numel() * one.element_size() for one in attributor.embeddings.values())
     return Scored(
         candidates,
@@ -151,6 +153,7 @@ def _logra(material: Material, folder: Path) -> Scored:
         AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict()),
         layer_names=layers,
         proj_dim=LOGRA_DIMENSIONS,
+        device=material.device.type,
         cache_dir=str(folder),
     )
     with prepare.counted():
@@ -167,7 +170,7 @@ def _logra(material: Material, folder: Path) -> Scored:
         if not number:
             answer = taken
         candidates.append(Candidate(setting, material.by_example(scores.detach().float().T.contiguous()), not number))
-        print(f"LoGra: {setting} in {taken.wall:.0f} s", flush=True)
+        remark(f"LoGra: {setting} in {taken.wall:.0f} s")
     return Scored(
         candidates,
         prepare,
@@ -193,7 +196,7 @@ def _ekfac_all(material: Material, folder: Path) -> Scored:
 def _ekfac_head(material: Material, folder: Path) -> Scored:
     trained = [name for name in material.work.run.trainable if ".encoder." not in name]
     # As if the rest had been frozen: the package takes every trained weight apart for every example.
-    model = Classifier(material.work.run.load_model(), trained)
+    model = Classifier(material.work.run.load_model(), trained).to(material.device)
     note = f"only the {len(trained) // 2} layers that see one vector a text: see EK-FAC"
     return _ekfac(material, model, model.trained_linear(), note)
 
@@ -222,7 +225,9 @@ def _ekfac(material: Material, model: Classifier, layers: list[str], note: str) 
 
     weights = model.state_dict()
     fisher = AttributionTask(loss_func=loss, model=model, checkpoints=weights)
-    attributor = IFAttributorEKFAC(task=fisher, module_name=layers, damping=EKFAC_DAMPINGS[0])
+    attributor = IFAttributorEKFAC(
+        task=fisher, module_name=layers, damping=EKFAC_DAMPINGS[0], device=material.device.type
+    )
     prepare, answer = Seconds(), Seconds()
     with prepare.counted():
         attributor.cache(material.train(BATCH))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support import remark
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,7 +49,8 @@ def _ekfac(material: Material, folder: Path) -> Scored:
     torch.manual_seed(0)
     task = Classification()
     model = prepare_model(model, task)
-    analyzer = Analyzer("peers", model, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
+    cpu = material.device.type == "cpu"
+    analyzer = Analyzer("peers", model, task, cpu=cpu, disable_tqdm=True, output_dir=str(folder))
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=material.batch))
     train, queries = material.train(1).dataset, material.queries(1).dataset
     prepare = Seconds()
@@ -82,7 +84,7 @@ def _ekfac(material: Material, folder: Path) -> Scored:
         scores = analyzer.load_pairwise_scores(f"scores-{number}")
         influences = material.by_example(scores["all_modules"].float())
         found.append(Candidate(setting, influences, default=number == 0))
-        print(f"Kronfluence: {setting} in {taken.wall:.0f} s", flush=True)
+        remark(f"Kronfluence: {setting} in {taken.wall:.0f} s")
     return Scored(
         found,
         prepare,

@@ -42,7 +42,7 @@ def _trak(material: Material, folder: Path, dimensions: int) -> Scored:
         task="text_classification",
         train_set_size=count,
         save_dir=str(folder),
-        device="cpu",
+        device=material.device.type,
         proj_dim=dimensions,
         use_half_precision=False,
         logging_level=logging.WARNING,

@@ -1,7 +1,7 @@
 """The GGN in the optimiser's metric, its eigenbasis, and damping."""
 
 from influence_engine.curvature.damping import heuristic_damping, recorded_damping
-from influence_engine.curvature.dual import exact_influence
+from influence_engine.curvature.dual import exact_influence, influence_from_products
 from influence_engine.curvature.eigenbasis import Eigenbasis, decomposed, fit_eigenbasis
 from influence_engine.curvature.metric import LayerMetric, Metric, adam_metric, identity_metric
 from influence_engine.curvature.output import (
@@ -24,6 +24,7 @@ __all__ = [
     "fits_exact_curvature",
     "heuristic_damping",
     "identity_metric",
+    "influence_from_products",
     "recorded_damping",
     "sampled_output_gradients",
 ]

@@ -53,9 +53,23 @@ def exact_influence(
     rows = torch.stack(roots) / len(train) ** 0.5
     losses = torch.stack(gradients) / len(train)
     phi = torch.stack(measured)
-    kernel = rows @ rows.T + damping * torch.eye(len(rows), dtype=torch.float64)
-    solved = torch.linalg.solve(kernel, rows @ losses.T)
-    return -(phi @ losses.T - (phi @ rows.T) @ solved) / damping
+    return influence_from_products(rows @ rows.T, rows @ losses.T, phi @ rows.T, phi @ losses.T, damping=damping)
+
+
+def influence_from_products(
+    kernel: Tensor, rows_losses: Tensor, queries_rows: Tensor, queries_losses: Tensor, *, damping: float
+) -> Tensor:
+    """The same from products of rows alone, ``[Q, N]``, for gradients that are never in one place.
+
+    Args:
+        kernel: ``A D^-1 A^T``, ``[N R, N R]``.
+        rows_losses: ``A D^-1 g^T / Z`` with the examples' loss gradients ``g``, ``[N R, N]``.
+        queries_rows: ``phi D^-1 A^T``, ``[Q, N R]``.
+        queries_losses: ``phi D^-1 g^T / Z``, ``[Q, N]``.
+        damping: ``lambda``.
+    """
+    damped = kernel + damping * torch.eye(len(kernel), dtype=kernel.dtype)
+    return -(queries_losses - queries_rows @ torch.linalg.solve(damped, rows_losses)) / damping
 
 
 def _one(model: nn.Module, task: Task, tracked: TrackedLayers, example: Example) -> AbstractContextManager[Trace]:

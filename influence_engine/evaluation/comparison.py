@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from influence_engine.attribution import Attributor
 from influence_engine.data.names import did_you_mean
 from influence_engine.errors import SettingsError
-from influence_engine.evaluation.lds import linear_datamodeling_score, spearman
+from influence_engine.evaluation.lds import linear_datamodeling_score, rank_agreement, spearman
 from influence_engine.evaluation.methods import Attributed, attribute_all, with_dampings
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Kind, Retraining
@@ -191,7 +191,9 @@ def evaluate(
             measured = retraining.measurements(chosen, kind)
             compared = list(methods)
             if grid:
-                best = max(grid, key=lambda d, r=removed, m=measured: _tuning_score(grid[d], r, m, tuning))  # type: ignore[misc]
+                first = measured[:, :tuning]
+                tried = {d: rank_agreement(one.influences[:tuning], removed, first) for d, one in grid.items()}
+                best = max(tried, key=lambda damping: tried[damping])
                 tuned[f"{kind}/{fraction:g}"] = best
                 compared.append(grid[best])
             context = _Context(kind, fraction, removed, measured[:, tuning:], recorded[tuning:], calibration)
@@ -206,11 +208,6 @@ def evaluate(
         damping_tuned=tuned,
         single=_single(methods[0], retraining, recorded, ids, plan, tuning) if plan.single or plan.leave_out else None,
     )
-
-
-def _tuning_score(one: Attributed, removed: Tensor, measured: Tensor, tuning: int) -> float:
-    predicted = -(removed @ one.influences[:tuning].double().T)
-    return float(spearman(predicted, measured[:, :tuning]).mean())
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def linear_datamodeling_score(influences: Tensor, removed: Tensor, measured: Ten
         measured: ``[S, Q]``, measurements after each retraining.
         seed: Of the bootstrap.
     """
-    predicted = -(removed.double() @ influences.double().T)
+    predicted = _predicted(influences, removed)
     per_query = spearman(predicted, measured.double())
     generator = torch.Generator().manual_seed(seed)
     retrainings, queries = measured.shape
@@ -50,6 +50,16 @@ def linear_datamodeling_score(influences: Tensor, removed: Tensor, measured: Ten
         means[number] = spearman(predicted[rows][:, columns], measured.double()[rows][:, columns]).mean()
     low, high = means.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
     return Score(float(per_query.mean()), low, high, per_query)
+
+
+def rank_agreement(influences: Tensor, removed: Tensor, measured: Tensor) -> float:
+    """The score without its interval, for choosing among many; arguments as for ``linear_datamodeling_score``."""
+    return float(spearman(_predicted(influences, removed), measured.double()).mean())
+
+
+def _predicted(influences: Tensor, removed: Tensor) -> Tensor:
+    """``[S, Q]``."""
+    return -(removed.double() @ influences.double().T)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

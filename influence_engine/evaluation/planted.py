@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from influence_engine.attribution import Attributor
 from influence_engine.errors import DataError
+from influence_engine.evaluation.finding import Figure, area_under_curve, average_precision, figures, recall
+from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.suspects import Measure, Suspect, rank_suspects
 from influence_engine.index import IndexSettings, InfluenceIndex
 from influence_engine.progress import Progress, silent
@@ -38,11 +42,13 @@ class PlantedErrors:
         examples: Training examples.
         planted: Of them, those whose label was changed.
         recall: By measure, share of the planted ones among the first ``INSPECTED`` shares of the ranking.
+        figures: By measure, that recall by share (``recall 5%``), ``average precision`` and ``area under curve``.
     """
 
     examples: int
     planted: int
     recall: dict[str, dict[float, float]]
+    figures: dict[str, dict[str, Figure]]
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON value."""
@@ -85,6 +91,7 @@ def find_planted_errors(
     finetuning: FinetuneSettings | None = None,
     indexing: IndexSettings | None = None,
     into: nn.Module | None = None,
+    folds: int = 0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PlantedErrors:
@@ -100,11 +107,13 @@ def find_planted_errors(
         finetuning: How to fine-tune.
         indexing: How to index.
         into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+        folds: Trainings of a cross-validation, whose ``out_of_sample_confidence`` then is one more ranking.
         seed: Chooses the examples and their new labels.
         progress: Told of every stage.
 
     Raises:
         DataError: labels are missing, or none can be changed.
+        SettingsError: that many folds cannot be made; see ``CrossValidation``.
     """
     label = str(getattr(task, "label", "label"))
     wrong, planted = with_wrong_labels(train, label, share, seed=seed)
@@ -114,16 +123,31 @@ def find_planted_errors(
     index = InfluenceIndex.build_from_run(
         run, task, wrong, Path(folder) / "index", indexing, into=into, progress=progress
     )
+    confidence: dict[str, float] | None = None
+    if folds:
+        cache = Path(folder) / "folds"
+        crossed = CrossValidation(run, task, wrong, cache, folds=folds, seed=seed, into=into, progress=progress)
+        confidence = crossed.out_of_sample_confidence()
     attributor = Attributor(run.load_model(into), task, index)
-    suspects = rank_suspects(attributor, held_out, wrong, progress=progress)
+    suspects = rank_suspects(attributor, held_out, wrong, out_of_sample_confidence=confidence, progress=progress)
+    rankings = {
+        measure: _found(suspects, measure, planted)
+        for measure in (*MEASURES, *(("out_of_sample_confidence",) if folds else ()))
+    }
+    measures: dict[str, Callable[[Tensor], float]] = {
+        **{f"recall {share:.0%}": partial(recall, share=share) for share in INSPECTED},
+        "average precision": average_precision,
+        "area under curve": area_under_curve,
+    }
     return PlantedErrors(
         examples=len(train),
         planted=len(planted),
-        recall={measure: _recall(suspects, measure, planted) for measure in MEASURES},
+        recall={measure: {share: recall(found, share) for share in INSPECTED} for measure, found in rankings.items()},
+        figures={measure: figures(found, measures, seed=seed) for measure, found in rankings.items()},
     )
 
 
-def _recall(suspects: Sequence[Suspect], measure: Measure, planted: set[str]) -> dict[float, float]:
+def _found(suspects: Sequence[Suspect], measure: Measure, planted: set[str]) -> Tensor:
+    """Whether each is a planted one, ``[N]``, the most suspect first."""
     ranked = sorted(suspects, key=lambda suspect: suspect.rank_by(measure) or len(suspects))
-    found = [suspect.example_id in planted for suspect in ranked]
-    return {share: sum(found[: round(share * len(found))]) / len(planted) for share in INSPECTED}
+    return torch.tensor([suspect.example_id in planted for suspect in ranked])

@@ -57,6 +57,21 @@ def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: 
     assert "pip install" in dry_run(tmp_path, "test")
 
 
+@pytest.mark.parametrize(("only", "peers"), [("", True), ("query", False), ("query peers", True)])
+def test_bench_brings_the_packages_that_it_compares_with_where_they_are_asked_for(
+    tmp_path: Path, only: str, peers: bool
+) -> None:
+    requirements = Path("benchmarks") / "peers" / "requirements.txt"
+    (tmp_path / requirements).parent.mkdir(parents=True)
+    shutil.copy(ROOT / requirements, tmp_path / requirements)
+
+    commands = dry_run(tmp_path, "bench", f"ONLY={only}")
+
+    assert ("--no-deps" in commands) is peers
+    chosen = " ".join(f"--only {one}" for one in only.split())
+    assert commands.rstrip().endswith(f"benchmarks/bench.py {chosen}".rstrip())
+
+
 def make_test(tmp_path: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``make test`` with a script in the place of Python."""
     (tmp_path / "bin").mkdir()

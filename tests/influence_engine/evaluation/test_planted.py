@@ -31,12 +31,13 @@ def test_the_share_asked_for_is_wrong_and_nothing_else_changes(labels: list[int]
         assert {**after, "label": None} == {**before, "label": None}
 
 
-def test_most_planted_errors_are_among_the_first_suspects(vector_task: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folds", [0, 3])
+def test_most_planted_errors_are_among_the_first_suspects(labelling_task: Any, tmp_path: Path, folds: int) -> None:
     train, held_out = make_vectors(120, seed=3, prefix="t-"), make_vectors(80, seed=4, prefix="h-")
 
     def found() -> Any:
         return find_planted_errors(
-            vector_task,
+            labelling_task,
             make_network(),
             train,
             held_out,
@@ -44,11 +45,18 @@ def test_most_planted_errors_are_among_the_first_suspects(vector_task: Any, tmp_
             finetuning=FinetuneSettings(trainable="all", epochs=8, batch_size=12, learning_rate=0.02),
             indexing=IndexSettings(dtype="float32"),
             into=make_network(),
+            folds=folds,
         )
 
     first = found()
     assert (first.examples, first.planted) == (120, 12)
+    crossed = {"out_of_sample_confidence"} if folds else set()
+    assert set(first.recall) == set(first.figures) == {"harm", "self_influence", "loss"} | crossed
     for measure, recall in first.recall.items():
         assert list(recall.values()) == sorted(recall.values()), measure
         assert recall[0.3] > 0.6, measure
+        figures = first.figures[measure]
+        assert [figures[f"recall {share:.0%}"].value for share in recall] == list(recall.values())
+        assert figures["area under curve"].value > 0.7
+        assert figures["average precision"].value > 0.2
     assert found() == first  # from what is kept

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from influence_engine import Attributor, FinetuneSettings, IndexSettings, InfluenceIndex, Run, finetune
 from influence_engine.errors import DataError, DigestMismatchError, RecordError, SettingsError
@@ -21,19 +21,8 @@ FLIPPED = range(4, 60, 10)
 
 
 @pytest.fixture(scope="module")
-def task(vector_task: Any) -> Any:
-    """The vectors' task with what a task that predicts labels has."""
-
-    class Labelling(type(vector_task)):  # type: ignore[misc]
-        label = "label"
-
-        def predictions(self, outputs: Tensor, batch: Any) -> list[dict[str, Any]]:
-            rows = outputs.softmax(-1).tolist()
-            return [
-                {"label": row.index(max(row)), "confidence": max(row), "scores": dict(enumerate(row))} for row in rows
-            ]
-
-    return Labelling()
+def task(labelling_task: Any) -> Any:
+    return labelling_task
 
 
 @pytest.fixture(scope="module")
