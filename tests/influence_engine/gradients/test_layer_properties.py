@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from influence_engine.gradients import IndexedGradient, LayerGradient, track, tracing
+from influence_engine.gradients import IndexedGradient, LayerGradient, tracing, track
 from influence_engine.gradients.coordinates import LayerProjection
 from influence_engine.gradients.layers import KINDS
 from influence_engine.tasks import Batch
@@ -134,6 +134,7 @@ def test_every_contraction_of_the_factors_equals_that_of_the_dense_gradient(kind
     torch.testing.assert_close(gradient.scale(row, column).dense(), dense * row[:, None] * column)
     weights = drawn(len(dense))
     torch.testing.assert_close(gradient.times(weights).dense(), dense * weights[:, None, None])
+    torch.testing.assert_close(gradient.total(), dense.sum(0))
     weights[-1] = torch.nan
     assert torch.equal(gradient.times(weights).bounds().isfinite(), weights.isfinite())
 
