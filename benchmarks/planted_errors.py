@@ -1,6 +1,6 @@
 """Which ranking finds wrong labels? 500 movie snippets, every tenth label flipped, two upper layers of MiniLM trained.
 
-    python benchmarks/planted_errors.py                       ten minutes; run, index and folds are kept in state/lds-*
+    python benchmarks/planted_errors.py                       12 minutes; run, index and folds are kept in state/lds-*
     python benchmarks/planted_errors.py --learning-rate 2e-4
     python benchmarks/planted_errors.py --trainable all --learning-rate 4e-5 --data tweets --examples 400
 
