@@ -225,9 +225,7 @@ def _batch_norm(draw: st.DrawFn) -> Drawn:
         st.sampled_from([(nn.BatchNorm1d, 0), (nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3)])
     )
     positions = tuple(draw(st.integers(1, 3)) for _ in range(axes))
-    return Drawn(
-        kind(width, eps=draw(st.sampled_from([1e-5, 1e-2]))), (width, *positions), _along(positions, first=1)
-    )
+    return Drawn(kind(width, eps=draw(st.sampled_from([1e-5, 1e-2]))), (width, *positions), _along(positions, first=1))
 
 
 @st.composite

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from influence_engine.gradients import IndexedGradient, LayerGradient, track, tracing
+from influence_engine.gradients import IndexedGradient, LayerGradient, tracing, track
 from influence_engine.gradients.coordinates import LayerProjection
 from influence_engine.gradients.layers import KINDS
 from influence_engine.tasks import Batch
