@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from influence_engine.errors import ModelError
-from influence_engine.gradients import IndexedGradient, tracing, track
+from influence_engine.gradients import tracing, track
 from influence_engine.tasks import Batch, Example
 
 torch.manual_seed(0)
@@ -158,58 +156,6 @@ def test_tables_looked_up_once_for_the_batch_keep_examples_apart(batch_size: int
     assert_gradients_match(Positions(), torch.randint(0, 11, (batch_size, 7)))
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    batch_size=st.integers(1, 5),
-    positions=st.integers(1, 6),
-    widths=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)),
-    bias=st.booleans(),
-    double=st.booleans(),
-)
-def test_linear_gradients_match_over_shapes_and_dtypes(
-    batch_size: int, positions: int, widths: tuple[int, int, int], bias: bool, double: bool
-) -> None:
-    dtype = torch.float64 if double else torch.float32
-    first, second, third = widths
-    model = nn.Sequential(nn.Linear(first, second, bias=bias), nn.Tanh(), nn.Linear(second, third)).to(dtype)
-    assert_gradients_match(model, torch.randn(batch_size, positions, first, dtype=dtype))
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_every_contraction_of_the_factors_equals_that_of_the_dense_gradient(kind: str) -> None:
-    make, shape = MODELS[kind]
-    model = make().double().eval()
-    task, inputs = SquaredOutputs(), torch.randn(3, *shape, dtype=torch.float64)
-    with tracing(model, task, track(model).layers, {"x": inputs}) as trace:
-        gradients = trace.layer_gradients(task.loss(trace.outputs, trace.batch))
-    for gradient in gradients.values():
-        dense = gradient.dense()
-        _, d0, d1 = dense.shape
-        p0, p1, matrix = (torch.randn(*size, dtype=dense.dtype) for size in [(d0, 2), (d1, 3), (d0, d1)])
-        row, column = torch.rand(d0, dtype=dense.dtype), torch.rand(d1, dtype=dense.dtype)
-        torch.testing.assert_close(gradient.project(p0, p1), p0.T @ dense @ p1)
-        torch.testing.assert_close(gradient.inner(matrix), (dense * matrix).sum((1, 2)))
-        torch.testing.assert_close(gradient.scale(row, column).dense(), dense * row[:, None] * column)
-        weights = torch.rand(3, dtype=dense.dtype)
-        torch.testing.assert_close(gradient.times(weights).dense(), dense * weights[:, None, None])
-        torch.testing.assert_close(gradient.squared_norms(), dense.pow(2).sum((1, 2)))
-        assert bool((gradient.bounds() >= dense.abs().amax((1, 2))).all())
-        left, right = gradient.covariances()
-        torch.testing.assert_close(right, torch.einsum("bij,bik->jk", dense, dense))
-        torch.testing.assert_close(left, torch.einsum("bij,bkj->ik", dense, dense))
-
-
-def test_a_table_gives_only_the_diagonal_of_its_long_side() -> None:
-    rows, right = torch.tensor([[0, 2, 2], [1, 1, 4]]), torch.randn(2, 3, 4, dtype=torch.float64)
-    gradient = IndexedGradient(rows, right, height=5)
-    dense = gradient.dense()
-    left, columns = gradient.covariances()
-    torch.testing.assert_close(gradient.squared_norms(), dense.pow(2).sum((1, 2)))
-    assert bool((gradient.bounds() >= dense.abs().amax((1, 2))).all())
-    torch.testing.assert_close(left, torch.einsum("bij,bij->i", dense, dense))
-    torch.testing.assert_close(columns, torch.einsum("bij,bik->jk", dense, dense))
-
-
 def test_layers_below_the_first_trained_one_are_not_differentiated() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     model[0].requires_grad_(False)
@@ -235,6 +181,24 @@ def test_an_unsupported_layer_is_named_with_its_share() -> None:
     tracked = track(model, allow_left_out=True)
     assert [layer.name for layer in tracked.layers] == ["0"]
     assert tracked.share_left_out == pytest.approx(120 / 140)
+
+
+def test_a_class_that_computes_otherwise_than_the_one_it_derives_from_is_refused() -> None:
+    class Scaled(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids) * 4.0
+
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, weight - weight.mean(), bias)
+
+    class Named(nn.Linear):
+        pass
+
+    model = nn.ModuleList([Scaled(5, 4), Standardised(2, 2, 1), Named(3, 3)])
+    with pytest.raises(ModelError, match=r"0 \(Scaled, .*1 \(Standardised, "):
+        track(model)
+    assert [layer.name for layer in track(model, allow_left_out=True).layers] == ["2"]
 
 
 def test_tied_parameters_are_refused_by_name() -> None:
