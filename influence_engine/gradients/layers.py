@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from influence_engine.errors import ModelError
 from influence_engine.gradients.factors import DenseGradient, FactoredGradient, IndexedGradient, LayerGradient
@@ -220,6 +221,11 @@ def _is(module: nn.Module, *classes: type[nn.Module]) -> bool:
     return any(isinstance(module, one) and type(module).forward is one.forward for one in classes)
 
 
+def _is_linear(module: nn.Module) -> bool:
+    # That of nn.MultiheadAttention, of a class of its own, is never called: the attention takes its weights.
+    return _is(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
 def _is_embedding(module: nn.Module) -> bool:
     return _is(module, nn.Embedding) and not module.scale_grad_by_freq and module.max_norm is None
 
@@ -240,7 +246,7 @@ def _is_other_rms_norm(module: nn.Module) -> bool:
 
 
 KINDS: Mapping[str, Kind] = {
-    "linear": Kind(lambda module: _is(module, nn.Linear), LinearLayer),
+    "linear": Kind(_is_linear, LinearLayer),
     "Conv1D of GPT-2": Kind(
         lambda module: type(module).__name__ == "Conv1D", functools.partial(LinearLayer, transposed=True)
     ),

@@ -200,6 +200,28 @@ def test_a_class_that_computes_otherwise_than_the_one_it_derives_from_is_refused
     assert [layer.name for layer in track(model, allow_left_out=True).layers] == ["2"]
 
 
+class ScaledEmbedding(nn.Embedding):
+    """As Gemma's: its forward is another than its parent's."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * 3
+
+
+def attention_with_a_trained_projection() -> nn.Module:
+    attention = nn.MultiheadAttention(4, 2).requires_grad_(False)
+    attention.out_proj.requires_grad_(True)  # whose weights the attention takes without calling it
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [(ScaledEmbedding(5, 4), "ScaledEmbedding"), (attention_with_a_trained_projection(), "out_proj")],
+)
+def test_a_module_that_computes_something_else_than_its_kind_is_refused(module: nn.Module, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        track(module)
+
+
 def test_tied_parameters_are_refused_by_name() -> None:
     model = nn.ModuleDict({"table": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
     model["head"].weight = model["table"].weight
