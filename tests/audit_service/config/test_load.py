@@ -74,7 +74,7 @@ def test_what_is_left_out_has_its_default(project: Project) -> None:
     assert config.name == "reviews"
     assert config.serve.explain_deadline_s == 2.0
     assert config.serve.keep_inputs_s == 30 * 86_400
-    assert config.index.dimensions == 2048
+    assert config.index.dimensions == 1920
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
 def test_an_index_of_an_unknown_format_is_refused(index: InfluenceIndex) -> None:
     path = index.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(IndexFormatError, match="format 99; this version reads format 2"):
+    with pytest.raises(IndexFormatError, match="format 99; this version reads format 3"):
         InfluenceIndex.open(index.folder.parent.parent)
 
 
