@@ -16,6 +16,7 @@ from audit_service.cli.options import config_argument, json_option, open_config,
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
     from influence_engine.evaluation import Evaluation
+    from influence_engine.evaluation.comparison import SingleRemovals
 
 
 @click.command("evaluate", short_help="Compare explanations with retraining, and with simpler methods.")
@@ -188,9 +189,13 @@ def _summary(found: Evaluation, folder: Path, drawn: bool) -> dict[str, object]:
         + ", ".join(f"{damping:.3g} ({truth})" for truth, damping in found.damping_tuned.items())
         if found.damping_tuned
         else None,
-        "one at a time": None
-        if one_by_one is None
-        else f"{one_by_one.examples} examples: rank correlation {one_by_one.rank_correlation:.3f}, "
-        f"signs right {one_by_one.signs_right:.1%}, slope {one_by_one.slope:.2f}",
+        "one at a time": None if one_by_one is None else _one_at_a_time(one_by_one),
         "written": f"{folder}" + (" (table and plot)" if drawn else " (table)"),
     }
+
+
+def _one_at_a_time(found: SingleRemovals) -> str:
+    # Two examples can only be in the same order or not, and one has no rank.
+    ranked = f"rank correlation {found.rank_correlation:.3f}, " if found.examples > 2 else ""
+    examples = "1 example" if found.examples == 1 else f"{found.examples} examples"
+    return f"{examples}: {ranked}signs right {found.signs_right:.1%}, slope {found.slope:.2f}"
