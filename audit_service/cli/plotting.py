@@ -42,6 +42,7 @@ def draw_evaluation(found: Evaluation, path: Path) -> None:
             axis.set_ylim(-reach, reach)
             axis.set_xlabel("estimated influence (log-odds)")
             axis.set_ylabel("measured by leaving it out")
-            axis.set_title(f"{found.single.examples} examples one at a time, slope {found.single.slope:.2f}")
+            examples = "1 example" if found.single.examples == 1 else f"{found.single.examples} examples"
+            axis.set_title(f"{examples} one at a time, slope {found.single.slope:.2f}")
         with writing_aside(path) as aside:
             figure.savefig(aside, format="png", dpi=150)
