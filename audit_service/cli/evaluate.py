@@ -195,7 +195,8 @@ def _summary(found: Evaluation, folder: Path, drawn: bool) -> dict[str, object]:
 
 
 def _one_at_a_time(found: SingleRemovals) -> str:
+    from influence_engine.data.report import plural
+
     # Two examples can only be in the same order or not, and one has no rank.
     ranked = f"rank correlation {found.rank_correlation:.3f}, " if found.examples > 2 else ""
-    examples = "1 example" if found.examples == 1 else f"{found.examples} examples"
-    return f"{examples}: {ranked}signs right {found.signs_right:.1%}, slope {found.slope:.2f}"
+    return f"{plural(found.examples, 'example')}: {ranked}signs right {found.signs_right:.1%}, slope {found.slope:.2f}"

@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from audit_service.cli.evaluating import TRUTHS
+from influence_engine.data.report import plural
 from influence_engine.evaluation import Evaluation
 from influence_engine.evaluation.comparison import by_truth
 from influence_engine.files import writing_aside
@@ -42,7 +43,6 @@ def draw_evaluation(found: Evaluation, path: Path) -> None:
             axis.set_ylim(-reach, reach)
             axis.set_xlabel("estimated influence (log-odds)")
             axis.set_ylabel("measured by leaving it out")
-            examples = "1 example" if found.single.examples == 1 else f"{found.single.examples} examples"
-            axis.set_title(f"{examples} one at a time, slope {found.single.slope:.2f}")
+            axis.set_title(f"{plural(found.single.examples, 'example')} one at a time, slope {found.single.slope:.2f}")
         with writing_aside(path) as aside:
             figure.savefig(aside, format="png", dpi=150)

@@ -158,7 +158,10 @@ class Encoder:
 
     def encode_and_weigh(self, gradients: Mapping[str, LayerGradient]) -> tuple[Tensor, Tensor]:
         """``encode``, and the share of each gradient's squared norm that its ``k`` coordinates keep, ``[B]``."""
-        scaled = self.coordinates.scale(gradients)
+        return self.encode_and_weigh_scaled(self.coordinates.scale(gradients))
+
+    def encode_and_weigh_scaled(self, scaled: Mapping[str, LayerGradient]) -> tuple[Tensor, Tensor]:
+        """The same of gradients that are in the metric already."""
         encoded = self.rotate(self.coordinates.project(scaled))
         whole = torch.stack([gradient.squared_norms() for gradient in scaled.values()]).sum(0)
         return encoded, encoded.pow(2).sum(1) / whole.clamp_min(1e-30)

@@ -71,10 +71,9 @@ def measured_retention(
     seen = encoder.rotate(encoder.coordinates.seen_together(sums))
     shares, whole, missed = [], 0.0, 0.0
     for _, examples in passes.grouped(held_out, range(len(held_out))):
-        gradients = passes.loss_gradients(examples)
-        encoded, share = encoder.encode_and_weigh(gradients)
+        scaled = encoder.coordinates.scale(passes.loss_gradients(examples))
+        encoded, share = encoder.encode_and_weigh_scaled(scaled)
         shares.append(share)
-        scaled = encoder.coordinates.scale(gradients)
         products = torch.stack([_products(one, sums[name]) for name, one in scaled.items() if name in sums]).sum(0)
         beside = (products - encoded @ seen.T).double() / damping
         whole += float((beside + (encoded / (encoder.eigenvalues + damping) @ seen.T).double()).pow(2).sum())
