@@ -31,6 +31,9 @@ _NARROW = 16
 _GROWTH = 1.25
 """A layer's basis grows by a quarter at a time: fine enough, and a handful of steps instead of thousands."""
 
+_ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""Of the largest eigenvalue: with less, a direction may have no energy at all, and rounding must not choose it."""
+
 
 @dataclass(frozen=True)
 class LayerProjection:
@@ -164,7 +167,7 @@ class EnergyFit:
 @dataclass(frozen=True)
 class _Side:
     vectors: Tensor  # [d, d] eigenvectors, largest first; for a table [d] row numbers, largest first
-    kept: Tensor  # [d] share of the energy that the first 1, 2, ... of them keep
+    kept: Tensor  # share of the energy that the first 1, 2, ... of them keep, up to the last one that has any
     energy: float
 
     @staticmethod
@@ -175,9 +178,11 @@ class _Side:
             # In single precision: which directions come first and how far is all that matters.
             with one_thread():
                 values, vectors = torch.linalg.eigh(matrix.float())
-            values, vectors = values.double().flip(0).clamp_min(0), vectors.flip(1)
+            values, vectors = values.double().flip(0), vectors.flip(1)
+            values[values < _ROUNDING * values[0]] = 0
         total = values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return _Side(vectors, values.cumsum(0) / total, float(total))
+        some = max(1, int((values > 0).sum()))
+        return _Side(vectors, values[:some].cumsum(0) / total, float(total))
 
     def basis(self, rank: int) -> Tensor:
         if self.vectors.dim() == 1:

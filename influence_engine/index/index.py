@@ -29,6 +29,7 @@ from influence_engine.index.graphs import GraphedEncoding
 from influence_engine.index.manifest import Manifest
 from influence_engine.index.plan import BuildPlan
 from influence_engine.index.provenance import Provenance
+from influence_engine.index.resident import ResidentVectors
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.store import RESERVED, ExampleTable
 from influence_engine.models import model_digest
@@ -37,8 +38,6 @@ from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.identity import check_examples, data_digest, task_digests
-
-_EXACT_BLOCK = 4096
 
 BASIS = "replay.safetensors"
 """The replay basis beside a version's vectors: made later, or never."""
@@ -73,11 +72,11 @@ class InfluenceIndex:
         self.store_examples: StoreExamples = manifest.settings.get("store_examples", "inline")
         self.table = ExampleTable(folder / TABLE, contents_for(self.store_examples, key))
         self._source: Mapping[str, Example] = {}
-        self._vectors = _resident(self.table, manifest.settings["dtype"], device)
+        self._vectors = ResidentVectors.read(self.table, device)
         self._weights = torch.tensor(self.table.column("weight"), device=device)
         if self._vectors.shape != (manifest.rows, manifest.dimensions):
             raise IndexFormatError(
-                f"{folder / TABLE} holds vectors {tuple(self._vectors.shape)}, the manifest says "
+                f"{folder / TABLE} holds vectors {self._vectors.shape}, the manifest says "
                 f"({manifest.rows}, {manifest.dimensions})",
                 field=str(folder),
             )
@@ -266,7 +265,8 @@ class InfluenceIndex:
     @property
     def resident_bytes(self) -> int:
         """Bytes in memory that grow with the index: vectors, eigenbasis, and descriptions where they are kept."""
-        return sum(t.numel() * t.dtype.itemsize for t in (self._vectors, self.encoder.basis)) + self._described_bytes
+        basis = self.encoder.basis
+        return self._vectors.bytes + basis.numel() * basis.dtype.itemsize + self._described_bytes
 
     def reload_basis(self) -> None:
         """Takes up the replay basis that lies beside the vectors, if one of this build does.
@@ -353,7 +353,7 @@ class InfluenceIndex:
 
         Args:
             encoded: ``[Q, k]``, from the encoder.
-            exact: Multiply in single precision, block by block, instead of in the precision of the stored vectors.
+            exact: Multiply in single precision instead of in the precision of the stored vectors.
             damping: ``lambda`` in place of the index's own, for choosing it by measurement.
 
         Raises:
@@ -361,20 +361,13 @@ class InfluenceIndex:
         """
         whitened = self._whitened(encoded, damping)
         size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        query = whitened / size
-        if exact or self._vectors.dtype == torch.float32:
-            blocks = [query @ block.float().T for block in torch.split(self._vectors, _EXACT_BLOCK)]
-            products = torch.cat(blocks, 1)
-        elif len(query) == 1 and self._vectors.dtype == torch.bfloat16:
-            products = torch.mv(self._vectors, query[0].bfloat16()).unsqueeze(0).float()
-        else:
-            products = (query.to(self._vectors.dtype) @ self._vectors.T).float()
+        products = self._vectors.products(whitened / size, exact=exact)
         return products * (size / self.manifest.scale) * self._weights
 
     def scores_of(self, encoded: Tensor, rows: Tensor, *, damping: float | None = None) -> Tensor:
         """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""
         whitened = self._whitened(encoded, damping)
-        return (self._vectors[rows].float() @ whitened) / self.manifest.scale * self._weights[rows]
+        return (self._vectors[rows] @ whitened) / self.manifest.scale * self._weights[rows]
 
     def self_influences(self) -> Tensor:
         """By how much training with each example lowered its own loss, ``[N]``, at first order, double precision."""
@@ -390,9 +383,3 @@ class InfluenceIndex:
             return encoded / own.sqrt()
         # The stored vectors are whitened with the index's own damping; the query makes up for the difference.
         return encoded * (own.sqrt() / (self.encoder.eigenvalues + damping))
-
-
-def _resident(table: ExampleTable, dtype: str, device: torch.device) -> Tensor:
-    # A processor reads bfloat16 as fast as its memory gives it, and float16 at half of that.
-    half = device.type == "cpu" and dtype == "float16"
-    return table.vectors(torch.bfloat16 if half else None).to(device)

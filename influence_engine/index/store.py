@@ -86,14 +86,14 @@ class ExampleTable:
         rows = self._dataset.to_table(columns=["example_id", name]).to_pylist()
         return [self._opened(row)[name] for row in rows]
 
-    def vectors(self, dtype: torch.dtype | None = None) -> Tensor:
-        """``[N, k]``, in row order, with the dtype they are stored in, or another one."""
+    def vectors(self) -> Tensor:
+        """``[N, k]``, in row order, with the dtype they are stored in."""
         result: Tensor | None = None
         done = 0
         for block in self._blocks(["vector"]):
             part = _to_tensor(block.column("vector"))
             if result is None:
-                result = torch.empty(len(self), part.shape[1], dtype=dtype or part.dtype)
+                result = torch.empty(len(self), part.shape[1], dtype=part.dtype)
             result[done : done + len(part)] = part
             done += len(part)
         if result is None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from influence_engine.gradients import DenseGradient, FactoredGradient, IndexedGradient, LayerGradient
-from influence_engine.gradients.coordinates import LayerProjection
+from influence_engine.gradients.coordinates import EnergyFit, LayerProjection
 
 WIDTHS = st.integers(1, 40)
 
@@ -71,3 +71,21 @@ def test_spreading_coordinates_is_the_transpose_of_seeing(
     inner = torch.randn(len(dense), left.shape[1], projection.right.shape[1], dtype=torch.float64)
     spread = projection.spread(inner, dense.shape[1])
     torch.testing.assert_close((spread * dense).sum((1, 2)), (inner * projection.seen(dense)).sum((1, 2)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 10_000))
+def test_directions_that_no_gradient_has_are_left_out_whatever_rounding_leaves_of_them(
+    width: int, inside: int, seed: int
+) -> None:
+    """As those of a classifier's last layer, whose gradients add up to zero over its classes."""
+    inside = min(inside, width - 1)
+    generator = torch.Generator().manual_seed(seed)
+    spanned, _ = torch.linalg.qr(torch.randn(width, inside, generator=generator))
+    fit = EnergyFit()
+    for _ in range(5):
+        left = torch.randn(32, 3, inside, generator=generator) @ spanned.T
+        fit.add("layer", FactoredGradient(left, torch.randn(32, 3, 6, generator=generator)))
+    found = fit.projections(budget=16_384)["layer"]
+    assert (found.left.shape[1], found.right.shape[1]) == (inside, 6)
+    assert float((spanned - found.left @ (found.left.T @ spanned)).norm()) < 1e-3
