@@ -134,7 +134,7 @@ def test_a_full_disk_is_one_message_and_the_same_command_goes_on_when_there_is_r
     before = current_version(project / "index" / "films")
     monkeypatch.setenv("BENTO_AUDIT_INDEX__SEED", "1")
 
-    with files_up_to(100_000):
+    with files_up_to(10_000):
         refused = bento_audit("index", "build", "films")
 
     assert refused.exit_code == 1
