@@ -12,7 +12,15 @@ from torch import nn
 from audit_service.config import AuditConfig
 from influence_engine.errors import DigestMismatchError
 from influence_engine.files import read_json, write_json
-from influence_engine.models import load_base, load_model, load_tokenizer, model_digest, save_model, set_trainable
+from influence_engine.models import (
+    freeze_unchanged,
+    load_base,
+    load_model,
+    load_tokenizer,
+    model_digest,
+    save_model,
+    set_trainable,
+)
 from influence_engine.training.record import Run
 
 ABOUT = "served.json"
@@ -54,6 +62,7 @@ def load_trained_model(config: AuditConfig) -> ServedModel:
     base, location = None, config.base_model_location()
     if config.base_model is not None and location is not None and labels is not None:
         base = load_base(location, labels=labels, revision=config.base_model.revision)
+        freeze_unchanged(model, base)
     return ServedModel(model, base, load_tokenizer(folder), {"model": model_digest(model)}, config.name)
 
 

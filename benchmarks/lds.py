@@ -4,7 +4,8 @@
     python benchmarks/lds.py --fraction 0.05 --fraction 0.2 --single 20
     python benchmarks/lds.py --noise 0 --data amazon      other data
     python benchmarks/lds.py --trainable lora
-    python benchmarks/lds.py --final --queries 24         as for a model without a record, estimated and refined
+    python benchmarks/lds.py --final --queries 24         one step at the final weights, estimated and refined
+    python benchmarks/lds.py --adopted with-base          as for a model without a record, whose base model is known
     python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
     python benchmarks/lds.py --hessian-directions 0       an index of Gauss-Newton matrices alone (16: closer)
     python benchmarks/lds.py --uncompressed               an index that keeps 16 times the coordinates, in float32
@@ -35,6 +36,7 @@ from influence_engine.evaluation import (
     random_removals,
 )
 from influence_engine.index import IndexSettings
+from influence_engine.models import set_trainable
 from influence_engine.replay import replay
 from influence_engine.training.frozen import KeptSteps
 
@@ -51,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--afresh", action="store_true", help="also train again in new orders")
     found.add_argument("--exact", type=int, default=0, help="reported queries that are replayed exactly, one by one")
     found.add_argument("--single", type=int, default=0)
-    found.add_argument("--final", action="store_true", help="an index as of a model without a record, also refined")
+    found.add_argument("--final", action="store_true", help="an index of one step at the final weights, also refined")
+    found.add_argument("--adopted", choices=("with-base", "alone"), help="an index that is given no record")
     found.add_argument("--uncompressed", action="store_true", help="an index with all coordinates that one may have")
     found.add_argument("--hessian-directions", type=int, default=DIRECTIONS, help="exact ones of the recorded steps")
     return found
@@ -64,18 +67,26 @@ def main() -> None:
     work = prepare(options)
     run, task, train, queries, held_out = work.run, work.task, work.train, work.queries, work.held_out
     settings = IndexSettings(
-        approximation="final" if options.final else "auto",
+        approximation="final" if options.final else "auto",  # without a record it is one step, too
         hessian_directions=options.hessian_directions,
         **(ALL if options.uncompressed else {}),
     )
     exactly = "" if options.hessian_directions == DIRECTIONS else f"-hessians-{options.hessian_directions}"
     where = work.folder / ("index" + "-final" * options.final + "-uncompressed" * options.uncompressed + exactly)
-    index = InfluenceIndex.build_from_run(run, task, train, where, settings)
+    if options.adopted:
+        model, where = run.load_model(), where.with_name(f"{where.name}-{options.adopted}")
+        set_trainable(model, run.trainable)
+        base = run.load_base() if options.adopted == "with-base" else None
+        index = InfluenceIndex.build(model, task, train, where, settings, base=base, held_out=held_out[:CHECKED])
+    else:
+        index = InfluenceIndex.build_from_run(run, task, train, where, settings)
     stored = sum(file.stat().st_size for file in (index.folder / "examples.lance").rglob("*"))
     manifest = index.manifest
     report: dict[str, Any] = {
         "machine": machine(),
         "validation": run.validation,
+        "metric": manifest.metric,
+        "damping_source": manifest.damping_source,
         "coordinates": f"{manifest.dimensions} of {manifest.coordinates}",
         "bytes_an_example": round(stored / len(train)),
     }
@@ -99,7 +110,7 @@ def main() -> None:
         subsets=options.subsets,
         kinds=("removal", "afresh") if options.afresh else ("removal",),
         single=options.single,
-        refined=options.final,
+        refined=options.final and not options.adopted,
         seed=options.seed,
     )
     retraining = work.retraining()

@@ -215,6 +215,14 @@ def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
         raise ModelError(f"{type(model).__name__} has no parameter {sorted(chosen)[0]!r}", field="trainable")
 
 
+def freeze_unchanged(model: nn.Module, base: nn.Module) -> None:
+    """Freezes the parameters that are the base model's to the last bit: whoever trained the model left them alone."""
+    before = dict(base.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in before and torch.equal(parameter, before[name]):
+            parameter.requires_grad_(False)
+
+
 def model_digest(model: nn.Module) -> str:
     """Digest of all weights and persistent buffers, as the 32-bit floats in which ``load_model`` reads them."""
     return weights_digest({name: _as_loaded(tensor) for name, tensor in model.state_dict().items()})

@@ -1,9 +1,9 @@
 """The GGN in the optimiser's metric, its eigenbasis, and damping."""
 
-from influence_engine.curvature.damping import heuristic_damping, recorded_damping
+from influence_engine.curvature.damping import heuristic_damping, recorded_damping, travelled_damping
 from influence_engine.curvature.dual import exact_influence, influence_from_products
 from influence_engine.curvature.eigenbasis import Eigenbasis, decomposed, fit_eigenbasis
-from influence_engine.curvature.metric import LayerMetric, Metric, adam_metric, identity_metric
+from influence_engine.curvature.metric import LayerMetric, Metric, SquaresFit, adam_metric, identity_metric
 from influence_engine.curvature.output import (
     OutputCurvature,
     exact_output_curvature,
@@ -16,6 +16,7 @@ __all__ = [
     "LayerMetric",
     "Metric",
     "OutputCurvature",
+    "SquaresFit",
     "adam_metric",
     "decomposed",
     "exact_influence",
@@ -27,4 +28,5 @@ __all__ = [
     "influence_from_products",
     "recorded_damping",
     "sampled_output_gradients",
+    "travelled_damping",
 ]

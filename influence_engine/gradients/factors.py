@@ -9,6 +9,8 @@ The three classes below keep ``G`` in the form in which the layer yields it; the
 * ``inner(matrix)``      ``[B]``, ``<G, matrix>``,
 * ``covariances()``      ``(sum_b G G^T, sum_b G^T G)``, what an eigenbasis is fitted on,
 * ``squared_norms()``    ``[B]``, ``||G||^2``,
+* ``squares()``          sums over examples of each row's squares ``[d0]`` and each column's ``[d1]``, and how many rows
+  the examples touched in all,
 * ``bounds()``           ``[B]``, not less than any number of ``G``, and not finite where one of them is not,
 * ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns,
 * ``times(weights)``     each example's gradient times its weight, ``[B]``,
@@ -57,6 +59,12 @@ class FactoredGradient:
         left, right = self.left @ self.left.transpose(1, 2), self.right @ self.right.transpose(1, 2)
         return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
 
+    def squares(self) -> tuple[Tensor, Tensor, int]:
+        rows = (self.right @ self.right.transpose(1, 2)) @ self.left * self.left
+        columns = (self.left @ self.left.transpose(1, 2)) @ self.right * self.right
+        touched = self.left.shape[0] * self.left.shape[2]
+        return _positive(rows.sum((0, 1))), _positive(columns.sum((0, 1))), touched
+
     def bounds(self) -> Tensor:
         return _absolute(self.left) * _absolute(self.right)
 
@@ -96,6 +104,10 @@ class DenseGradient:
 
     def squared_norms(self) -> Tensor:
         return self.matrix.pow(2).sum((1, 2))
+
+    def squares(self) -> tuple[Tensor, Tensor, int]:
+        squares = self.matrix.pow(2).sum(0)
+        return squares.sum(1), squares.sum(0), self.matrix.shape[0] * self.matrix.shape[1]
 
     def bounds(self) -> Tensor:
         return _absolute(self.matrix)
@@ -145,6 +157,11 @@ class IndexedGradient:
     def squared_norms(self) -> Tensor:
         return (self.right * self._summed_over_equal_rows()).sum((1, 2))
 
+    def squares(self) -> tuple[Tensor, Tensor, int]:
+        products = self.right * self._summed_over_equal_rows()
+        rows = self.right.new_zeros(self.height).index_add_(0, self.rows.flatten(), products.sum(-1).flatten())
+        return _positive(rows), _positive(products.sum((0, 1))), self.rows.numel()
+
     def bounds(self) -> Tensor:
         return _absolute(self.right)
 
@@ -165,6 +182,11 @@ LayerGradient = FactoredGradient | DenseGradient | IndexedGradient
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _positive(sums: Tensor) -> Tensor:
+    """What rounding left below zero of sums that are squares."""
+    return sums.clamp_min(0)
 
 
 def _absolute(tensor: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from influence_engine.curvature import LayerMetric, adam_metric, heuristic_damping, identity_metric
+from influence_engine.curvature import LayerMetric, Metric, adam_metric, heuristic_damping, identity_metric
 from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
@@ -28,6 +28,7 @@ from influence_engine.index.retention import RETAINED, measured_retention
 from influence_engine.index.room import Room
 from influence_engine.index.row_blocks import ROWS
 from influence_engine.index.settings import IndexSettings
+from influence_engine.index.unrecorded import stand_in
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import out_of_disk, out_of_memory, release_memory
 from influence_engine.tasks import Example, Task, describe_task
@@ -39,6 +40,9 @@ VERSIONS = "versions"
 TABLE = "examples.lance"
 ENCODER = "encoder.safetensors"
 MANIFEST = "manifest.json"
+TRAINING = "training.safetensors"
+"""What was estimated of a training without a record, until the index is complete."""
+
 NAME = 16
 """Digits of its digest that a version is named by."""
 
@@ -95,7 +99,7 @@ def build_version(
     contents = contents_for(settings.store_examples, key)
     contents.seal("", "", "")  # without its key a build would fail at its very end
     passes, record = passes_for(model, task, settings), _followed(settings, provenance)
-    digest = _build_digest(task, settings, provenance, record)
+    digest = _build_digest(passes, settings, provenance, record)
     working = path / "building" / digest[:NAME]
     room = Room(passes, examples, settings, record, working)
     try:
@@ -116,7 +120,7 @@ def build_version(
     raise room.disk_ran_out(no_disk)
 
 
-def _build_digest(task: Task, settings: IndexSettings, provenance: Provenance, record: Run | None) -> str:
+def _build_digest(passes: GradientPasses, settings: IndexSettings, provenance: Provenance, record: Run | None) -> str:
     """Of all that an index's vectors depend on."""
     return json_digest(
         {
@@ -127,7 +131,8 @@ def _build_digest(task: Task, settings: IndexSettings, provenance: Provenance, r
             "record": None if record is None else json_digest(record.manifest["files"]),
             "steps": None if record is None else [one.name for one in FIELDS],
             "settings": settings.model_dump(mode="json"),
-            "task": describe_task(task),
+            "task": describe_task(passes.task),
+            "trained": [layer.name for layer in passes.tracked.layers],
             "code": versions()["bento-audit"],
         }
     )
@@ -147,7 +152,7 @@ def _version(
     final = path / VERSIONS / working.name
     if not (final / MANIFEST).exists():
         room.require()
-        metric, metric_name = _metric(passes, settings, provenance)
+        metric, metric_name, known, source = _of_training(room, provenance, progress)
         working.mkdir(parents=True, exist_ok=True)
         builder = IndexBuilder(passes, examples, metric, settings, working, progress, record)
         coordinates = builder.layers()
@@ -155,7 +160,8 @@ def _version(
         gradients = builder.vectors(coordinates, basis["basis"])
         stages = Stages(gradients, builder.responses(coordinates, basis["basis"], gradients))
         rotation = Rotation.of(basis["ggn"])
-        of_one_step, source = _damping(settings, provenance, rotation.eigenvalues)
+        of_one_step = heuristic_damping(rotation.eigenvalues) if known is None else known
+        source = "heuristic" if known is None else source
         damping, source = (0.0, "none") if record else (of_one_step, source)
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         del basis["basis"]  # the encoder holds what is left of it
@@ -243,29 +249,37 @@ def _followed(settings: IndexSettings, provenance: Provenance) -> Run | None:
     return None
 
 
-def _metric(
-    passes: GradientPasses, settings: IndexSettings, provenance: Provenance
-) -> tuple[dict[str, LayerMetric], str]:
-    moments = provenance.second_moments
-    if settings.metric == "adam" and moments is None:
+def _of_training(room: Room, provenance: Provenance, progress: Progress) -> tuple[Metric, str, float | None, str]:
+    """The optimiser's metric and how it was had, and the damping and how it was had, where the training says one."""
+    passes, settings, moments = room.passes, room.settings, provenance.second_moments
+    if settings.metric == "adam" and moments is None and provenance.record is not None:
         raise SettingsError(
-            "index.metric is 'adam', but there is no record with Adam's second moments; use 'auto' or 'identity'",
+            "index.metric is 'adam', but the recorded optimiser has no second moments; use 'auto' or 'identity'",
             field="index.metric",
         )
-    if settings.metric == "identity" or moments is None:
-        name, metric = "identity", identity_metric(passes.tracked)
+    metric: Metric
+    if provenance.record is None and moments is None:
+        adam = settings.metric != "identity"
+        base = None if settings.damping is not None else provenance.base
+        if adam or base is not None:
+            room.working.mkdir(parents=True, exist_ok=True)
+            kept = room.working / TRAINING
+            found = stand_in(passes, room.examples, base, kept, progress, adam=adam, seed=settings.seed)
+            metric, damping, source = found.metric, found.damping, "displacement"
+        else:
+            metric, damping, source = identity_metric(passes.tracked), None, ""
+        name = "adam, estimated" if adam else "identity"
     else:
-        name, metric = "adam", adam_metric(passes.tracked, moments, provenance.epsilon)
+        damping, source = provenance.damping, "record"
+        if settings.metric == "identity" or moments is None:
+            name, metric = "identity", identity_metric(passes.tracked)
+        else:
+            name, metric = "adam", adam_metric(passes.tracked, moments, provenance.epsilon)
     device = passes.device
-    return {layer: LayerMetric(m.row.to(device), m.column.to(device)) for layer, m in metric.items()}, name
-
-
-def _damping(settings: IndexSettings, provenance: Provenance, eigenvalues: Tensor) -> tuple[float, str]:
+    on_device = {layer: LayerMetric(one.row.to(device), one.column.to(device)) for layer, one in metric.items()}
     if settings.damping is not None:
-        return settings.damping, "settings"
-    if provenance.damping is not None:
-        return provenance.damping, "record"
-    return heuristic_damping(eigenvalues), "heuristic"
+        damping, source = settings.damping, "settings"
+    return on_device, name, damping, source
 
 
 def _summaries(tracked: TrackedLayers, coordinates: LayerCoordinates) -> list[LayerSummary]:

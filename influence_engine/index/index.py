@@ -108,13 +108,17 @@ class InfluenceIndex:
     ) -> InfluenceIndex:
         """Builds an index for a model whose training was not recorded, and opens it.
 
+        It is taken to have been trained with Adam or AdamW, whose metric is estimated; ``settings.metric`` can say
+        otherwise.
+
         Args:
             model: The fine-tuned model; ``requires_grad`` marks what was trained.
             task: Its task.
             train: Its training examples.
             path: Where the index and its versions are kept.
             settings: How to build; the defaults are good ones.
-            base: The model before fine-tuning, where known: its digest goes on record.
+            base: The model before fine-tuning, where known: the damping follows from how far the weights have gone
+                from it, and its digest goes on record.
             held_out: Examples that were not trained on; how much of their gradients the index keeps tells it later
                 which queries lie outside.
             key: 32 bytes, for an index that keeps its examples encrypted.
@@ -134,7 +138,8 @@ class InfluenceIndex:
             "data": data_digest(train),
             **task_digests(task),
         }
-        return cls._built(model, task, train, path, settings, Provenance(digests), held_out, key, device, progress)
+        provenance = Provenance(digests, base=base)
+        return cls._built(model, task, train, path, settings, provenance, held_out, key, device, progress)
 
     @classmethod
     def build_from_run(

@@ -35,9 +35,10 @@ class Manifest(BaseModel):
         coordinates: Coordinates of all layers before the eigenbasis.
         approximation: ``unrolled`` or ``final``; see ``IndexSettings``.
         scale: Stored vectors are ``scale`` times the whitened gradients (``final``) or responses (``unrolled``).
-        damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``heuristic``; 0 and ``none``
-            where the recorded steps are followed.
-        metric: ``adam`` or ``identity``.
+        damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``displacement`` (how far
+            the weights are from the base model's) and ``heuristic``; 0 and ``none`` where the recorded steps are
+            followed.
+        metric: ``adam``, ``adam, estimated`` or ``identity``.
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
             empty where no held-out examples were given.

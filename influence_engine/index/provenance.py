@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from influence_engine.curvature import recorded_damping
 from influence_engine.digests import weights_digest
@@ -36,6 +36,7 @@ class Provenance:
         damping: ``1 / sum of learning rates``, clipping included; ``None`` without a record.
         run: Folder of the record.
         record: The run itself.
+        base: The model before a training that was not recorded, where it is known.
         why_not_recorded: Why replayed answers cannot be had, where they cannot.
     """
 
@@ -45,6 +46,7 @@ class Provenance:
     damping: float | None = None
     run: str | None = None
     record: Run | None = None
+    base: nn.Module | None = None
     why_not_recorded: str | None = field(default=NOT_RECORDED)
 
     @classmethod

@@ -18,8 +18,10 @@ class IndexSettings(BaseModel):
             ``2 coordinates dimensions`` bytes once.
         approximation: ``unrolled`` follows the recorded steps; ``final`` is one damped Gauss-Newton step at the final
             weights; ``auto`` is ``unrolled`` where the training was recorded and no damping is given.
-        damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``.
-        metric: ``adam`` (the recorded second moments), ``identity``, or ``auto``: Adam's where the record has it.
+        damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``, without a
+            record estimated from how far the weights are from the base model's.
+        metric: ``adam`` (the recorded second moments, without a record estimated ones), ``identity`` (plain gradient
+            descent), or ``auto``: Adam's, unless another optimiser is on record.
         dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
         store_examples: What is kept of the examples themselves, where they are from included: ``inline``, ``encrypted``
             under a key that is not in the index, or ``none``: ids, labels and vectors only, the rest stays where it is.

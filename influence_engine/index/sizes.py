@@ -10,6 +10,9 @@ SHARD = 1024
 LAYER_SAMPLE = 512
 """Examples that the layers' bases are fitted on, at three times the cost of a pass each; more change scores little."""
 
+METRIC_SAMPLE = 256
+"""Examples whose squared gradients stand in for Adam's second moments, where these were not recorded."""
+
 SIGNED_SAMPLE = 256
 """Training examples whose influence on held-out ones says how much of it the index keeps."""
 

@@ -21,7 +21,6 @@ from influence_engine.errors import (
     DigestMismatchError,
     IndexFormatError,
     ModelError,
-    SettingsError,
 )
 from influence_engine.gradients import track
 
@@ -158,7 +157,6 @@ def test_without_a_record_the_index_says_which_tiers_it_lacks_and_why(
     built = InfluenceIndex.build(vector_model, vector_task, vector_train, index_folder)
     assert built.manifest.tiers["estimated"] == "available"
     assert "not recorded" in built.manifest.tiers["replayed"]
-    assert (built.manifest.damping_source, built.manifest.metric) == ("heuristic", "identity")
 
 
 def test_building_again_keeps_the_version(
@@ -271,13 +269,6 @@ def test_unusable_examples_are_refused(
     with pytest.raises(DataError, match=message):
         InfluenceIndex.build(vector_model, vector_task, change(vector_train), index_folder)
     assert not index_folder.exists()
-
-
-def test_adams_metric_without_a_record_is_refused(
-    vector_model: nn.Module, vector_task: Any, vector_train: Any, index_folder: Path
-) -> None:
-    with pytest.raises(SettingsError, match=r"index\.metric is 'adam', but there is no record"):
-        InfluenceIndex.build(vector_model, vector_task, vector_train, index_folder, IndexSettings(metric="adam"))
 
 
 def test_the_plan_names_size_and_time_before_building(
