@@ -153,7 +153,7 @@ RECORDED = {"count": 40, "width": 200_000, "batch": 10}
 """Four steps; the ten examples of one take 96 MB, and several times that together."""
 
 
-@pytest.mark.parametrize(("directions", "room"), [(0, 350), (4, 550)])
+@pytest.mark.parametrize(("directions", "room"), [(0, 290), (4, 550)])
 def test_where_a_recorded_step_does_not_fit_its_micro_batches_are_halved_and_the_index_is_the_same(
     tmp_path: Path, directions: int, room: int
 ) -> None:
