@@ -65,6 +65,7 @@ RUNS = (
     Run("lds-amazon", 60, "--learning-rate 1e-4 --directions 32 --exact 16 --data amazon", "lds"),
     Run("lds-full", 150, f"--trainable all --learning-rate 4e-5 {GENTLE}", "lds"),
     Run("lds-lora", 90, f"--trainable lora --learning-rate 4e-4 --alpha 128 {GENTLE}", "lds"),
+    Run("lds-adopted", 30, "--learning-rate 1e-4 --adopted with-base", "lds"),
     Run("peers", 60),
 )
 
