@@ -12,7 +12,7 @@ from influence_engine.index.passes import GradientPasses, Needs
 from influence_engine.index.residual_hessian import product_bytes
 from influence_engine.index.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, sample_sizes
+from influence_engine.index.sizes import LAYER_SAMPLE, METRIC_SAMPLE, RESPONSE_SHARD, sample_sizes
 from influence_engine.resources import free_memory, readable_bytes
 from influence_engine.tasks import Example, example_sizes
 from influence_engine.training import Run
@@ -270,6 +270,8 @@ def _seconds(
     passed = (
         3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
     )
+    if record is None:  # the optimiser's metric may have to be estimated, with a pass of the base model beside
+        passed += 2 * min(METRIC_SAMPLE, len(examples))
     operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
     if record is not None:
         dimensions = min(settings.dimensions, rows)
