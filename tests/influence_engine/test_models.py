@@ -34,6 +34,7 @@ from influence_engine.models import (
     add_lora,
     block_list,
     choose_trainable,
+    freeze_unchanged,
     load_base,
     load_into,
     load_model,
@@ -366,3 +367,18 @@ def test_the_digest_of_a_model_in_bfloat16_is_that_of_what_is_loaded(tmp_path: P
     save_model(model, tmp_path)
 
     assert model_digest(load_model(tmp_path)) == model_digest(model)
+
+
+def test_what_the_base_model_left_alone_was_not_trained() -> None:
+    base, model = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)) for _ in range(2))
+    model.load_state_dict(base.state_dict())
+    with torch.no_grad():
+        model[1].weight[0, 0] += 1e-6
+    freeze_unchanged(model, base)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["1.weight"]
+
+
+def test_parameters_that_the_base_model_lacks_or_has_in_another_shape_were_trained() -> None:
+    base, model = nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    freeze_unchanged(model, base)
+    assert all(parameter.requires_grad for parameter in model.parameters())
