@@ -14,12 +14,9 @@ from influence_engine.curvature import decomposed
 from influence_engine.files import remove_tree
 from influence_engine.index.contents import Contents
 from influence_engine.index.encoder import Encoder, LayerCoordinates
-from influence_engine.index.store import write_table
+from influence_engine.index.store import LARGEST, write_table
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
-
-_RANGE = 1024.0
-"""Stored vectors are scaled to this largest value: well inside half precision, with room for small ones."""
 
 _ROWS = 256
 """Examples that are turned and written at once."""
@@ -90,7 +87,7 @@ def write_vectors(
     turn = turn.float().cpu()
     shards = stages.responses or stages.gradients
     largest = max(float((_read(shard) @ turn).abs().max()) for shard in shards)
-    scale = _RANGE / largest if largest > 0 else 1.0
+    scale = LARGEST / largest if largest > 0 else 1.0
     weight = 1.0 if unrolled else -1.0 / len(examples)
     remove_tree(path)  # a table left by a build that was killed here
 

@@ -365,9 +365,7 @@ class InfluenceIndex:
             SettingsError: another damping of an index that follows the recorded steps and has none.
         """
         whitened = self._whitened(encoded, damping)
-        size = whitened.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        products = self._vectors.products(whitened / size, exact=exact)
-        return products * (size / self.manifest.scale) * self._weights
+        return self._vectors.products(whitened, exact=exact) / self.manifest.scale * self._weights
 
     def scores_of(self, encoded: Tensor, rows: Tensor, *, damping: float | None = None) -> Tensor:
         """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from influence_engine.index.store import ExampleTable
+from influence_engine.index.store import LARGEST, ExampleTable
 
 _BLOCK = 1024
 """Rows that are converted to single precision at once: few enough to stay in a processor's caches."""
 
 _ONE_BY_ONE = 4
 """Up to so many queries are multiplied one after the other, which processors do faster in half precision."""
+
+_LARGEST_SUM = 60_000 / LARGEST
+"""Of a query's numbers, without their signs: then no product passes float16's largest number, 65,504."""
 
 _PROBED_BYTES = 2**24
 _PROBES = 7
@@ -51,9 +54,14 @@ class ResidentVectors:
         """Inner products of each query ``[Q, k]`` with all vectors, ``[Q, N]`` in single precision.
 
         Args:
-            queries: In single precision, of numbers between -1 and 1.
+            queries: In single precision.
             exact: Round nothing to the vectors' type.
         """
+        sizes = queries.abs()
+        size = torch.maximum(sizes.amax(1, keepdim=True), sizes.sum(1, keepdim=True) / _LARGEST_SUM).clamp_min(1e-30)
+        return self._products(queries / size, exact=exact) * size
+
+    def _products(self, queries: Tensor, *, exact: bool) -> Tensor:
         half = self._vectors.dtype != torch.float32
         if half and not exact:
             if self._vectors.device.type != "cpu":

@@ -41,6 +41,9 @@ _READ_AHEAD = 2**22
 _PAGE = 2**20
 """Bytes of a column that are gathered before they are written."""
 
+LARGEST = 1024.0
+"""Stored vectors are scaled to this largest value: well inside half precision, with room for small ones."""
+
 MOST_KEPT = 0.1
 """Columns are kept in memory where they take at most this share of the vectors' bytes."""
 
