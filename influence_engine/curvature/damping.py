@@ -59,7 +59,8 @@ def travelled_damping(
         if there.any() and torch.cosine_similarity(there.flatten(), here.flatten(), dim=0) < _SAME_START:
             continue
         compared += matrix.numel()
-        scale = metric[name].row.double().unsqueeze(1) * metric[name].column.double()
+        scales = metric[name].to(matrix.device)
+        scale = scales.row.double().unsqueeze(1) * scales.column.double()
         way += float(((here - there) / scale).pow(2).sum())
     return fall / way if fall > 0 and way > 0 and compared >= _COMPARED * trained else None
 

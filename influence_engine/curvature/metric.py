@@ -35,6 +35,10 @@ class LayerMetric:
         """The gradient in coordinates in which the optimiser's metric is the identity."""
         return gradient.scale(self.row, self.column)
 
+    def to(self, device: torch.device) -> LayerMetric:
+        """The same on a device."""
+        return LayerMetric(self.row.to(device), self.column.to(device))
+
 
 Metric = Mapping[str, LayerMetric]
 """By layer name."""

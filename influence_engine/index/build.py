@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from influence_engine.curvature import LayerMetric, Metric, adam_metric, heuristic_damping, identity_metric
+from influence_engine.curvature import Metric, adam_metric, heuristic_damping, identity_metric
 from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
@@ -275,8 +275,7 @@ def _of_training(room: Room, provenance: Provenance, progress: Progress) -> tupl
             name, metric = "identity", identity_metric(passes.tracked)
         else:
             name, metric = "adam", adam_metric(passes.tracked, moments, provenance.epsilon)
-    device = passes.device
-    on_device = {layer: LayerMetric(one.row.to(device), one.column.to(device)) for layer, one in metric.items()}
+    on_device = {layer: one.to(passes.device) for layer, one in metric.items()}
     if settings.damping is not None:
         damping, source = settings.damping, "settings"
     return on_device, name, damping, source

@@ -103,7 +103,7 @@ class LayerCoordinates:
     def to(self, device: torch.device) -> LayerCoordinates:
         """The same on a device."""
         return LayerCoordinates(
-            {n: LayerMetric(m.row.to(device), m.column.to(device)) for n, m in self.metric.items()},
+            {n: m.to(device) for n, m in self.metric.items()},
             {n: LayerProjection(p.left.to(device), p.right.to(device)) for n, p in self.projections.items()},
         )
 

@@ -91,6 +91,8 @@ def _estimated(
     squares, task, done, fall = SquaresFit(), passes.task, 0, 0.0
     before = None if base is None else (base.training, next(base.parameters()).device)
     try:
+        if base is not None:
+            base.eval().to(passes.device)
         for _, batch in passes.grouped(examples, sample):
             with passes.trace(batch) as trace:
                 losses = task.loss(trace.outputs, trace.batch)
@@ -98,13 +100,10 @@ def _estimated(
             if adam:
                 squares.add(gradients, len(batch))
             if base is not None:
-                fall += _loss(base.eval().to(passes.device), passes, batch) - float(losses.detach().double().sum())
+                fall += _loss(base, passes, batch) - float(losses.detach().double().sum())
             done += len(batch)
             progress(ESTIMATED, done, len(sample))
         metric = squares.metric(passes.tracked) if adam else identity_metric(passes.tracked)
-        metric = {
-            name: LayerMetric(one.row.to(passes.device), one.column.to(passes.device)) for name, one in metric.items()
-        }
         damping = None
         if base is not None:
             weights = passes.tracked.matrices(_named(passes.model))
@@ -127,7 +126,7 @@ def _matrices(passes: GradientPasses, base: nn.Module) -> dict[str, Tensor]:
     return {
         layer.name: layer.matrix(there)
         for layer in passes.tracked.layers
-        if all(name in there and there[name].shape == own.shape for name, own in layer.parameters().items())
+        if all(name in there for name in layer.parameters())
     }
 
 
