@@ -89,7 +89,8 @@ class IndexIdentity(BaseModel):
     tag: str
     digest: str
     method: str = Field(
-        description="``unrolled`` along the recorded steps, or ``final``: one step at the final weights."
+        description="``unrolled``: along the recorded steps; ``segments``: along a few long ones from the base model's "
+        "weights; ``final``: one step at the final weights."
     )
     rows: int = Field(description="Training examples in the index.")
 

@@ -64,7 +64,8 @@ def build_basis(
     index = attributor.index
     if index.manifest.digests.get("model") != run.digests["model"] or index.example_ids != run.example_ids:
         raise DigestMismatchError(f"the index in {index.folder} is not of the run in {run.folder}", field="run")
-    dampings = sorted({factor * index.manifest.damping for factor in DAMPING_FACTORS})
+    factors = DAMPING_FACTORS if index.manifest.approximation == "final" else (1.0,)
+    dampings = [factor * index.manifest.damping for factor in factors]
     estimated = attributor.scores_by_damping(held_out, dampings)
     coefficients = choose_directions(estimated[index.manifest.damping], width)
     directions = measurement_directions(attributor, held_out, coefficients, run.trainable)

@@ -1,6 +1,6 @@
 """The GGN in the optimiser's metric, its eigenbasis, and damping."""
 
-from influence_engine.curvature.damping import heuristic_damping, recorded_damping, travelled_damping
+from influence_engine.curvature.damping import heuristic_damping, recorded_damping, same_start, travelled_damping
 from influence_engine.curvature.dual import exact_influence, influence_from_products
 from influence_engine.curvature.eigenbasis import Eigenbasis, decomposed, fit_eigenbasis
 from influence_engine.curvature.metric import LayerMetric, Metric, SquaresFit, adam_metric, identity_metric
@@ -27,6 +27,7 @@ __all__ = [
     "identity_metric",
     "influence_from_products",
     "recorded_damping",
+    "same_start",
     "sampled_output_gradients",
     "travelled_damping",
 ]

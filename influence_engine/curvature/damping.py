@@ -56,13 +56,22 @@ def travelled_damping(
         if before is None or before.shape != matrix.shape:
             continue
         there, here = before.to(matrix.device).double(), matrix.double()
-        if there.any() and torch.cosine_similarity(there.flatten(), here.flatten(), dim=0) < _SAME_START:
+        if not same_start(there, here):
             continue
         compared += matrix.numel()
         scales = metric[name].to(matrix.device)
         scale = scales.row.double().unsqueeze(1) * scales.column.double()
         way += float(((here - there) / scale).pow(2).sum())
     return fall / way if fall > 0 and way > 0 and compared >= _COMPARED * trained else None
+
+
+def same_start(before: Tensor, after: Tensor) -> bool:
+    """Whether a layer's weights ``after`` the training can have started at those ``before``, of the same shape.
+
+    Those of a head that was drawn anew are others; adapters start at zero.
+    """
+    cosine = torch.cosine_similarity(before.double().flatten(), after.double().flatten(), dim=0)
+    return not before.any() or float(cosine) >= _SAME_START
 
 
 def heuristic_damping(eigenvalues: Tensor) -> float:

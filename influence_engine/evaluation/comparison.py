@@ -132,9 +132,9 @@ class Evaluation:
         queries: Reported ones.
         examples: Training examples.
         rows: By truth, best method first.
-        approximation: The index's: ``unrolled`` or ``final``.
-        damping: The index's own; 0 for ``unrolled``, which has none.
-        damping_tuned: What the tuning queries chose, by kind and fraction; nothing for ``unrolled``.
+        approximation: The index's: ``unrolled``, ``segments`` or ``final``.
+        damping: Of the index's manifest.
+        damping_tuned: What the tuning queries chose, by kind and fraction; only for ``final``.
         single: Where examples were left out one at a time.
     """
 

@@ -116,9 +116,9 @@ def attribute_all(
 def with_dampings(attributor: Attributor, queries: Sequence[Example], seconds: float) -> dict[float, Attributed]:
     """Ours at every damping of the grid; a query costs what it costs at the index's own, ``seconds`` for all.
 
-    Nothing where the index follows the recorded steps: there is no damping to choose.
+    Nothing where the index follows the way of the weights: there is no damping to choose.
     """
-    if attributor.index.manifest.approximation == "unrolled":
+    if attributor.index.manifest.approximation != "final":
         return {}
     grid = [factor * attributor.index.manifest.damping for factor in DAMPING_FACTORS]
     found = attributor.scores_by_damping(queries, grid)

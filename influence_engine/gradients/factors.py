@@ -160,7 +160,7 @@ class IndexedGradient:
     def squares(self) -> tuple[Tensor, Tensor, int]:
         products = self.right * self._summed_over_equal_rows()
         rows = self.right.new_zeros(self.height).index_add_(0, self.rows.flatten(), products.sum(-1).flatten())
-        return _positive(rows), _positive(products.sum((0, 1))), self.rows.numel()
+        return _positive(rows), _positive(products.sum((0, 1))), int(self.right.any(-1).sum())
 
     def bounds(self) -> Tensor:
         return _absolute(self.right)

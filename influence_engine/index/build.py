@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
-from influence_engine.index.building import IndexBuilder
+from influence_engine.index.approximation import FINAL, Approximation, approximation_of, where_the_way_is_known
+from influence_engine.index.building import Follower, IndexBuilder
 from influence_engine.index.contents import Contents, contents_for
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.finishing import Rotation, Stages, write_vectors
@@ -27,13 +29,16 @@ from influence_engine.index.provenance import Provenance
 from influence_engine.index.retention import RETAINED, measured_retention
 from influence_engine.index.room import Room
 from influence_engine.index.row_blocks import ROWS
+from influence_engine.index.segments import Segments
 from influence_engine.index.settings import IndexSettings
+from influence_engine.index.steps import RecordedSteps
 from influence_engine.index.unrecorded import stand_in
+from influence_engine.index.way import recorded_way, starting_weights, straight_way
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import out_of_disk, out_of_memory, release_memory
 from influence_engine.tasks import Example, Task, describe_task
-from influence_engine.training import Run
 from influence_engine.training.identity import check_examples, versions
+from influence_engine.training.step import trained_parameters
 
 CURRENT = "CURRENT"
 VERSIONS = "versions"
@@ -71,8 +76,8 @@ def predict_build(
 ) -> BuildPlan:
     """Time, disk and memory that building will take, from a few probed batches."""
     check_examples(task, examples, "training")
-    record = None if provenance is None else _followed(settings, provenance)
-    return plan_build(passes_for(model, task, settings), examples, settings, record)
+    approximation = FINAL if provenance is None else approximation_of(settings, provenance)
+    return plan_build(passes_for(model, task, settings), examples, settings, approximation)
 
 
 def build_version(
@@ -98,10 +103,10 @@ def build_version(
     """
     contents = contents_for(settings.store_examples, key)
     contents.seal("", "", "")  # without its key a build would fail at its very end
-    passes, record = passes_for(model, task, settings), _followed(settings, provenance)
-    digest = _build_digest(passes, settings, provenance, record)
+    passes, approximation = passes_for(model, task, settings), approximation_of(settings, provenance)
+    digest = _build_digest(passes, settings, provenance, approximation)
     working = path / "building" / digest[:NAME]
-    room = Room(passes, examples, settings, record, working)
+    room = Room(passes, examples, settings, approximation, working)
     try:
         return _version(room, digest, contents, path, provenance, held_out, progress)
     except Exception as error:
@@ -120,8 +125,11 @@ def build_version(
     raise room.disk_ran_out(no_disk)
 
 
-def _build_digest(passes: GradientPasses, settings: IndexSettings, provenance: Provenance, record: Run | None) -> str:
+def _build_digest(
+    passes: GradientPasses, settings: IndexSettings, provenance: Provenance, approximation: Approximation
+) -> str:
     """Of all that an index's vectors depend on."""
+    record = approximation.record
     return json_digest(
         {
             "format": FORMAT,
@@ -129,7 +137,7 @@ def _build_digest(passes: GradientPasses, settings: IndexSettings, provenance: P
             "digests": provenance.digests,
             "training": provenance.training_digest(),
             "record": None if record is None else json_digest(record.manifest["files"]),
-            "steps": None if record is None else [one.name for one in FIELDS],
+            "steps": None if approximation.steps is None else [one.name for one in FIELDS],
             "settings": settings.model_dump(mode="json"),
             "task": describe_task(passes.task),
             "trained": [layer.name for layer in passes.tracked.layers],
@@ -147,22 +155,24 @@ def _version(
     held_out: Sequence[Example],
     progress: Progress,
 ) -> Path:
-    passes, examples, settings, record = room.passes, room.examples, room.settings, room.record
+    passes, examples, settings = room.passes, room.examples, room.settings
     task, working = passes.task, room.working
     final = path / VERSIONS / working.name
     if not (final / MANIFEST).exists():
         room.require()
-        metric, metric_name, known, source = _of_training(room, provenance, progress)
+        training = _of_training(room, provenance, progress)
+        approximation = where_the_way_is_known(room.approximation, settings, training.damping is not None)
         working.mkdir(parents=True, exist_ok=True)
-        builder = IndexBuilder(passes, examples, metric, settings, working, progress, record)
+        follow = _follow(room, approximation, provenance, training, progress)
+        builder = IndexBuilder(passes, examples, training.metric, settings, working, progress, follow)
         coordinates = builder.layers()
         basis = builder.basis(coordinates)
         gradients = builder.vectors(coordinates, basis["basis"])
         stages = Stages(gradients, builder.responses(coordinates, basis["basis"], gradients))
         rotation = Rotation.of(basis["ggn"])
-        of_one_step = heuristic_damping(rotation.eigenvalues) if known is None else known
-        source = "heuristic" if known is None else source
-        damping, source = (0.0, "none") if record else (of_one_step, source)
+        of_one_step = training.damping or heuristic_damping(rotation.eigenvalues)
+        damping = 0.0 if approximation.steps else of_one_step
+        source = "heuristic" if training.damping is None else training.source
         encoder = rotation.encoder(coordinates, basis["basis"], _BASIS_DTYPES[settings.dtype])
         del basis["basis"]  # the encoder holds what is left of it
         encoder.save(working / ENCODER)
@@ -193,17 +203,17 @@ def _version(
             rows=len(examples),
             dimensions=dimensions,
             coordinates=size,
-            approximation="final" if record is None else "unrolled",
+            approximation=approximation.name,
             scale=scale,
             damping=damping,
-            damping_source=source,
-            metric=metric_name,
+            damping_source="none" if approximation.steps else source,
+            metric=training.metric_name,
             energy_kept=float(basis["kept"]),
             retained=retention.gradients,
             influence_kept=retention.influence,
             layers=layers,
             left_out=dict(passes.tracked.left_out),
-            tiers=provenance.tiers("final" if record is None else "unrolled"),
+            tiers=provenance.tiers(approximation.name),
             task=describe_task(task),
             versions=versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -234,23 +244,24 @@ def current_version(path: str | os.PathLike[str]) -> str:
     raise IndexFormatError(f"{path} {state}: bento-audit index build", field=str(path))
 
 
-def _followed(settings: IndexSettings, provenance: Provenance) -> Run | None:
-    """The recorded run whose steps the index follows."""
-    if settings.approximation == "final" or (settings.approximation == "auto" and settings.damping is not None):
-        return None
-    if provenance.record is not None and provenance.why_not_recorded is None:
-        return provenance.record
-    if settings.approximation == "unrolled":
-        raise SettingsError(
-            f"index.approximation is 'unrolled', but there are no steps to follow: {provenance.why_not_recorded}; use "
-            "'auto' or 'final'",
-            field="index.approximation",
-        )
-    return None
+@dataclass(frozen=True)
+class _Training:
+    """What is known of the training, or estimated.
+
+    Attributes:
+        metric: The optimiser's, on the device.
+        metric_name: How it was had.
+        damping: ``1 / time`` in that metric; ``None`` where nothing says it.
+        source: How it was had.
+    """
+
+    metric: Metric
+    metric_name: str
+    damping: float | None
+    source: str
 
 
-def _of_training(room: Room, provenance: Provenance, progress: Progress) -> tuple[Metric, str, float | None, str]:
-    """The optimiser's metric and how it was had, and the damping and how it was had, where the training says one."""
+def _of_training(room: Room, provenance: Provenance, progress: Progress) -> _Training:
     passes, settings, moments = room.passes, room.settings, provenance.second_moments
     if settings.metric == "adam" and moments is None and provenance.record is not None:
         raise SettingsError(
@@ -278,7 +289,29 @@ def _of_training(room: Room, provenance: Provenance, progress: Progress) -> tupl
     on_device = {layer: one.to(passes.device) for layer, one in metric.items()}
     if settings.damping is not None:
         damping, source = settings.damping, "settings"
-    return on_device, name, damping, source
+    return _Training(on_device, name, damping, source)
+
+
+def _follow(
+    room: Room, approximation: Approximation, provenance: Provenance, training: _Training, progress: Progress
+) -> Callable[[list[int]], Follower] | None:
+    """What follows the way of the weights, of the positions in the sample."""
+    passes, examples, settings, record = room.passes, room.examples, room.settings, approximation.record
+    if approximation.steps is not None:
+        steps = RecordedSteps(
+            approximation.steps, passes, examples, settings.hessian_directions, room.working, progress
+        )
+        return lambda sample: steps
+    if not approximation.segments or training.damping is None:
+        return None
+    time, count = 1.0 / training.damping, approximation.segments
+    if record is not None:
+        points = recorded_way(record, time, count, passes.device)
+    else:
+        assert provenance.base is not None  # else there would be no way to follow
+        start = starting_weights(passes.tracked, passes.model, provenance.base)
+        points = straight_way(start, trained_parameters(passes.model, list(start)), time, count)
+    return lambda sample: Segments(passes, examples, points, sample, room.working, progress)
 
 
 def _summaries(tracked: TrackedLayers, coordinates: LayerCoordinates) -> list[LayerSummary]:

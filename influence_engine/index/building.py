@@ -3,7 +3,7 @@
 1. *layers*: a pass over a sample fits every layer's bases.
 2. *basis*: a pass over a sample gives GGN rows in the layers' coordinates and their eigenbasis.
 3. *vectors*: a pass over all examples gives their loss gradients, in shards.
-4. *responses*: where the training was recorded, its steps are linearised and run through.
+4. *responses*: what is known of the way that the weights took is followed, step by step or in a few segments.
 
 Then the vectors are rotated into the GGN's eigenvectors and written with the examples as one table.
 """
@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -23,24 +23,19 @@ from torch import Tensor
 from influence_engine.curvature import Metric, fit_eigenbasis
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
-from influence_engine.index.linear_steps import StepLineariser, read_steps
 from influence_engine.index.passes import GradientPasses
-from influence_engine.index.residual_hessian import leading_directions
-from influence_engine.index.response import Response
 from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.sizes import LAYER_SAMPLE, RESPONSE_SHARD, SHARD, sample_sizes
+from influence_engine.index.sizes import LAYER_SAMPLE, SHARD, sample_sizes, shard_path
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
-from influence_engine.training import Run
-from influence_engine.training.sensitivity import sensitivity_of
 
 T = TypeVar("T")
 
 LAYERS = "fitting the layers' bases"
 ROWS = "fitting the GGN's basis"
-MET = "fitting the basis to the recorded steps"
+MET = "fitting the basis to the way there"
 INDEXING = "indexing the examples"
 
 
@@ -62,6 +57,22 @@ class _SampledRows:
         return dict(zip(places, sums.float().cpu(), strict=True))
 
 
+class Follower(Protocol):
+    """Follows the way that the weights took in training."""
+
+    def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
+        """Examples in batches, at most so many, while the model has weights that were passed on the way."""
+
+    def responses(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
+        """How the final weights answer to each example's weight: ``vectors [n, k]`` in the basis, a shard a file.
+
+        Args:
+            coordinates: Of the index.
+            basis: ``[m, k]``.
+            gradients: Files of the loss gradients at the final weights, in the same shards.
+        """
+
+
 class IndexBuilder:
     """The four stages.
 
@@ -72,7 +83,7 @@ class IndexBuilder:
         settings: How to build.
         folder: Where the stages are kept until the index is complete.
         progress: Told of every batch.
-        record: The recorded run whose steps are followed, or none.
+        follow: Makes what follows the way of the weights, of the positions in the sample; none for one step at the end.
     """
 
     def __init__(
@@ -83,7 +94,7 @@ class IndexBuilder:
         settings: IndexSettings,
         folder: Path,
         progress: Progress,
-        record: Run | None = None,
+        follow: Callable[[list[int]], Follower] | None = None,
     ) -> None:
         self.passes = passes
         self.examples = examples
@@ -91,11 +102,10 @@ class IndexBuilder:
         self.settings = settings
         self.folder = folder
         self.progress = progress
-        self.record = record
-        self._lineariser = None if record is None else StepLineariser(record, passes, examples, folder, progress)
         self._losses: dict[int, Tensor] = {}
         generator = torch.Generator().manual_seed(settings.seed)
-        self._shuffled = torch.randperm(len(examples), generator=generator).tolist()
+        self._shuffled: list[int] = torch.randperm(len(examples), generator=generator).tolist()
+        self._follower = None if follow is None else follow(self._shuffled[: settings.sample])
 
     def layers(self) -> LayerCoordinates:
         """Stage 1."""
@@ -110,11 +120,11 @@ class IndexBuilder:
         """Stage 2: ``basis [m, k]``, ``ggn [k, k]`` within it, and ``kept``."""
         path = self.folder / "basis.safetensors"
         if not path.exists():
-            sampled, met = sample_sizes(self.settings, len(self.examples), unrolled=self.record is not None)
+            sampled, met = sample_sizes(self.settings, len(self.examples), followed=self._follower is not None)
             found = self._within_memory(ROWS, lambda: self._sampled_rows(coordinates, sampled))
             rows = found.rows
-            if (lineariser := self._lineariser) is not None:
-                rows = rows.then(self._within_memory(MET, lambda: self._rows_met(lineariser, coordinates, met)))
+            if (follower := self._follower) is not None:
+                rows = rows.then(self._within_memory(MET, lambda: self._rows_met(follower, coordinates, met)))
             fitted = fit_eigenbasis(rows, self.settings.dimensions)
             projected = torch.cat([block @ fitted.vectors for block in found.rows])
             rows.remove()
@@ -132,7 +142,7 @@ class IndexBuilder:
         """Stage 3: loss gradients of all examples in the basis, ``[n, k]`` a shard, in the examples' order."""
         paths = []
         for start in range(0, len(self.examples), SHARD):
-            path = self._shard("vectors", start)
+            path = shard_path(self.folder, "vectors", start)
             paths.append(path)
             wanted = range(start, min(start + SHARD, len(self.examples)))
             if path.exists():
@@ -146,32 +156,8 @@ class IndexBuilder:
         return paths
 
     def responses(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
-        """Stage 4: how the final weights answer to each example's weight, ``[n, k]`` a shard; none without a record."""
-        if self._lineariser is None or self.record is None:
-            return []
-        directions = None
-        if width := self.settings.hessian_directions:
-            some = [load_file(path)["vectors"][:: len(gradients)] for path in gradients]
-            directions = leading_directions(torch.cat(some), width).to(self.passes.device)
-        stretches = self._lineariser.stretches(coordinates, basis, directions)
-        sensitivity = sensitivity_of(self.record.optimizer, {})
-        direct, late = sensitivity.releases(self.record.learning_rates)
-        paths = []
-        for start in range(0, len(self.examples), RESPONSE_SHARD):
-            count = min(RESPONSE_SHARD, len(self.examples) - start)
-            wanted = [self._shard("responses", first) for first in range(start, start + count, SHARD)]
-            paths += wanted
-            if not all(path.exists() for path in wanted):
-                response = Response(
-                    start, count, basis.shape[1], direct, late, self._lineariser.decays(), self.passes.device
-                )
-                for number, path in enumerate(stretches):
-                    response.advance(read_steps(path))
-                    done = start + count * (number + 1) // len(stretches)
-                    self.progress("following the recorded steps", done, len(self.examples))
-                for path, vectors in zip(wanted, torch.split(response.weights.cpu(), SHARD), strict=True):
-                    write_tensors(path, {"vectors": vectors})
-        return paths
+        """Stage 4: how the final weights answer to each example's weight, ``[n, k]`` a shard; none for one step."""
+        return [] if self._follower is None else self._follower.responses(coordinates, basis, gradients)
 
     def _within_memory(self, stage: str, work: Callable[[], T]) -> T:
         return self.passes.within_memory(work, lambda note: self.progress(stage, 0, len(self.examples), note))
@@ -201,14 +187,11 @@ class IndexBuilder:
             self.progress(INDEXING, done, len(self.examples))
         return result
 
-    def _shard(self, stage: str, first: int) -> Path:
-        return self.folder / f"{stage}-{first:09d}.safetensors"
-
-    def _rows_met(self, lineariser: StepLineariser, coordinates: LayerCoordinates, most: int) -> RowBlocks:
+    def _rows_met(self, follower: Follower, coordinates: LayerCoordinates, most: int) -> RowBlocks:
         """Fitting rows as in ``_sampled_rows``, of examples as the model met them in training."""
         rows = RowBlocks(self.folder, "met", self.passes.device)
         done = 0
-        for positions, examples in lineariser.sampled(most):
+        for positions, examples in follower.sampled(most):
             for row in self.passes.rows(examples):
                 rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
             done += len(positions)

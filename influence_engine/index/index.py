@@ -117,8 +117,8 @@ class InfluenceIndex:
             train: Its training examples.
             path: Where the index and its versions are kept.
             settings: How to build; the defaults are good ones.
-            base: The model before fine-tuning, where known: the damping follows from how far the weights have gone
-                from it, and its digest goes on record.
+            base: The model before fine-tuning, where known: the weights are taken to have come straight from there,
+                in a time that follows from how far they have gone; its digest goes on record.
             held_out: Examples that were not trained on; how much of their gradients the index keeps tells it later
                 which queries lie outside.
             key: 32 bytes, for an index that keeps its examples encrypted.
@@ -353,8 +353,8 @@ class InfluenceIndex:
     def scores(self, encoded: Tensor, *, exact: bool = False, damping: float | None = None) -> Tensor:
         """Influence of every example on each query, ``[Q, N]``, in row order; positive supports.
 
-        ``phi^T d theta / d w_i`` along the recorded steps, or ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` at the final
-        weights; in the eigenvectors of ``G``.
+        ``phi^T d theta / d w_i`` along the way of the weights, or ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` at the final
+        ones; in the eigenvectors of ``G``.
 
         Args:
             encoded: ``[Q, k]``, from the encoder.
@@ -362,7 +362,7 @@ class InfluenceIndex:
             damping: ``lambda`` in place of the index's own, for choosing it by measurement.
 
         Raises:
-            SettingsError: another damping of an index that follows the recorded steps and has none.
+            SettingsError: another damping of an index that follows the way of the weights and has none.
         """
         whitened = self._whitened(encoded, damping)
         return self._vectors.products(whitened, exact=exact) / self.manifest.scale * self._weights
@@ -377,9 +377,9 @@ class InfluenceIndex:
         return torch.tensor(self.table.column("self_influence"), dtype=torch.float64)
 
     def _whitened(self, encoded: Tensor, damping: float | None) -> Tensor:
-        if self.manifest.approximation == "unrolled":
+        if self.manifest.approximation != "final":
             if damping not in (None, self.manifest.damping):
-                raise SettingsError("this index follows the recorded steps; it has no damping", field="damping")
+                raise SettingsError("this index follows the way of the weights; it has no damping", field="damping")
             return encoded
         own = self.encoder.eigenvalues + self.manifest.damping
         if damping is None:

@@ -33,11 +33,11 @@ class Manifest(BaseModel):
         rows: Examples.
         dimensions: Values stored for each.
         coordinates: Coordinates of all layers before the eigenbasis.
-        approximation: ``unrolled`` or ``final``; see ``IndexSettings``.
-        scale: Stored vectors are ``scale`` times the whitened gradients (``final``) or responses (``unrolled``).
+        approximation: ``unrolled``, ``segments`` or ``final``; see ``IndexSettings``.
+        scale: Stored vectors are ``scale`` times the whitened gradients (``final``) or the responses (else).
         damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``displacement`` (how far
-            the weights are from the base model's) and ``heuristic``; 0 and ``none`` where the recorded steps are
-            followed.
+            the weights are from the base model's) and ``heuristic``; of ``segments`` one over the length of the
+            training; 0 and ``none`` for ``unrolled``.
         metric: ``adam``, ``adam, estimated`` or ``identity``.
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
@@ -58,7 +58,7 @@ class Manifest(BaseModel):
     rows: int
     dimensions: int
     coordinates: int
-    approximation: Literal["unrolled", "final"]
+    approximation: Literal["unrolled", "segments", "final"]
     scale: float
     damping: float
     damping_source: str

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from influence_engine.index.approximation import Approximation
 from influence_engine.index.couplings import coupling_bytes, coupling_operations
 from influence_engine.index.passes import GradientPasses, Needs
 from influence_engine.index.residual_hessian import product_bytes
@@ -15,7 +16,6 @@ from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, METRIC_SAMPLE, RESPONSE_SHARD, sample_sizes
 from influence_engine.resources import free_memory, readable_bytes
 from influence_engine.tasks import Example, example_sizes
-from influence_engine.training import Run
 
 _PROBED_EXAMPLES, _PROBED_BATCHES = 128, 4
 _FEWEST_DIMENSIONS = 64
@@ -71,37 +71,39 @@ def plan_build(
     passes: GradientPasses,
     examples: Sequence[Example],
     settings: IndexSettings,
-    record: Run | None,
+    approximation: Approximation,
     *,
     probe: bool = True,
 ) -> BuildPlan:
     """Predicts the build from passes of its longest example; with ``probe`` also from how fast a few batches are.
 
     Args:
-        record: The run whose steps are followed, or none.
+        approximation: Of the index.
     """
     needs = passes.needs(examples)
-    found = _bytes(passes, examples, settings, record, needs)
-    sizes = sample_sizes(settings, len(examples), unrolled=record is not None)
+    found = _bytes(passes, examples, settings, approximation, needs)
+    sizes = sample_sizes(settings, len(examples), followed=approximation.name != "final")
     rows = needs.rows * sum(sizes)
     return BuildPlan(
         examples=len(examples),
         dimensions=min(settings.dimensions, rows),
         coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
-        seconds=_seconds(passes, examples, settings, needs, sum(sizes), rows, record) if probe else None,
+        seconds=_seconds(passes, examples, settings, needs, sum(sizes), rows, approximation) if probe else None,
         disk_bytes=found.disk,
         memory_bytes=found.memory(needs.batch, found.together),
         least_memory_bytes=found.least(needs.single),
     )
 
 
-def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None) -> str:
+def what_fits(
+    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, approximation: Approximation
+) -> str:
     """Which smaller settings are predicted to fit in the memory that is free now, as advice."""
     free, needs = free_memory(passes.device), passes.needs(examples)
 
     def least(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, record, needs).least(needs.single)
+        return _bytes(passes, examples, tried, approximation, needs).least(needs.single)
 
     # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
     tried = _smaller(settings, lambda one: least(one) <= free, {"hessian_directions": 0})
@@ -112,13 +114,17 @@ def what_fits(passes: GradientPasses, examples: Sequence[Example], settings: Ind
 
 
 def what_fits_on_disk(
-    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, room: int
+    passes: GradientPasses,
+    examples: Sequence[Example],
+    settings: IndexSettings,
+    approximation: Approximation,
+    room: int,
 ) -> str:
     """Which smaller settings are predicted to fit in ``room`` bytes of disk, as advice."""
     needs = passes.needs(examples)
 
     def disk(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, record, needs).disk
+        return _bytes(passes, examples, tried, approximation, needs).disk
 
     tried = _smaller(settings, lambda one: disk(one) <= room, {"hessian_directions": 0, "store_examples": "none"})
     if tried == settings:
@@ -195,11 +201,15 @@ class _Bytes:
 
 
 def _bytes(
-    passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, record: Run | None, needs: Needs
+    passes: GradientPasses,
+    examples: Sequence[Example],
+    settings: IndexSettings,
+    approximation: Approximation,
+    needs: Needs,
 ) -> _Bytes:
     """Predicted from sizes."""
-    coordinates = _coordinates(passes, settings)
-    rows = needs.rows * sum(sample_sizes(settings, len(examples), unrolled=record is not None))
+    coordinates, record = _coordinates(passes, settings), approximation.steps
+    rows = needs.rows * sum(sample_sizes(settings, len(examples), followed=approximation.name != "final"))
     dimensions = min(settings.dimensions, rows)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
@@ -241,6 +251,13 @@ def _bytes(
             whole=record.dropout > 0,
             graph=_GRAPH if width else 1,
         )
+    if count := approximation.segments:
+        # Of every segment: matrix, the sample's gradients, and the weights in its middle; responses of all examples.
+        sampled = min(settings.sample, len(examples))
+        kept = 4 * count * dimensions * (dimensions + sampled)
+        disk += kept + vectors * 4
+        passing += kept + 4 * passes.tracked.parameters * (count + 1)
+        fixed = max(fixed, basis * 4 + kept + (_DECOMPOSED_BYTES + 8 * count) * dimensions**2)
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
 
 
@@ -251,8 +268,9 @@ def _seconds(
     needs: Needs,
     sample: int,
     rows: int,
-    record: Run | None,
+    approximation: Approximation,
 ) -> float:
+    record, segments = approximation.steps, approximation.segments
     shapes = [layer.shape for layer in passes.tracked.layers]
     probed = examples[:: max(1, len(examples) // _PROBED_EXAMPLES)][:_PROBED_EXAMPLES]
     batches, sizes = passes.batches(probed), example_sizes(passes.task, probed)
@@ -270,6 +288,8 @@ def _seconds(
     passed = (
         3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
     )
+    # In every segment a pass of every example, and one more of each in the sample.
+    passed += segments * (min(settings.sample, len(examples)) + len(examples))
     if record is None:  # the optimiser's metric may have to be estimated, with a pass of the base model beside
         passed += 2 * min(METRIC_SAMPLE, len(examples))
     operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
@@ -278,4 +298,5 @@ def _seconds(
         operations += len(record.schedule) * coupling_operations(
             passes.tracked, dimensions, _coordinates(passes, settings), seen=settings.hessian_directions > 0
         )
+    operations += segments * 24 * min(settings.dimensions, rows) ** 3
     return each * passed * 1.3 + operations / _DECOMPOSITION_FLOPS

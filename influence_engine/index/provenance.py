@@ -22,7 +22,10 @@ MEASURED = "by training again: bento-audit measure, or /audit/jobs/submit of a s
 
 REFINED = "by passes over all training examples: bento-audit explain --tier refined, or Attributor.refine_with(train)"
 
-FOLLOWED = "it refines one step at the final weights, and this index follows the recorded steps"
+FOLLOWED = (
+    "it refines one step at the final weights (index.approximation: final), and this index follows the way that led "
+    "there"
+)
 
 
 @dataclass(frozen=True)

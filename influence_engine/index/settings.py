@@ -16,10 +16,13 @@ class IndexSettings(BaseModel):
         dimensions: Largest number of values stored for an example; by default 4 kB hold them, and its text.
         coordinates: Coordinates of all layers together, before the eigenbasis; more keep more of the influence and cost
             ``2 coordinates dimensions`` bytes once.
-        approximation: ``unrolled`` follows the recorded steps; ``final`` is one damped Gauss-Newton step at the final
-            weights; ``auto`` is ``unrolled`` where the training was recorded and no damping is given.
+        approximation: ``unrolled`` follows the recorded steps; ``segments`` follows a few long ones instead, on the
+            straight way from the base model's weights where nothing was recorded; ``final`` is one damped Gauss-Newton
+            step at the final weights. ``auto`` is the first of these that can be had, and ``final`` with a damping.
+        segments: Into how many the way is divided; each costs about what indexing at the final weights costs.
         damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``, without a
-            record estimated from how far the weights are from the base model's.
+            record estimated from how far the weights are from the base model's. With ``segments``, what is divided is
+            a training of the length ``1 / lambda``.
         metric: ``adam`` (the recorded second moments, without a record estimated ones), ``identity`` (plain gradient
             descent), or ``auto``: Adam's, unless another optimiser is on record.
         dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
@@ -38,7 +41,8 @@ class IndexSettings(BaseModel):
 
     dimensions: int = Field(default=1920, ge=1, le=16384)
     coordinates: int = Field(default=16384, ge=1, le=262144)
-    approximation: Literal["auto", "unrolled", "final"] = "auto"
+    approximation: Literal["auto", "unrolled", "segments", "final"] = "auto"
+    segments: int = Field(default=3, ge=1, le=64)
     damping: float | None = Field(default=None, gt=0)
     metric: Literal["auto", "adam", "identity"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"

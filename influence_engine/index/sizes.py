@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from influence_engine.index.settings import IndexSettings
 
 SHARD = 1024
@@ -20,7 +22,12 @@ RESPONSE_SHARD = 8 * SHARD
 """Examples that run through the steps together: their responses and what is pending of them are in memory."""
 
 
-def sample_sizes(settings: IndexSettings, examples: int, *, unrolled: bool) -> tuple[int, int]:
-    """Examples that the basis is fitted on at the final weights, and at those of earlier checkpoints."""
-    each = min(settings.sample // 2 if unrolled else settings.sample, examples)
-    return each, each if unrolled else 0
+def sample_sizes(settings: IndexSettings, examples: int, *, followed: bool) -> tuple[int, int]:
+    """Examples that the basis is fitted on at the final weights, and at those that were passed on the way there."""
+    each = min(settings.sample // 2 if followed else settings.sample, examples)
+    return each, each if followed else 0
+
+
+def shard_path(folder: Path, stage: str, first: int) -> Path:
+    """The file of a stage's shard that begins with an example."""
+    return folder / f"{stage}-{first:09d}.safetensors"

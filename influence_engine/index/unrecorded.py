@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from influence_engine.curvature import LayerMetric, Metric, SquaresFit, identity_metric, travelled_damping
 from influence_engine.index.passes import GradientPasses
 from influence_engine.index.sizes import METRIC_SAMPLE
+from influence_engine.index.way import matrices_there
 from influence_engine.progress import Progress
 from influence_engine.resources import to_device
 from influence_engine.tasks import Example
@@ -106,8 +107,8 @@ def _estimated(
         metric = squares.metric(passes.tracked) if adam else identity_metric(passes.tracked)
         damping = None
         if base is not None:
-            weights = passes.tracked.matrices(_named(passes.model))
-            damping = travelled_damping(fall / len(sample), weights, _matrices(passes, base), metric)
+            own, there = matrices_there(passes.tracked, passes.model), matrices_there(passes.tracked, base)
+            damping = travelled_damping(fall / len(sample), own, there, metric)
         return StandIn(metric, damping)
     finally:
         if base is not None and before is not None:
@@ -118,17 +119,3 @@ def _loss(base: nn.Module, passes: GradientPasses, examples: Sequence[Example]) 
     batch = to_device(passes.task.collate(examples), passes.device)
     with torch.no_grad():
         return float(passes.task.loss(passes.task.outputs(base, batch), batch).double().sum())
-
-
-def _matrices(passes: GradientPasses, base: nn.Module) -> dict[str, Tensor]:
-    """The base model's weights by layer name, without layers that it does not have."""
-    there = _named(base)
-    return {
-        layer.name: layer.matrix(there)
-        for layer in passes.tracked.layers
-        if all(name in there for name in layer.parameters())
-    }
-
-
-def _named(model: nn.Module) -> Mapping[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -74,7 +74,7 @@ def test_per_example_gradients(kind: str, recorded: Any, task: Any, train: Any) 
         assert off(one, other) < 1e-5
 
 
-@pytest.mark.parametrize("approximation", ["final", "unrolled"])
+@pytest.mark.parametrize("approximation", ["final", "segments", "unrolled"])
 def test_one_index_answers_the_same_on_both(
     approximation: Any, recorded: Any, task: Any, train: Any, queries: Any, tmp_path: Path
 ) -> None:
@@ -98,7 +98,7 @@ def test_one_index_answers_the_same_on_both(
         assert one.base_measurement == pytest.approx(other.base_measurement, rel=1e-5)
 
 
-@pytest.mark.parametrize("approximation", ["final", "unrolled"])
+@pytest.mark.parametrize("approximation", ["final", "segments", "unrolled"])
 def test_an_index_built_on_either_gives_the_same_influences(
     approximation: Any, recorded: Any, task: Any, train: Any, queries: Any, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from influence_engine import IndexSettings, InfluenceIndex, Run
 from influence_engine.errors import ResourceError
+from influence_engine.index.approximation import Approximation
 from influence_engine.index.build import passes_for
 from influence_engine.index.building import LAYERS
 from influence_engine.index.plan import plan_build, what_fits_on_disk
@@ -77,13 +78,13 @@ def test_what_fits_is_the_least_change_that_does(
     settings = IndexSettings(dimensions=128, hessian_directions=1, sample=64)
     # More text than the one direction takes, and less than half of all.
     train = [{**example, "note": "long " * 2000} for example in vector_train]
-    passes = passes_for(fresh_network, vector_task, settings)
+    passes, followed = passes_for(fresh_network, vector_task, settings), Approximation("unrolled", vector_run)
 
     def needed(**changes: Any) -> int:
-        return plan_build(passes, train, settings.model_copy(update=changes), vector_run, probe=False).disk_bytes
+        return plan_build(passes, train, settings.model_copy(update=changes), followed, probe=False).disk_bytes
 
     def advice(room: int) -> str:
-        return what_fits_on_disk(passes, train, settings, vector_run, room)
+        return what_fits_on_disk(passes, train, settings, followed, room)
 
     neither = needed(store_examples="none", hessian_directions=0)
     assert advice(needed()) == "fewer index.dimensions, index.coordinates or index.sample need less"

@@ -102,7 +102,13 @@ def test_queries_in_slices_batches_and_orders_give_the_same_scores(
 
 
 @pytest.mark.parametrize(
-    "settings", [EXACT, IndexSettings(dtype="float32"), IndexSettings(dtype="float32", hessian_directions=0)]
+    "settings",
+    [
+        EXACT,
+        IndexSettings(dtype="float32"),
+        IndexSettings(dtype="float32", hessian_directions=0),
+        IndexSettings(dtype="float32", approximation="segments"),
+    ],
 )
 def test_builds_with_other_batches_give_the_same_scores(
     settings: IndexSettings,

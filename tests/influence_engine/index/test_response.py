@@ -171,5 +171,5 @@ def test_steps_are_followed_only_where_they_are_recorded_and_have_no_damping(
         )
     index = InfluenceIndex.build_from_run(vector_run, vector_task, vector_train, index_folder, into=fresh_network)
     assert (index.manifest.damping, index.manifest.damping_source) == (0.0, "none")
-    with pytest.raises(SettingsError, match="follows the recorded steps; it has no damping"):
+    with pytest.raises(SettingsError, match="follows the way of the weights; it has no damping"):
         Attributor(vector_model, vector_task, index).scores(vector_queries, damping=0.1)

@@ -3,6 +3,7 @@ a record says; where they cannot be, the index says that it goes by a rule of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,27 @@ def test_an_interrupted_build_finds_its_estimate_again(
     assert again.damping == first.damping
     assert all(torch.equal(again.metric[name].row, one.row) for name, one in first.metric.items())
     assert all(torch.equal(again.metric[name].column, one.column) for name, one in first.metric.items())
+
+
+def test_padding_of_other_batches_changes_no_estimate(
+    task: Any, make_model: Callable[..., nn.Module], make_examples: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, base, train = make_model(seed=1), make_model(), make_examples(40)
+    first, second = (
+        stand_in(
+            passes_for(model, task, IndexSettings(batch_tokens=tokens)),
+            train,
+            base,
+            tmp_path / str(tokens),
+            silent,
+            adam=True,
+            seed=0,
+        )
+        for tokens in (200, 17)
+    )
+    for name, one in first.metric.items():
+        torch.testing.assert_close(second.metric[name].row, one.row)
+        torch.testing.assert_close(second.metric[name].column, one.column)
 
 
 def test_other_trained_layers_make_another_index(

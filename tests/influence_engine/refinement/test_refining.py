@@ -138,5 +138,5 @@ def test_an_index_that_follows_the_steps_has_nothing_to_refine(
     index = InfluenceIndex.build_from_run(
         vector_run, vector_task, vector_train, index_folder, IndexSettings(), into=vector_model
     )
-    with pytest.raises(TierUnavailableError, match="follows the recorded steps"):
+    with pytest.raises(TierUnavailableError, match="follows the way that led there"):
         Attributor(vector_model, vector_task, index).refine_with(vector_train)
