@@ -188,7 +188,7 @@ def plan_index(config: AuditConfig, progress: Progress) -> BuildPlan:
         examples = read_training_set(config, run.folder / "model", progress)
         return InfluenceIndex.plan(run.load_model(), examples.task, examples.train.examples, config.index, run=run)
     served, examples = _adopted(config, progress)
-    return InfluenceIndex.plan(served.model, examples.task, examples.train.examples, config.index)
+    return InfluenceIndex.plan(served.model, examples.task, examples.train.examples, config.index, base=served.base)
 
 
 def export_model(config: AuditConfig, progress: Progress) -> dict[str, Any] | None:

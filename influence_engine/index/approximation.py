@@ -33,9 +33,6 @@ class Approximation:
         return self.record if self.name == "unrolled" else None
 
 
-FINAL = Approximation("final")
-
-
 def approximation_of(settings: IndexSettings, provenance: Provenance) -> Approximation:
     """What the settings ask for, or the best that can be had.
 
@@ -53,7 +50,7 @@ def approximation_of(settings: IndexSettings, provenance: Provenance) -> Approxi
         raise _missing(wanted, f"there are no steps to follow: {provenance.why_not_recorded}")
     if wanted == "segments":
         raise _missing(wanted, "the base model, where the way begins, is not known: name it")
-    return FINAL
+    return Approximation("final")
 
 
 def where_the_way_is_known(approximation: Approximation, settings: IndexSettings, known: bool) -> Approximation:
@@ -71,7 +68,7 @@ def where_the_way_is_known(approximation: Approximation, settings: IndexSettings
         return approximation
     if settings.approximation == "segments":
         raise _missing("segments", "the weights did not start at the base model's, or the loss is not lower than there")
-    return FINAL
+    return Approximation("final")
 
 
 def _missing(wanted: str, why: str) -> SettingsError:

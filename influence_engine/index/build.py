@@ -16,7 +16,7 @@ from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
-from influence_engine.index.approximation import FINAL, Approximation, approximation_of, where_the_way_is_known
+from influence_engine.index.approximation import Approximation, approximation_of, where_the_way_is_known
 from influence_engine.index.building import Follower, IndexBuilder
 from influence_engine.index.contents import Contents, contents_for
 from influence_engine.index.encoder import LayerCoordinates
@@ -72,12 +72,11 @@ def passes_for(model: nn.Module, task: Task, settings: IndexSettings) -> Gradien
 
 
 def predict_build(
-    model: nn.Module, task: Task, examples: Sequence[Example], settings: IndexSettings, provenance: Provenance | None
+    model: nn.Module, task: Task, examples: Sequence[Example], settings: IndexSettings, provenance: Provenance
 ) -> BuildPlan:
     """Time, disk and memory that building will take, from a few probed batches."""
     check_examples(task, examples, "training")
-    approximation = FINAL if provenance is None else approximation_of(settings, provenance)
-    return plan_build(passes_for(model, task, settings), examples, settings, approximation)
+    return plan_build(passes_for(model, task, settings), examples, settings, approximation_of(settings, provenance))
 
 
 def build_version(

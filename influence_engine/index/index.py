@@ -236,9 +236,10 @@ class InfluenceIndex:
         settings: IndexSettings | None = None,
         *,
         run: Run | None = None,
+        base: nn.Module | None = None,
     ) -> BuildPlan:
-        """Predicts time, disk and memory of a build; ``run`` is the recorded one, where there is one."""
-        provenance = None if run is None else Provenance.of(run)
+        """Predicts time, disk and memory of a build, of the recorded ``run``, or of a model with a known ``base``."""
+        provenance = Provenance({}, base=base) if run is None else Provenance.of(run)
         return predict_build(model, task, train, settings or IndexSettings(), provenance)
 
     def verify(self) -> None:

@@ -57,7 +57,7 @@ def starting_weights(tracked: TrackedLayers, model: nn.Module, base: nn.Module) 
     knows. Held in place it explained as well as one that moves from where it was, and better than from zero.
     """
     own, there = _named(model), _named(base)
-    start = {}
+    start: Parameters = {}
     for layer in tracked.layers:
         names = layer.parameters()
         after = {name: own[name] for name in names}
