@@ -2,6 +2,7 @@
 
     python benchmarks/index_building.py                                 1,000, 5,000 and 20,000 snippets
     python benchmarks/index_building.py --examples 2000 --followed      an index that follows the recorded steps
+    python benchmarks/index_building.py --segments                      without a record, from the base model's weights
     python benchmarks/index_building.py --dimensions 512                as many numbers for each, however few
 
 Two upper layers of MiniLM. Plain training is forward and backward over the same snippets in batches of like
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     found = parser_of(__doc__)
     found.add_argument("--examples", type=int, action="append")
     found.add_argument("--followed", action="store_true", help="fine-tune on the snippets, and follow the steps")
+    found.add_argument("--segments", action="store_true", help="an index that is given the base model, and no record")
     found.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
     found.add_argument("--hessian-directions", type=int, default=IndexSettings().hessian_directions)
     found.add_argument("--run", help=argparse.SUPPRESS)
@@ -59,7 +61,7 @@ def main() -> None:
     base, task = base_and_task()
     if options.run:
         settings = IndexSettings(
-            approximation="auto" if options.followed else "final",
+            approximation="auto" if options.followed else "segments" if options.segments else "final",
             dimensions=options.dimensions,
             hessian_directions=options.hessian_directions,
         )
@@ -72,6 +74,7 @@ def main() -> None:
             run = finetune(task, base, train, settings=settings, record_to=Path(folder) / "run")
             command = [sys.executable, __file__, "--run", str(run.folder), "--examples", str(size)]
             command += ["--dimensions", str(options.dimensions), *["--followed"] * options.followed]
+            command += ["--segments"] * options.segments
             command += ["--hessian-directions", str(options.hessian_directions)]
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         show({"machine": machine(), **json.loads(found.splitlines()[-1])}, options)
@@ -103,13 +106,15 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
         if settings.approximation == "auto":
             InfluenceIndex.build_from_run(run, task, examples, where, settings, progress=watch)
         else:
-            InfluenceIndex.build(model, task, examples, where, settings, progress=watch)
+            base = run.load_base() if settings.approximation == "segments" else None
+            InfluenceIndex.build(model, task, examples, where, settings, base=base, progress=watch)
     taken = time.perf_counter() - begin
     peak = peak_memory()  # before plain training, whose batches may take more
     plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
     in_stage = ended[INDEXING] - started[INDEXING]
     indexed = len(examples) - min(len(examples), settings.sample)
-    operations = operations_each(model, task, examples[:: max(1, len(examples) // 512)], settings)
+    final = settings.model_copy(update={"approximation": "final"})
+    operations = operations_each(model, task, examples[:: max(1, len(examples) // 512)], final)
     operations += 2 * settings.coordinates * min(settings.dimensions, len(examples))  # into the basis
     return {
         "examples": len(examples),

@@ -67,7 +67,7 @@ def main() -> None:
     work = prepare(options)
     run, task, train, queries, held_out = work.run, work.task, work.train, work.queries, work.held_out
     settings = IndexSettings(
-        approximation="final" if options.final else "auto",  # without a record it is one step, too
+        approximation="final" if options.final else "auto",
         hessian_directions=options.hessian_directions,
         **(ALL if options.uncompressed else {}),
     )

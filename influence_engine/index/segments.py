@@ -5,7 +5,7 @@ in the optimiser's metric, with the Gauss-Newton matrix ``G`` and the examples' 
 
     D  <-  D e^(-tau G)  -  g_i (1 - e^(-tau G)) / (G N)
 
-for the response ``D = d theta / d w_i``: SOURCE (Bae et al. 2024), with the metric of Adam, which needs checkpoints.
+for the response ``D = d theta / d w_i``: SOURCE (Bae et al. 2024), which needs checkpoints, in the metric of Adam.
 Where there are none, the middles lie on the straight line from the base model's weights to the final ones. One segment
 at the final weights is about one damped step there; what three along the line are better by is in
 ``benchmarks/RESULTS.md``.
