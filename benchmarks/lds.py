@@ -5,7 +5,7 @@
     python benchmarks/lds.py --noise 0 --data amazon      other data
     python benchmarks/lds.py --trainable lora
     python benchmarks/lds.py --final --queries 24         one step at the final weights, estimated and refined
-    python benchmarks/lds.py --adopted with-base          as for a model without a record, whose base model is known (one step: with --final)
+    python benchmarks/lds.py --adopted with-base          without a record, the base model known; also --final
     python benchmarks/lds.py --noise 0.3 / --rare 0.05    noise and imbalance
     python benchmarks/lds.py --hessian-directions 0       an index of Gauss-Newton matrices alone (16: closer)
     python benchmarks/lds.py --uncompressed               an index that keeps 16 times the coordinates, in float32
