@@ -33,6 +33,7 @@ from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
 from influence_engine.index.build import passes_for
+from influence_engine.index.sizes import sample_sizes
 from influence_engine.resources import choose_device, peak_memory, to_device
 from influence_engine.tasks import Example, batches_of_like_size
 
@@ -112,7 +113,7 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
     peak = peak_memory()  # before plain training, whose batches may take more
     plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
     in_stage = ended[INDEXING] - started[INDEXING]
-    indexed = len(examples) - min(len(examples), settings.sample)
+    indexed = len(examples) - sample_sizes(settings, len(examples), followed=settings.approximation != "final")[0]
     final = settings.model_copy(update={"approximation": "final"})
     operations = operations_each(model, task, examples[:: max(1, len(examples) // 512)], final)
     operations += 2 * settings.coordinates * min(settings.dimensions, len(examples))  # into the basis

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from influence_engine.attribution import Attributor
-from influence_engine.curvature import heuristic_damping, recorded_damping
+from influence_engine.curvature import heuristic_damping
 from influence_engine.empirical.changes import Change
 from influence_engine.errors import DataError
 from influence_engine.gradients import tracing
 from influence_engine.index.calibration import unit_of
+from influence_engine.index.provenance import damping_of
 from influence_engine.quality import Errors
 from influence_engine.resources import to_device
 from influence_engine.tasks import Example
@@ -96,19 +97,13 @@ def estimate(
         gradient -= _encoded(attributor, before, "loss").double().sum(0)
     phi = _encoded(attributor, queries, "measurement").double()
     eigenvalues = index.encoder.eigenvalues.double().cpu()
-    recorded = None if run is None else _damping_of(run)
+    recorded = None if run is None else damping_of(run)
     damping = index.manifest.damping or recorded or heuristic_damping(eigenvalues)
     added = -(phi @ (gradient / (eigenvalues + damping))) / len(index)
     method = "difference of gradients at the final weights"
     if change.kind == "relabel":
         method = "rows of the index, and the gradient of the other labels at the final weights"
     return Estimate(removed + added, "estimated", method, [None] * len(queries))
-
-
-def _damping_of(run: Run) -> float | None:
-    optimizer = run.manifest["optimizer"]
-    momentum = float(optimizer.get("momentum", 0.0)) if optimizer["type"] == "sgd" else 0.0
-    return recorded_damping(run.learning_rates * run.clip_factors.nan_to_num(1.0), momentum=momentum)
 
 
 def _encoded(attributor: Attributor, examples: Sequence[Example], what: str) -> Tensor:

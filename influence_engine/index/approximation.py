@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from influence_engine.errors import SettingsError
 from influence_engine.index.provenance import Provenance
-from influence_engine.index.settings import IndexSettings
+from influence_engine.index.settings import ApproximationName, IndexSettings
 from influence_engine.training import Run
-
-Name = Literal["unrolled", "segments", "final"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Approximation:
         segments: Into how many the way is divided; 0 where it is not.
     """
 
-    name: Name
+    name: ApproximationName
     record: Run | None = None
     segments: int = 0
 

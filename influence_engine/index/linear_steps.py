@@ -31,7 +31,7 @@ from influence_engine.training.frozen import FrozenSteps, KeptSteps
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
 from influence_engine.training.sensitivity import Sensitivity, sensitivity_of
-from influence_engine.training.step import Objective, put_parameters, set_dropout, trained_parameters
+from influence_engine.training.step import Objective, parameters_put_back, put_parameters, set_dropout
 from influence_engine.training.stretches import RecordedStates
 
 STAGE = "linearising the recorded steps"
@@ -300,14 +300,13 @@ def _with_residual(one: Mapping[str, Tensor], residual: ResidualRows) -> dict[st
 @contextlib.contextmanager
 def _weights(model: nn.Module, parameters: Parameters) -> Iterator[None]:
     """The model in evaluation mode with other weights, while it lasts."""
-    own = trained_parameters(model, list(parameters))
     was_training = model.training
     model.eval()
-    put_parameters(model, parameters)
     try:
-        yield
+        with parameters_put_back(model, list(parameters)):
+            put_parameters(model, parameters)
+            yield
     finally:
-        put_parameters(model, own)
         model.train(was_training)
 
 

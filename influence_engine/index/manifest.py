@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from influence_engine.errors import IndexFormatError
 from influence_engine.files import read_json, write_json
+from influence_engine.index.settings import ApproximationName
 
 FORMAT = 3
 
@@ -58,7 +59,7 @@ class Manifest(BaseModel):
     rows: int
     dimensions: int
     coordinates: int
-    approximation: Literal["unrolled", "segments", "final"]
+    approximation: ApproximationName
     scale: float
     damping: float
     damping_source: str

@@ -28,6 +28,13 @@ FOLLOWED = (
 )
 
 
+def damping_of(run: Run) -> float:
+    """``1 / sum of learning rates`` of a recorded run, clipping and momentum included."""
+    optimizer = run.manifest["optimizer"]
+    momentum = float(optimizer.get("momentum", 0.0)) if optimizer["type"] == "sgd" else 0.0
+    return recorded_damping(run.clipped_learning_rates, momentum=momentum)
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Digests, and what a record of the training adds to them.
@@ -55,15 +62,11 @@ class Provenance:
     @classmethod
     def of(cls, run: Run) -> Provenance:
         """Everything that a recorded run knows."""
-        optimizer = run.manifest["optimizer"]
-        momentum = float(optimizer.get("momentum", 0.0)) if optimizer["type"] == "sgd" else 0.0
-        # A clipped step is a shorter one; a factor that is not known counts as none.
-        steps = run.learning_rates * run.clip_factors.nan_to_num(1.0)
         return cls(
             digests=run.digests,
             second_moments=run.second_moments(),
             epsilon=run.epsilon or 0.0,
-            damping=recorded_damping(steps, momentum=momentum),
+            damping=damping_of(run),
             run=str(run.folder),
             record=run,
             why_not_recorded=run.why_not_replayable,

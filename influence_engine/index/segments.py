@@ -13,7 +13,6 @@ at the final weights is about one damped step there; what three along the line a
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from influence_engine.prefix import FrozenPrefix, Kept
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
-from influence_engine.training.step import put_parameters, trained_parameters
+from influence_engine.training.step import parameters_put_back, put_parameters
 
 T = TypeVar("T")
 
@@ -63,7 +62,8 @@ class Segments:
     ) -> None:
         self.passes, self.examples, self.points, self.sample = passes, examples, points, sample
         self.folder, self.progress = folder, progress
-        self._prefix = FrozenPrefix(passes.model, list(points[0].weights))
+        self._names = list(points[0].weights)
+        self._prefix = FrozenPrefix(passes.model, self._names)
 
     def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
         """Examples in batches, while the model has the weights of one point after the other; ``most`` in all."""
@@ -71,7 +71,7 @@ class Segments:
         for number, point in enumerate(self.points):
             first, last = most * number // count, most * (number + 1) // count
             chosen = [self.sample[place % len(self.sample)] for place in range(first, last)]
-            with self._weights_put_back():
+            with parameters_put_back(self.passes.model, self._names):
                 put_parameters(self.passes.model, point.weights)
                 yield from self.passes.grouped(self.examples, chosen)
 
@@ -151,7 +151,7 @@ class Segments:
             told: Is given the number of examples done.
         """
         done = 0
-        with self._weights_put_back():
+        with parameters_put_back(self.passes.model, self._names):
             for positions, examples in self.passes.grouped(self.examples, chosen):
                 kept: Kept | None = None
                 for number, point in enumerate(self.points):
@@ -161,14 +161,6 @@ class Segments:
                     kept = kept or found
                 done += len(positions)
                 told(done)
-
-    @contextlib.contextmanager
-    def _weights_put_back(self) -> Iterator[None]:
-        own = trained_parameters(self.passes.model, list(self.points[0].weights))
-        try:
-            yield
-        finally:
-            put_parameters(self.passes.model, own)
 
     def _within_memory(self, stage: str, work: Callable[[], T]) -> T:
         return self.passes.within_memory(work, lambda note: self.progress(stage, 0, len(self.examples), note))

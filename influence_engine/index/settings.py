@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from influence_engine.index.contents import StoreExamples
 
+ApproximationName = Literal["unrolled", "segments", "final"]
+
 
 class IndexSettings(BaseModel):
     """How the index is built. The defaults are good ones.
@@ -41,7 +43,7 @@ class IndexSettings(BaseModel):
 
     dimensions: int = Field(default=1920, ge=1, le=16384)
     coordinates: int = Field(default=16384, ge=1, le=262144)
-    approximation: Literal["auto", "unrolled", "segments", "final"] = "auto"
+    approximation: Literal["auto", ApproximationName] = "auto"
     segments: int = Field(default=3, ge=1, le=64)
     damping: float | None = Field(default=None, gt=0)
     metric: Literal["auto", "adam", "identity"] = "auto"

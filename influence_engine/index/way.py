@@ -37,7 +37,7 @@ def straight_way(start: Parameters, end: Parameters, time: float, count: int) ->
 
 def recorded_way(run: Run, time: float, count: int, device: torch.device) -> list[Point]:
     """Points between the checkpoints of a record, as far apart in its learning rates, clipping included."""
-    rates = run.learning_rates * run.clip_factors.nan_to_num(1.0)
+    rates = run.clipped_learning_rates
     reached = torch.cat([rates.new_zeros(1), rates.cumsum(0) / rates.sum()])[run.checkpoints]
     points = []
     for number in range(count):

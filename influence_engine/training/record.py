@@ -102,6 +102,11 @@ class Run:
         return self.schedule.learning_rates
 
     @property
+    def clipped_learning_rates(self) -> Tensor:
+        """``learning_rates`` times the factors of clipping, for a clipped step is a shorter one; unknown ones are 1."""
+        return self.learning_rates * self.clip_factors.nan_to_num(1.0)
+
+    @property
     def trainable(self) -> list[str]:
         """Names of the trained parameters, in the model's order."""
         return list(self.manifest["trainable"])

@@ -177,6 +177,16 @@ def trained_parameters(model: nn.Module, names: Sequence[str]) -> Parameters:
     return {name: found[name].detach().clone() for name in names}
 
 
+@contextlib.contextmanager
+def parameters_put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """The named parameters have the values that they have now again afterwards, whatever is put there meanwhile."""
+    own = trained_parameters(model, names)
+    try:
+        yield
+    finally:
+        put_parameters(model, own)
+
+
 def put_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Copies the given values into the model."""
     found = dict(model.named_parameters())

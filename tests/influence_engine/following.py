@@ -19,6 +19,10 @@ SINGLE = IndexSettings(dtype="float32")
 Network = Callable[[], nn.Module | None]
 
 
+class StoppedError(Exception):
+    """Raised by a test in the middle of a build."""
+
+
 def from_transformers() -> None:
     """The network of a run that needs none."""
 

@@ -17,7 +17,15 @@ from influence_engine.evaluation import Retraining, linear_datamodeling_score, m
 from influence_engine.index import IndexSettings
 from influence_engine.training import LoraSettings
 from tests.influence_engine.conftest import make_network
-from tests.influence_engine.following import SINGLE, adapted_network, attributed, from_transformers, recorded, replayed
+from tests.influence_engine.following import (
+    SINGLE,
+    StoppedError,
+    adapted_network,
+    attributed,
+    from_transformers,
+    recorded,
+    replayed,
+)
 
 LINEAR: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
@@ -34,10 +42,6 @@ TRANSFORMER: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.1, "seed": 4},
     "accumulation and clipping": {"accumulation": 2, "max_grad_norm": 0.1},
 }
-
-
-class StoppedError(Exception):
-    """Raised by a test in the middle of a build."""
 
 
 def linear_network() -> nn.Module:

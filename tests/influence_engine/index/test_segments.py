@@ -22,18 +22,9 @@ from influence_engine.index.provenance import Provenance
 from influence_engine.index.segments import FOLLOWING, moves_of
 from influence_engine.index.way import recorded_way, starting_weights, straight_way
 from tests.influence_engine.conftest import make_network
-from tests.influence_engine.following import SINGLE, attributed, from_transformers, recorded, replayed
+from tests.influence_engine.following import SINGLE, StoppedError, attributed, from_transformers, recorded, replayed
 
 SEGMENTS = SINGLE.model_copy(update={"approximation": "segments"})
-
-
-class StoppedError(Exception):
-    """Raised by a test in the middle of a build."""
-
-
-@pytest.fixture
-def base(vector_run: Run) -> nn.Module:
-    return vector_run.load_base(make_network())
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -137,7 +128,7 @@ def test_frozen_layers_that_run_once_with_other_batches_change_nothing(
         chosen = SEGMENTS.model_copy(update={"batch_tokens": tokens})
         index = InfluenceIndex.build(model, task, train, tmp_path / str(tokens), chosen, base=base)
         found.append(Attributor(model, task, index).scores(queries))
-    # The layers' bases are fitted at the final weights: on the way there is more, in directions that rounding chooses.
+    # Not 1e-5 yet: indexes that follow a transformer's way depend on the batches, unrolled ones by a few times 1e-4.
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-3
 
 

@@ -22,11 +22,6 @@ ONE_STEP = IndexSettings(approximation="final", dtype="float32")
 
 
 @pytest.fixture
-def base(vector_run: Run) -> nn.Module:
-    return vector_run.load_base(make_network())
-
-
-@pytest.fixture
 def recorded(vector_run: Run, vector_task: Any, vector_train: Any, tmp_path: Path, fresh_network: nn.Module) -> Any:
     return InfluenceIndex.build_from_run(
         vector_run, vector_task, vector_train, tmp_path / "recorded", ONE_STEP, into=fresh_network

@@ -1,0 +1,14 @@
+"""What tests of indexes without a record begin with."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from influence_engine import Run
+from tests.influence_engine.conftest import make_network
+
+
+@pytest.fixture
+def base(vector_run: Run) -> nn.Module:
+    return vector_run.load_base(make_network())
