@@ -32,7 +32,7 @@ _GROWTH = 1.25
 """A layer's basis grows by a quarter at a time: fine enough, and a handful of steps instead of thousands."""
 
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
-"""Of the largest eigenvalue: with less, a direction may have no energy at all, and rounding must not choose it."""
+"""Of the largest eigenvalue: with less, a direction may have no energy at all."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,14 @@ class EnergyFit:
 
     def projections(self, budget: int) -> dict[str, LayerProjection]:
         """The bases of every layer, at most ``budget`` coordinates in all (and at least one a layer)."""
-        sides = {name: tuple(_Side.of(matrix) for matrix in pair) for name, pair in self._sums.items()}
-        ranks = _allocate({name: (left.kept, right.kept, left.energy) for name, (left, right) in sides.items()}, budget)
+        sides = {name: (_Side.of(left), _Side.of(right)) for name, (left, right) in self._sums.items()}
+        ranks = dict.fromkeys(sides, (1, 1))
+        # First what has energy for certain. What may be rounding takes no other direction's place, but where there is
+        # room nothing is cut: a direction near a cut would be there in one build and not in another.
+        if _grow(ranks, {name: (left.certain, right.certain) for name, (left, right) in sides.items()}, sides, budget):
+            _grow(
+                ranks, {name: (len(left.kept), len(right.kept)) for name, (left, right) in sides.items()}, sides, budget
+            )
         return {
             name: LayerProjection(left.basis(ranks[name][0]), right.basis(ranks[name][1]))
             for name, (left, right) in sides.items()
@@ -168,6 +174,7 @@ class EnergyFit:
 class _Side:
     vectors: Tensor  # [d, d] eigenvectors, largest first; for a table [d] row numbers, largest first
     kept: Tensor  # share of the energy that the first 1, 2, ... of them keep, up to the last one that has any
+    certain: int  # how many have more energy than rounding may leave of none
     energy: float
 
     @staticmethod
@@ -178,11 +185,10 @@ class _Side:
             # In single precision: which directions come first and how far is all that matters.
             with one_thread():
                 values, vectors = torch.linalg.eigh(matrix.float())
-            values, vectors = values.double().flip(0), vectors.flip(1)
-            values[values < _ROUNDING * values[0]] = 0
+            values, vectors = values.double().flip(0).clamp_min(0), vectors.flip(1)
         total = values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        some = max(1, int((values > 0).sum()))
-        return _Side(vectors, values[:some].cumsum(0) / total, float(total))
+        some, certain = (max(1, int((values > cut * values[0]).sum())) for cut in (0.0, _ROUNDING))
+        return _Side(vectors, values[:some].cumsum(0) / total, certain, float(total))
 
     def basis(self, rank: int) -> Tensor:
         if self.vectors.dim() == 1:
@@ -190,36 +196,49 @@ class _Side:
         return self.vectors[:, :rank].contiguous()
 
 
-def _allocate(layers: Mapping[str, tuple[Tensor, Tensor, float]], budget: int) -> dict[str, tuple[int, int]]:
-    """Ranks ``(r0, r1)`` by layer: greedily the largest gain of kept energy a coordinate."""
-    ranks = dict.fromkeys(layers, (1, 1))
-    spent = len(ranks)
+def _grow(
+    ranks: dict[str, tuple[int, int]],
+    most: Mapping[str, tuple[int, int]],
+    sides: Mapping[str, tuple[_Side, _Side]],
+    budget: int,
+) -> bool:
+    """Ranks ``(r0, r1)`` by layer: greedily the largest gain of kept energy a coordinate; whether there is room left.
+
+    Args:
+        ranks: Changed.
+        most: What they may grow to.
+        sides: Of the layers.
+        budget: Coordinates in all.
+    """
+    spent = sum(r0 * r1 for r0, r1 in ranks.values())
+    room = True
     queue: list[tuple[float, str, tuple[int, int]]] = []
 
     def push(name: str) -> None:
-        left, right, energy = layers[name]
+        left, right = (side.kept for side in sides[name])
         r0, r1 = ranks[name]
         now = float(left[r0 - 1] * right[r1 - 1])
-        options = [(_grown(r0, len(left)), r1), (r0, _grown(r1, len(right)))]
+        options = [(_grown(r0, most[name][0]), r1), (r0, _grown(r1, most[name][1]))]
         gains = [
-            (-energy * (float(left[a - 1] * right[b - 1]) - now) / (a * b - r0 * r1), name, (a, b))
+            (-sides[name][0].energy * (float(left[a - 1] * right[b - 1]) - now) / (a * b - r0 * r1), name, (a, b))
             for a, b in options
             if a * b > r0 * r1
         ]
         if gains:
             heapq.heappush(queue, min(gains))
 
-    for name in layers:
+    for name in ranks:
         push(name)
     while queue:
         gain, name, (a, b) = heapq.heappop(queue)
         r0, r1 = ranks[name]
-        if gain == 0.0 or spent + a * b - r0 * r1 > budget:
-            continue
-        spent += a * b - r0 * r1
-        ranks[name] = (a, b)
-        push(name)
-    return ranks
+        if spent + a * b - r0 * r1 > budget:
+            room = False
+        elif gain != 0.0:
+            spent += a * b - r0 * r1
+            ranks[name] = (a, b)
+            push(name)
+    return room
 
 
 def _grown(rank: int, most: int) -> int:

@@ -51,7 +51,7 @@ TRAINING = "training.safetensors"
 NAME = 16
 """Digits of its digest that a version is named by."""
 
-FORMULA = 2
+FORMULA = 3
 """Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
 
 _BASIS_DTYPES = {"float16": torch.bfloat16, "float32": torch.float32}

@@ -1,6 +1,6 @@
 """Builds an index in stages, each of which is on disk before the next begins, so that a killed build goes on.
 
-1. *layers*: a pass over a sample fits every layer's bases.
+1. *layers*: a pass over a sample, at weights on the way too, fits every layer's bases.
 2. *basis*: a pass over a sample gives GGN rows in the layers' coordinates and their eigenbasis.
 3. *vectors*: a pass over all examples gives their loss gradients, in shards.
 4. *responses*: what is known of the way that the weights took is followed, step by step or in a few segments.
@@ -11,7 +11,8 @@ Then the vectors are rotated into the GGN's eigenvectors and written with the ex
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,7 +34,11 @@ from influence_engine.tensor_files import write_tensors
 
 T = TypeVar("T")
 
+Batch = tuple[list[int], list[Example]]
+"""Positions of examples, and these."""
+
 LAYERS = "fitting the layers' bases"
+LAYERS_MET = "fitting them to the way there"
 ROWS = "fitting the GGN's basis"
 MET = "fitting the basis to the way there"
 INDEXING = "indexing the examples"
@@ -60,7 +65,7 @@ class _SampledRows:
 class Follower(Protocol):
     """Follows the way that the weights took in training."""
 
-    def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
+    def sampled(self, most: int) -> Iterator[Batch]:
         """Examples in batches, at most so many, while the model has weights that were passed on the way."""
 
     def responses(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
@@ -120,7 +125,7 @@ class IndexBuilder:
         """Stage 2: ``basis [m, k]``, ``ggn [k, k]`` within it, and ``kept``."""
         path = self.folder / "basis.safetensors"
         if not path.exists():
-            sampled, met = sample_sizes(self.settings, len(self.examples), followed=self._follower is not None)
+            sampled, met = self._sample_sizes(self.settings.sample)
             found = self._within_memory(ROWS, lambda: self._sampled_rows(coordinates, sampled))
             rows = found.rows
             if (follower := self._follower) is not None:
@@ -163,8 +168,13 @@ class IndexBuilder:
         return self.passes.within_memory(work, lambda note: self.progress(stage, 0, len(self.examples), note))
 
     def _layers_energy(self) -> EnergyFit:
+        """Of gradients at the final weights and, where a way is followed, of those on it: they lie elsewhere."""
         fit = EnergyFit()
-        for _, examples in self._batches(self._shuffled[:LAYER_SAMPLE], LAYERS):
+        sampled, met = self._sample_sizes(LAYER_SAMPLE)
+        batches = self._batches(self._shuffled[:sampled], LAYERS)
+        if self._follower is not None:
+            batches = itertools.chain(batches, self._told(self._follower.sampled(met), met, LAYERS_MET))
+        for _, examples in batches:
             for row in self.passes.rows(examples):
                 for name, gradient in row.gradients.items():
                     fit.add(name, self.metric[name].scale(gradient).times(row.importance))
@@ -190,12 +200,9 @@ class IndexBuilder:
     def _rows_met(self, follower: Follower, coordinates: LayerCoordinates, most: int) -> RowBlocks:
         """Fitting rows as in ``_sampled_rows``, of examples as the model met them in training."""
         rows = RowBlocks(self.folder, "met", self.passes.device)
-        done = 0
-        for positions, examples in follower.sampled(most):
+        for _, examples in self._told(follower.sampled(most), most, MET):
             for row in self.passes.rows(examples):
                 rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
-            done += len(positions)
-            self.progress(MET, done, most)
         return rows.closed()
 
     def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> _SampledRows:
@@ -217,10 +224,17 @@ class IndexBuilder:
                 owners += positions
         return _SampledRows(rows.closed(), torch.cat(roots), torch.cat(losses), owners)
 
-    def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[tuple[list[int], list[Example]]]:
+    def _sample_sizes(self, sample: int) -> tuple[int, int]:
+        return sample_sizes(sample, len(self.examples), followed=self._follower is not None)
+
+    def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[Batch]:
+        return self._told(self.passes.grouped(self.examples, chosen), len(chosen), stage)
+
+    def _told(self, batches: Iterable[Batch], total: int, stage: str) -> Iterator[Batch]:
+        """The batches, while the progress is told of them."""
         done = 0
-        self.progress(stage, 0, len(chosen))
-        for positions, examples in self.passes.grouped(self.examples, chosen):
+        self.progress(stage, 0, total)
+        for positions, examples in batches:
             yield positions, examples
             done += len(positions)
-            self.progress(stage, done, len(chosen))
+            self.progress(stage, done, total)

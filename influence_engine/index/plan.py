@@ -82,7 +82,7 @@ def plan_build(
     """
     needs = passes.needs(examples)
     found = _bytes(passes, examples, settings, approximation, needs)
-    sizes = sample_sizes(settings, len(examples), followed=approximation.name != "final")
+    sizes = sample_sizes(settings.sample, len(examples), followed=approximation.name != "final")
     rows = needs.rows * sum(sizes)
     return BuildPlan(
         examples=len(examples),
@@ -209,7 +209,7 @@ def _bytes(
 ) -> _Bytes:
     """Predicted from sizes."""
     coordinates, record = _coordinates(passes, settings), approximation.steps
-    rows = needs.rows * sum(sample_sizes(settings, len(examples), followed=approximation.name != "final"))
+    rows = needs.rows * sum(sample_sizes(settings.sample, len(examples), followed=approximation.name != "final"))
     dimensions = min(settings.dimensions, rows)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from influence_engine.index.settings import IndexSettings
-
 SHARD = 1024
 """Examples a shard: what a killed build loses at most."""
 
@@ -22,9 +20,9 @@ RESPONSE_SHARD = 8 * SHARD
 """Examples that run through the steps together: their responses and what is pending of them are in memory."""
 
 
-def sample_sizes(settings: IndexSettings, examples: int, *, followed: bool) -> tuple[int, int]:
-    """Examples that the basis is fitted on at the final weights, and at those that were passed on the way there."""
-    each = min(settings.sample // 2 if followed else settings.sample, examples)
+def sample_sizes(sample: int, examples: int, *, followed: bool) -> tuple[int, int]:
+    """Examples that bases are fitted on at the final weights, and at those that were passed on the way there."""
+    each = min(sample // 2 if followed else sample, examples)
     return each, each if followed else 0
 
 
