@@ -4,6 +4,7 @@
     python benchmarks/index_building.py --examples 2000 --followed      an index that follows the recorded steps
     python benchmarks/index_building.py --segments                      without a record, from the base model's weights
     python benchmarks/index_building.py --dimensions 512                as many numbers for each, however few
+    python benchmarks/index_building.py --examples 1000000              mostly of halves of snippets; for a GPU
 
 Two upper layers of MiniLM. Plain training is forward and backward over the same snippets in batches of like
 length, 32 or 256 whichever is faster, without an optimiser, in the same process. Each size is built in a process of its
@@ -82,11 +83,17 @@ def main() -> None:
 
 
 def mixed(task: TextClassification, count: int) -> list[Example]:
-    """So many snippets, movies first."""
+    """So many snippets, movies first; where there are no more, the first half of one before the second of another."""
     found: list[Example] = []
     for domain in DOMAINS:
         if len(found) < count:
             found += snippets(task, domain, count - len(found))
+    there = len(found)
+    for number in range(there, count):
+        first, second = found[number % there], found[(number + number // there) % there]
+        words, others = str(first["text"]).split(), str(second["text"]).split()
+        text = " ".join(words[: len(words) // 2] + others[len(others) // 2 :])
+        found.append({**second, "example_id": f"joined-{number}", "text": text})
     return found
 
 
