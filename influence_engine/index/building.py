@@ -10,9 +10,9 @@ Then the vectors are rotated into the GGN's eigenvectors and written with the ex
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -24,7 +24,7 @@ from torch import Tensor
 from influence_engine.curvature import Metric, fit_eigenbasis
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.encoder import LayerCoordinates
-from influence_engine.index.passes import GradientPasses
+from influence_engine.index.passes import Batches, GradientPasses
 from influence_engine.index.row_blocks import RowBlocks
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.sizes import LAYER_SAMPLE, SHARD, sample_sizes, shard_path
@@ -34,11 +34,8 @@ from influence_engine.tensor_files import write_tensors
 
 T = TypeVar("T")
 
-Batch = tuple[list[int], list[Example]]
-"""Positions of examples, and these."""
-
 LAYERS = "fitting the layers' bases"
-LAYERS_MET = "fitting them to the way there"
+LAYERS_MET = "fitting the layers' bases to the way there"
 ROWS = "fitting the GGN's basis"
 MET = "fitting the basis to the way there"
 INDEXING = "indexing the examples"
@@ -65,8 +62,11 @@ class _SampledRows:
 class Follower(Protocol):
     """Follows the way that the weights took in training."""
 
-    def sampled(self, most: int) -> Iterator[Batch]:
-        """Examples in batches, at most so many, while the model has weights that were passed on the way."""
+    def sampled(self, most: int) -> Batches:
+        """Examples in batches, at most so many, while the model has weights that were passed on the way.
+
+        To be closed, also where the work on a batch fails: the model's own weights are back then.
+        """
 
     def responses(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
         """How the final weights answer to each example's weight: ``vectors [n, k]`` in the basis, a shard a file.
@@ -170,14 +170,18 @@ class IndexBuilder:
     def _layers_energy(self) -> EnergyFit:
         """Of gradients at the final weights and, where a way is followed, of those on it: they lie elsewhere."""
         fit = EnergyFit()
+
+        def add(batches: Batches) -> None:
+            with contextlib.closing(batches):
+                for _, examples in batches:
+                    for row in self.passes.rows(examples):
+                        for name, gradient in row.gradients.items():
+                            fit.add(name, self.metric[name].scale(gradient).times(row.importance))
+
         sampled, met = self._sample_sizes(LAYER_SAMPLE)
-        batches = self._batches(self._shuffled[:sampled], LAYERS)
+        add(self._batches(self._shuffled[:sampled], LAYERS))
         if self._follower is not None:
-            batches = itertools.chain(batches, self._told(self._follower.sampled(met), met, LAYERS_MET))
-        for _, examples in batches:
-            for row in self.passes.rows(examples):
-                for name, gradient in row.gradients.items():
-                    fit.add(name, self.metric[name].scale(gradient).times(row.importance))
+            add(self._told(self._follower.sampled(met), met, LAYERS_MET))
         return fit
 
     def _vectors_of(self, wanted: range, coordinates: LayerCoordinates, basis: Tensor) -> Tensor:
@@ -200,9 +204,10 @@ class IndexBuilder:
     def _rows_met(self, follower: Follower, coordinates: LayerCoordinates, most: int) -> RowBlocks:
         """Fitting rows as in ``_sampled_rows``, of examples as the model met them in training."""
         rows = RowBlocks(self.folder, "met", self.passes.device)
-        for _, examples in self._told(follower.sampled(most), most, MET):
-            for row in self.passes.rows(examples):
-                rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
+        with contextlib.closing(self._told(follower.sampled(most), most, MET)) as batches:
+            for _, examples in batches:
+                for row in self.passes.rows(examples):
+                    rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
         return rows.closed()
 
     def _sampled_rows(self, coordinates: LayerCoordinates, sampled: int) -> _SampledRows:
@@ -227,14 +232,15 @@ class IndexBuilder:
     def _sample_sizes(self, sample: int) -> tuple[int, int]:
         return sample_sizes(sample, len(self.examples), followed=self._follower is not None)
 
-    def _batches(self, chosen: Sequence[int], stage: str) -> Iterator[Batch]:
+    def _batches(self, chosen: Sequence[int], stage: str) -> Batches:
         return self._told(self.passes.grouped(self.examples, chosen), len(chosen), stage)
 
-    def _told(self, batches: Iterable[Batch], total: int, stage: str) -> Iterator[Batch]:
+    def _told(self, batches: Batches, total: int, stage: str) -> Batches:
         """The batches, while the progress is told of them."""
         done = 0
-        self.progress(stage, 0, total)
-        for positions, examples in batches:
-            yield positions, examples
-            done += len(positions)
-            self.progress(stage, done, total)
+        with contextlib.closing(batches):
+            self.progress(stage, 0, total)
+            for positions, examples in batches:
+                yield positions, examples
+                done += len(positions)
+                self.progress(stage, done, total)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from influence_engine.index.couplings import StepCoupling, adapter_pairs
 from influence_engine.index.encoder import LayerCoordinates
-from influence_engine.index.passes import GradientPasses
+from influence_engine.index.passes import Batches, GradientPasses
 from influence_engine.index.residual_hessian import ResidualHessian, ResidualObjective, ResidualProducts, ResidualRows
 from influence_engine.index.step_move import StepMove
 from influence_engine.progress import Progress
@@ -125,7 +125,7 @@ class StepLineariser:
         self._residual = ResidualObjective(model, passes.task, frozen, first_position=run.first_position)
         self._states = RecordedStates(run, examples, self._objective, passes.device)
 
-    def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
+    def sampled(self, most: int) -> Batches:
         """Examples as the model met them: batches from the steps after each checkpoint but the last.
 
         The model has the checkpoint's weights while a batch is yielded. ``most`` examples in all.

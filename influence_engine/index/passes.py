@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,9 @@ from influence_engine.resources import SavedBytes, free_memory, out_of_memory, t
 from influence_engine.tasks import Example, Task, example_sizes
 
 T = TypeVar("T")
+
+Batches = Generator[tuple[list[int], list[Example]], None, None]
+"""Positions of examples, and these, batch by batch."""
 
 FAST_TOKENS = {"cpu": 2048, "cuda": 65536}
 """Most padded positions of a batch: more are slower on two cores; on a GPU they took 11 GB for two layers of MiniLM."""
@@ -111,7 +114,7 @@ class GradientPasses:
         self._most_together = max(map(len, groups), default=0)
         return groups
 
-    def grouped(self, examples: Sequence[Example], chosen: Sequence[int]) -> Iterator[tuple[list[int], list[Example]]]:
+    def grouped(self, examples: Sequence[Example], chosen: Sequence[int]) -> Batches:
         """The chosen positions batch by batch, each with its examples; what a batch took is given back after it."""
         for group in self.batches([examples[position] for position in chosen]):
             positions = [chosen[place] for place in group]

@@ -14,7 +14,7 @@ at the final weights is about one damped step there; what three along the line a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from influence_engine.curvature import decomposed
 from influence_engine.index.encoder import LayerCoordinates
-from influence_engine.index.passes import GradientPasses
+from influence_engine.index.passes import Batches, GradientPasses
 from influence_engine.index.sizes import SHARD, shard_path
 from influence_engine.index.way import Point
 from influence_engine.prefix import FrozenPrefix, Kept
@@ -65,7 +65,7 @@ class Segments:
         self._names = list(points[0].weights)
         self._prefix = FrozenPrefix(passes.model, self._names)
 
-    def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
+    def sampled(self, most: int) -> Batches:
         """Examples in batches, while the model has the weights of one point after the other; ``most`` in all."""
         count = len(self.points)
         for number, point in enumerate(self.points):

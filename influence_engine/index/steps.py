@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from influence_engine.index.encoder import LayerCoordinates
 from influence_engine.index.linear_steps import StepLineariser, read_steps
-from influence_engine.index.passes import GradientPasses
+from influence_engine.index.passes import Batches, GradientPasses
 from influence_engine.index.residual_hessian import leading_directions
 from influence_engine.index.response import Response
 from influence_engine.index.sizes import RESPONSE_SHARD, SHARD, shard_path
@@ -47,7 +47,7 @@ class RecordedSteps:
         self.folder, self.progress = folder, progress
         self._lineariser = StepLineariser(run, passes, examples, folder, progress)
 
-    def sampled(self, most: int) -> Iterator[tuple[list[int], list[Example]]]:
+    def sampled(self, most: int) -> Batches:
         """Examples as the model met them."""
         return self._lineariser.sampled(most)
 

@@ -18,6 +18,7 @@ from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
 from influence_engine.errors import SettingsError
 from influence_engine.gradients import track
 from influence_engine.index.approximation import Approximation, approximation_of
+from influence_engine.index.building import LAYERS_MET, MET
 from influence_engine.index.provenance import Provenance
 from influence_engine.index.segments import FOLLOWING, moves_of
 from influence_engine.index.way import recorded_way, starting_weights, straight_way
@@ -180,6 +181,34 @@ def test_a_build_stopped_on_the_way_goes_on_to_the_same_index_and_leaves_the_mod
     assert again.manifest.content_digest == whole.manifest.content_digest
     assert "curvature along the way" not in seen
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(vector_model).items())
+
+
+@pytest.mark.parametrize("approximation", ["segments", "unrolled"])
+@pytest.mark.parametrize("stage", [LAYERS_MET, MET])
+def test_what_stops_a_build_at_weights_of_the_way_leaves_the_model_as_it_was(
+    stage: str,
+    approximation: Any,
+    vector_run: Run,
+    vector_task: Any,
+    vector_train: Any,
+    tmp_path: Path,
+    fresh_network: nn.Module,
+) -> None:
+    model = vector_run.load_model(fresh_network)
+    before = weights_of(model)
+
+    def stop(at: str, done: int, total: int, note: str = "") -> None:
+        if at == stage and done:
+            raise StoppedError
+
+    chosen = SINGLE.model_copy(update={"approximation": approximation})
+    # While the error is looked at, as in a debugger, what it went through is still there.
+    with pytest.raises(StoppedError) as seen:
+        InfluenceIndex.build_from_run(
+            vector_run, vector_task, vector_train, tmp_path, chosen, into=model, progress=stop
+        )
+    assert seen.tb is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
 
 
 def test_what_cannot_be_had_is_said_or_one_step_taken(
