@@ -160,7 +160,8 @@ class EnergyFit:
         ranks = dict.fromkeys(sides, (1, 1))
         # First what has energy for certain. What may be rounding takes no other direction's place, but where there is
         # room nothing is cut: a direction near a cut would be there in one build and not in another.
-        if _grow(ranks, {name: (left.certain, right.certain) for name, (left, right) in sides.items()}, sides, budget):
+        certain = {name: (left.certain, right.certain) for name, (left, right) in sides.items()}
+        if _grow(ranks, certain, sides, budget):
             _grow(
                 ranks, {name: (len(left.kept), len(right.kept)) for name, (left, right) in sides.items()}, sides, budget
             )

@@ -285,9 +285,8 @@ def _seconds(
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
     # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 1.5 more.
     uses = 0 if record is None else len(record.schedule.rows)
-    passed = (
-        3 * min(LAYER_SAMPLE, len(examples)) + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
-    )
+    layers = sum(sample_sizes(LAYER_SAMPLE, len(examples), followed=approximation.name != "final"))
+    passed = 3 * layers + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
     # In every segment a pass of every example, and one more of each in the sample.
     passed += segments * (min(settings.sample, len(examples)) + len(examples))
     if record is None:  # the optimiser's metric may have to be estimated, with a pass of the base model beside
