@@ -161,10 +161,9 @@ class EnergyFit:
         # First what has energy for certain. What may be rounding takes no other direction's place, but where there is
         # room nothing is cut: a direction near a cut would be there in one build and not in another.
         certain = {name: (left.certain, right.certain) for name, (left, right) in sides.items()}
+        every = {name: (len(left.kept), len(right.kept)) for name, (left, right) in sides.items()}
         if _grow(ranks, certain, sides, budget):
-            _grow(
-                ranks, {name: (len(left.kept), len(right.kept)) for name, (left, right) in sides.items()}, sides, budget
-            )
+            _grow(ranks, every, sides, budget)
         return {
             name: LayerProjection(left.basis(ranks[name][0]), right.basis(ranks[name][1]))
             for name, (left, right) in sides.items()
