@@ -150,9 +150,9 @@ def test_a_measured_explanation_is_a_job_whose_result_is_that_of_training_again(
 
 def test_one_is_relabelled_and_another_edited_by_their_handles(server: Any) -> None:
     explanation = server.post("/audit/explain", {"input": {"text": TEXT}, "polarity": "proponents"}).json()
-    example = next(one for one in explanation["examples"] if one["label"] == "positive")
-    handle = example["example_handle"]
-    relabel = {"input": {"text": TEXT}, "relabel": {"examples": [handle], "label": "negative"}, "replay": True}
+    example = explanation["examples"][0]
+    handle, other = example["example_handle"], {"negative": "positive", "positive": "negative"}[example["label"]]
+    relabel = {"input": {"text": TEXT}, "relabel": {"examples": [handle], "label": other}, "replay": True}
     edit = {"input": {"text": TEXT}, "edit": {"example": handle, "text": "not a good film"}}
     ids = [server.post("/audit/jobs/submit", question).json()["job_id"] for question in (relabel, edit)]
     for job_id, kind in zip(ids, ("relabel", "edit"), strict=True):
