@@ -29,6 +29,11 @@ class Approximation:
         """The run whose steps are followed one by one."""
         return self.record if self.name == "unrolled" else None
 
+    @property
+    def followed(self) -> bool:
+        """Whether anything of the way to the final weights is followed."""
+        return self.name != "final"
+
 
 def approximation_of(settings: IndexSettings, provenance: Provenance) -> Approximation:
     """What the settings ask for, or the best that can be had.

@@ -82,7 +82,7 @@ def plan_build(
     """
     needs = passes.needs(examples)
     found = _bytes(passes, examples, settings, approximation, needs)
-    sizes = sample_sizes(settings.sample, len(examples), followed=approximation.name != "final")
+    sizes = sample_sizes(settings.sample, len(examples), followed=approximation.followed)
     rows = needs.rows * sum(sizes)
     return BuildPlan(
         examples=len(examples),
@@ -209,7 +209,7 @@ def _bytes(
 ) -> _Bytes:
     """Predicted from sizes."""
     coordinates, record = _coordinates(passes, settings), approximation.steps
-    rows = needs.rows * sum(sample_sizes(settings.sample, len(examples), followed=approximation.name != "final"))
+    rows = needs.rows * sum(sample_sizes(settings.sample, len(examples), followed=approximation.followed))
     dimensions = min(settings.dimensions, rows)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
@@ -285,7 +285,7 @@ def _seconds(
     # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
     # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 1.5 more.
     uses = 0 if record is None else len(record.schedule.rows)
-    layers = sum(sample_sizes(LAYER_SAMPLE, len(examples), followed=approximation.name != "final"))
+    layers = sum(sample_sizes(LAYER_SAMPLE, len(examples), followed=approximation.followed))
     passed = 3 * layers + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
     # In every segment a pass of every example, and one more of each in the sample.
     passed += segments * (min(settings.sample, len(examples)) + len(examples))

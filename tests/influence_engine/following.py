@@ -23,6 +23,10 @@ class StoppedError(Exception):
     """Raised by a test in the middle of a build."""
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
 def from_transformers() -> None:
     """The network of a run that needs none."""
 

@@ -18,18 +18,21 @@ from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
 from influence_engine.errors import SettingsError
 from influence_engine.gradients import track
 from influence_engine.index.approximation import Approximation, approximation_of
-from influence_engine.index.building import LAYERS_MET, MET
 from influence_engine.index.provenance import Provenance
 from influence_engine.index.segments import FOLLOWING, moves_of
 from influence_engine.index.way import recorded_way, starting_weights, straight_way
 from tests.influence_engine.conftest import make_network
-from tests.influence_engine.following import SINGLE, StoppedError, attributed, from_transformers, recorded, replayed
+from tests.influence_engine.following import (
+    SINGLE,
+    StoppedError,
+    attributed,
+    from_transformers,
+    recorded,
+    replayed,
+    weights_of,
+)
 
 SEGMENTS = SINGLE.model_copy(update={"approximation": "segments"})
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def by_hand(model: nn.Module, base: nn.Module, task: Any, train: Any, queries: Any, time: float, count: int) -> Tensor:
@@ -118,32 +121,6 @@ def test_where_both_ends_are_known_they_are_what_is_gone_by(
         Attributor(vector_model, vector_task, index).scores(vector_train[:1], damping=2 * index.manifest.damping)
 
 
-@pytest.mark.parametrize("trained", ["all", 1, "lora"])
-@pytest.mark.parametrize("approximation", ["final", "segments", "unrolled", "segments without a record"])
-def test_other_batches_of_a_transformer_change_nothing(
-    approximation: str,
-    trained: Any,
-    task: Any,
-    make_model: Callable[..., nn.Module],
-    make_examples: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    train, queries = make_examples(40), make_examples(6, seed=1)
-    run = recorded(task, make_model(), train, tmp_path / "run", trainable=trained, epochs=2)
-    name, alone = approximation.split()[0], approximation.endswith("without a record")
-    found = []
-    for tokens in (200, 17):
-        chosen = SINGLE.model_copy(update={"approximation": name, "batch_tokens": tokens})
-        model, folder = run.load_model(), tmp_path / str(tokens)
-        if alone:
-            index = InfluenceIndex.build(model, task, train, folder, chosen, base=run.load_base())
-        else:
-            index = InfluenceIndex.build_from_run(run, task, train, folder, chosen)
-        assert index.manifest.approximation == name
-        found.append(Attributor(model, task, index).scores(queries))
-    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
-
-
 def test_examples_beside_the_sample_are_followed_as_those_in_it(
     base: nn.Module,
     vector_model: nn.Module,
@@ -186,34 +163,6 @@ def test_a_build_stopped_on_the_way_goes_on_to_the_same_index_and_leaves_the_mod
     assert again.manifest.content_digest == whole.manifest.content_digest
     assert "curvature along the way" not in seen
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(vector_model).items())
-
-
-@pytest.mark.parametrize("approximation", ["segments", "unrolled"])
-@pytest.mark.parametrize("stage", [LAYERS_MET, MET])
-def test_what_stops_a_build_at_weights_of_the_way_leaves_the_model_as_it_was(
-    stage: str,
-    approximation: Any,
-    vector_run: Run,
-    vector_task: Any,
-    vector_train: Any,
-    tmp_path: Path,
-    fresh_network: nn.Module,
-) -> None:
-    model = vector_run.load_model(fresh_network)
-    before = weights_of(model)
-
-    def stop(at: str, done: int, total: int, note: str = "") -> None:
-        if at == stage and done:
-            raise StoppedError
-
-    chosen = SINGLE.model_copy(update={"approximation": approximation})
-    # While the error is looked at, as in a debugger, what it went through is still there.
-    with pytest.raises(StoppedError) as seen:
-        InfluenceIndex.build_from_run(
-            vector_run, vector_task, vector_train, tmp_path, chosen, into=model, progress=stop
-        )
-    assert seen.tb is not None
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
 
 
 def test_what_cannot_be_had_is_said_or_one_step_taken(
