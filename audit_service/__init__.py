@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from audit_service.recording import audited
     from audit_service.schemas import ExplainRequest, ExplainResponse, Prediction, TextInput
     from audit_service.service import AuditMixin, InfluenceEngine
+    from audit_service.serving.audited import audited
 
 _HOMES = {
     "AuditMixin": "audit_service.service",
@@ -20,7 +20,7 @@ _HOMES = {
     "InfluenceEngine": "audit_service.service",
     "Prediction": "audit_service.schemas",
     "TextInput": "audit_service.schemas",
-    "audited": "audit_service.recording",
+    "audited": "audit_service.serving.audited",
 }
 
 __all__ = [

@@ -21,19 +21,14 @@ from _bentoml_sdk.method import APIMethod
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from audit_service.audit import Audit
 from audit_service.config import AuditConfig
-from audit_service.edge import Edged
+from audit_service.config.service_config import ConfigReference, listed_configs
 from audit_service.engine.client import Engine, EngineDependency
 from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
 from audit_service.errors import BadRequestError, error_body
-from audit_service.feedback import take_feedback
 from audit_service.jobs.desk import JobDesk
 from audit_service.monitoring.snapshot import snapshot
-from audit_service.problems import describe_validation, error_response
-from audit_service.recording import MethodRecorder
-from audit_service.reference import ConfigReference, listed_configs
 from audit_service.schemas import (
     MAX_BATCH,
     DriftRequest,
@@ -46,6 +41,11 @@ from audit_service.schemas import (
     JobRequest,
     StatusRequest,
 )
+from audit_service.serving.audit import Audit
+from audit_service.serving.audited import MethodRecorder
+from audit_service.serving.error_responses import describe_validation, error_response
+from audit_service.serving.feedback import take_feedback
+from audit_service.serving.middleware import Edged
 from influence_engine.errors import InfluenceError, SettingsError
 
 Arguments = ParamSpec("Arguments")

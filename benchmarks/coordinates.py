@@ -27,7 +27,7 @@ from influence_engine import FinetuneSettings, Run, TextClassification, finetune
 from influence_engine.curvature import adam_metric, influence_from_products, recorded_damping
 from influence_engine.gradients import LayerGradient, TrackedLayers, tracing, track
 from influence_engine.gradients.coordinates import EnergyFit, LayerProjection
-from influence_engine.index.encoder import LayerCoordinates
+from influence_engine.index.encoding.encoder import LayerCoordinates
 from influence_engine.tasks import Example
 
 Batches = list[tuple[list[int], dict[str, LayerGradient]]]

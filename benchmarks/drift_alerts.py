@@ -24,8 +24,7 @@ import numpy as np
 import yaml
 from support import PROJECT, machine, parser_of, show
 
-from audit_service.bundle import open_predictor
-from audit_service.cli import referencing
+from audit_service.artifacts.bento_models import open_predictor
 from audit_service.config import AuditConfig, load_config
 from audit_service.drift.signals import FeatureCatcher, explain_all, group_bins, group_events, predict_all
 from audit_service.engine.loading import load
@@ -34,6 +33,7 @@ from audit_service.monitoring.promql import quoted
 from audit_service.monitoring.reference import Reference
 from audit_service.monitoring.rules import render
 from audit_service.monitoring.values import clean
+from audit_service.workflows import drift_baseline
 from influence_engine.data import DataSettings, load_examples
 
 EVENTS, PER_MINUTE = 500, 10
@@ -204,7 +204,7 @@ def main() -> None:
     """Measures and prints."""
     options = parser().parse_args()
     config = load_config(options.config)
-    reference = referencing.of_config(config)
+    reference = drift_baseline.of_config(config)
     if reference is None:
         raise SystemExit(f"there is no reference; run: bento-audit reference build {config.spelled}")
     observer = Observer(config, reference)

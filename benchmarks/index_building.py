@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, TextClassification, finetune
-from influence_engine.index.build import passes_for
+from influence_engine.index.building.pipeline import passes_for
 from influence_engine.index.sizes import sample_sizes
 from influence_engine.resources import choose_device, peak_memory, to_device
 from influence_engine.tasks import Example, batches_of_like_size

@@ -21,11 +21,11 @@ import numpy as np
 from drift_alerts import EVENTS, Observer, Traffic, first_alert
 from support import PROJECT, machine, parser_of, show
 
-from audit_service.cli import referencing, work
 from audit_service.config import load_config
 from audit_service.drift.signals import group_bins
 from audit_service.monitoring.reference import confidence_bin
 from audit_service.monitoring.statistics import STATISTICS
+from audit_service.workflows import drift_baseline, stages
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.progress import silent
 
@@ -98,10 +98,10 @@ def main() -> None:
     """Builds, measures and prints."""
     options = parser().parse_args()
     config = load_config(write_project())
-    work.run_finetuning(config, silent)
-    work.build_index(config, silent)
-    work.export_model(config, silent)
-    reference, _ = referencing.build(config, silent)
+    stages.run_finetuning(config, silent)
+    stages.build_index(config, silent)
+    stages.export_model(config, silent)
+    reference, _ = drift_baseline.build(config, silent)
     observer = Observer(config, reference)
     random = np.random.default_rng(3)
     pool = observer.traffic(observer.packaged("movies", "test", 600))

@@ -26,7 +26,7 @@ from support import machine, parser_of, show
 from work import CHECKED, add_options, prepare, shown
 
 from influence_engine import Attributor, InfluenceIndex
-from influence_engine.basis import build_basis, measurement_directions
+from influence_engine.attribution.build_replay_basis import build_basis, measurement_directions
 from influence_engine.evaluation import (
     EvaluationPlan,
     check_index,
@@ -36,9 +36,9 @@ from influence_engine.evaluation import (
     random_removals,
 )
 from influence_engine.index import IndexSettings
-from influence_engine.models import set_trainable
+from influence_engine.models.loading import set_trainable
 from influence_engine.replay import replay
-from influence_engine.training.frozen import KeptSteps
+from influence_engine.training.frozen_cache import KeptSteps
 
 ALL: dict[str, Any] = {"coordinates": 262_144, "dimensions": 16_384, "dtype": "float32"}
 """An index with as much as its settings allow."""

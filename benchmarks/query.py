@@ -33,7 +33,7 @@ from influence_engine import (
     Run,
     finetune,
 )
-from influence_engine.index.build import ENCODER, MANIFEST, TABLE
+from influence_engine.index.building.pipeline import ENCODER, MANIFEST, TABLE
 from influence_engine.index.manifest import Manifest
 from influence_engine.index.store import ExampleTable, write_table
 from influence_engine.tasks import Example

@@ -35,7 +35,7 @@ def main() -> None:
         from audit_service.engine.client import HttpEngine
         from audit_service.monitoring.recorders import DropMetrics, PredictionMetrics
         from audit_service.monitoring.statistics import NearestCentre
-        from audit_service.sampling import Sampler
+        from audit_service.serving.sampler import Sampler
 
         random = np.random.default_rng(0)
         nearest = NearestCentre(random.normal(size=(8, 384)).astype(np.float32))

@@ -32,7 +32,7 @@ from influence_engine import (
     TextClassification,
     finetune,
 )
-from influence_engine.basis import build_basis
+from influence_engine.attribution.build_replay_basis import build_basis
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.replay import plan_replay, replay
 

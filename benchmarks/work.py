@@ -18,7 +18,7 @@ from influence_engine.data import DataSettings, load_examples, packaged_model, p
 from influence_engine.digests import json_digest
 from influence_engine.evaluation import Retraining
 from influence_engine.evaluation.planted import with_wrong_labels
-from influence_engine.models import load_tokenizer
+from influence_engine.models.loading import load_tokenizer
 from influence_engine.tasks import Example
 from influence_engine.training import LoraSettings
 

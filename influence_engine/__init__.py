@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from influence_engine.attribution import Attributor
-    from influence_engine.explanation import Attribution
+    from influence_engine.attribution.attributor import Attributor
+    from influence_engine.attribution.result import Attribution
     from influence_engine.index import IndexSettings, InfluenceIndex
     from influence_engine.tasks import Task, TextClassification
     from influence_engine.training import FinetuneSettings, Run, finetune
 
 _HOMES = {
-    "Attribution": "influence_engine.explanation",
-    "Attributor": "influence_engine.attribution",
+    "Attribution": "influence_engine.attribution.result",
+    "Attributor": "influence_engine.attribution.attributor",
     "FinetuneSettings": "influence_engine.training",
     "IndexSettings": "influence_engine.index",
     "InfluenceIndex": "influence_engine.index",

@@ -15,7 +15,7 @@ import torch
 
 from influence_engine.data import load_examples
 from influence_engine.index import InfluenceIndex
-from influence_engine.models import load_tokenizer
+from influence_engine.models.loading import load_tokenizer
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
 
@@ -84,7 +84,7 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
     """
-    from audit_service.bundle import export_for_serving
+    from audit_service.artifacts.bento_models import export_for_serving
     from audit_service.config import load_config
 
     data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))

@@ -39,13 +39,13 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
     # A terminated demo stops its server, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import showing
+    from audit_service.cli import demo_steps
 
     with progress_shown() as progress:
-        seconds = showing.prepare(settings, progress, restart=restart)
-    with showing.served(settings, port=port) as server:
+        seconds = demo_steps.prepare(settings, progress, restart=restart)
+    with demo_steps.served(settings, port=port) as server:
         seconds["start of the server"] = server.seconds_to_start
-        asked = showing.ask(server.address, text, top_k=top_k)
+        asked = demo_steps.ask(server.address, text, top_k=top_k)
         seconds["prediction and explanation"] = asked.seconds
         if as_json:
             print_json({"prediction": asked.prediction, "explanation": asked.explanation, "seconds": seconds})

@@ -80,12 +80,12 @@ def report(
         raise click.UsageError("give exactly one of --input and --since")
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import drifting
+    from audit_service.workflows import drift_report
 
-    reach = None if since is None else drifting.since_s(since)
+    reach = None if since is None else drift_report.since_s(since)
     with progress_shown() as progress:
-        found = drifting.report(settings, inputs, reach, most_explained, progress)
-    files = drifting.write(found, out)
+        found = drift_report.report(settings, inputs, reach, most_explained, progress)
+    files = drift_report.write(found, out)
     if as_json:
         print_json(found)
         return
@@ -134,20 +134,20 @@ def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool
     os.environ.setdefault("BENTO_AUDIT_MONITORING__SAMPLE_QUEUE", str(events))
     settings = open_config(config)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import showing, watching
+    from audit_service.cli import demo_steps, drift_watch
 
     with progress_shown() as progress:
-        showing.prepare(settings, progress)
+        demo_steps.prepare(settings, progress)
     wanted = round(events * settings.monitoring.sample_rate * 0.8)
     found: list[dict[str, Any]] = []
-    with showing.served(settings, port=port) as server, watching.watched(settings, server) as running:
+    with demo_steps.served(settings, port=port) as server, drift_watch.watched(settings, server) as running:
         explained = 0
-        for name, source in (("quiet", watching.QUIET), ("shifted", domain)):
+        for name, source in (("quiet", drift_watch.QUIET), ("shifted", domain)):
             remark(f"{name}: {events} inputs of {source} ...")
-            watching.send(server.address, watching.texts_of(settings, source, events))
-            snapshot = watching.snapshot_of(server.address, watching.settled(explained, wanted))
+            drift_watch.send(server.address, drift_watch.texts_of(settings, source, events))
+            snapshot = drift_watch.snapshot_of(server.address, drift_watch.settled(explained, wanted))
             explained = snapshot["explanations"]
-            alerts = watching.firing(running, wait=name == "shifted")
+            alerts = drift_watch.firing(running, wait=name == "shifted")
             found.append({"traffic": name, "source": source, "drift": snapshot, "alerts": alerts})
             if not as_json:
                 output_console().print(facts(_seen(name, source, snapshot, alerts)))

@@ -95,7 +95,7 @@ def command(
         _planted(settings, planted, out, as_json=as_json)
         return
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import evaluating
+    from audit_service.workflows import evaluation
     from influence_engine.evaluation import EvaluationPlan
 
     plan = EvaluationPlan(
@@ -109,17 +109,17 @@ def command(
     )
     with progress_shown() as progress:
         if dry_run:
-            cost = asdict(evaluating.plan_evaluation(settings, plan, queries, progress))
+            cost = asdict(evaluation.plan_evaluation(settings, plan, queries, progress))
         else:
-            folder = out or evaluating.evaluation_folder(settings)
-            found = evaluating.run_evaluation(settings, plan, queries, folder, progress)
+            folder = out or evaluation.evaluation_folder(settings)
+            found = evaluation.run_evaluation(settings, plan, queries, folder, progress)
     if dry_run:
         if as_json:
             print_json(cost)
         else:
             output_console().print(facts({**cost, "seconds": f"at most about {duration(cost['seconds'])}"}))
         return
-    drawn = _draw(found, folder / evaluating.PLOT)
+    drawn = _draw(found, folder / evaluation.PLOT)
     if as_json:
         print_json(found.to_dict())
         return
@@ -129,11 +129,11 @@ def command(
 
 def _planted(settings: AuditConfig, share: float, out: Path | None, *, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import evaluating
+    from audit_service.workflows import evaluation
 
-    folder = out or evaluating.evaluation_folder(settings)
+    folder = out or evaluation.evaluation_folder(settings)
     with progress_shown() as progress:
-        found = evaluating.run_planted(settings, share, folder, progress)
+        found = evaluation.run_planted(settings, share, folder, progress)
     if as_json:
         print_json(found.to_dict())
         return
@@ -161,7 +161,7 @@ def _draw(found: Evaluation, path: Path) -> bool:
 
 def _print_table(found: Evaluation) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli.evaluating import TRUTHS
+    from audit_service.workflows.evaluation import TRUTHS
     from influence_engine.evaluation.comparison import by_truth
 
     console = output_console()

@@ -117,10 +117,12 @@ def command(
         _measured(settings, text, target, top_k, polarity, as_json)
         return
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import explaining
+    from audit_service.workflows import batch_explanation
 
     with progress_shown() as progress:
-        answer = explaining.explain_text(settings, text, explaining.Question(**options), progress=progress)
+        answer = batch_explanation.explain_text(
+            settings, text, batch_explanation.Question(**options), progress=progress
+        )
     if as_json:
         print_json(answer)
     else:
@@ -132,8 +134,8 @@ def _measured(
 ) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli.measure import measure_in_terminal
-    from audit_service.jobs.measuring import Question
     from audit_service.schemas import Selection
+    from audit_service.workflows.counterfactual import Question
 
     without = Selection(top_k=top_k, polarity=polarity)
     asked = Question(input={settings.task.text: text}, target=target, without=without)
@@ -157,15 +159,15 @@ def _check_usage(
 
 def _of_a_file(settings: AuditConfig, inputs: Path, out: Path, options: dict[str, Any]) -> dict[str, object]:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import explaining
+    from audit_service.workflows import batch_explanation
 
-    question = explaining.Question(**options)
+    question = batch_explanation.Question(**options)
     try:
         with progress_shown() as progress:
-            summary = explaining.explain_file(settings, inputs, out, question, progress=progress)
+            summary = batch_explanation.explain_file(settings, inputs, out, question, progress=progress)
     except KeyboardInterrupt:
-        if explaining.aside(out).exists():
-            remark(f"What is done is kept in {explaining.aside(out)}; the same command goes on after it.")
+        if batch_explanation.aside(out).exists():
+            remark(f"What is done is kept in {batch_explanation.aside(out)}; the same command goes on after it.")
         raise
     remark(f"{summary['explained']:,} explanations written to {out}")
     return summary

@@ -35,11 +35,11 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import work
+    from audit_service.workflows import stages
 
     if dry_run:
         with progress_shown() as progress:
-            plan = work.plan_finetuning(settings, progress)
+            plan = stages.plan_finetuning(settings, progress)
         if as_json:
             print_json(asdict(plan))
             return
@@ -59,11 +59,11 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
     agreement = None
     with progress_shown() as progress:
         if twin:
-            from audit_service.cli.twinning import train_twin
+            from audit_service.workflows.surrogate_run import train_twin
 
             run, agreement = train_twin(settings, progress, restart=restart)
         else:
-            run = work.run_finetuning(settings, progress, restart=restart)
+            run = stages.run_finetuning(settings, progress, restart=restart)
     if as_json:
         print_json(
             {

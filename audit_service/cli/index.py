@@ -49,12 +49,14 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import replaying, work
+    from audit_service.workflows import replay_and_calibration, stages
 
     if dry_run:
         with progress_shown() as progress:
-            plan = asdict(work.plan_index(settings, progress))
-            replayed = asdict(replaying.plan_directions(settings, directions, progress)) if directions else None
+            plan = asdict(stages.plan_index(settings, progress))
+            replayed = (
+                asdict(replay_and_calibration.plan_directions(settings, directions, progress)) if directions else None
+            )
         if as_json:
             print_json({**plan, "replay": replayed})
         else:
@@ -63,12 +65,12 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
                 output_console().print(_replay_facts(replayed))
         return
     with progress_shown() as progress:
-        remark(str(work.plan_index(settings, progress)))
-        index = work.build_index(settings, progress)
+        remark(str(stages.plan_index(settings, progress)))
+        index = stages.build_index(settings, progress)
         if directions and (index.basis is None or index.basis.width != directions):
-            remark(str(replaying.plan_directions(settings, directions, progress)))
-            replaying.replay_directions(settings, index, directions, progress)
-        exported = work.export_model(settings, progress)
+            remark(str(replay_and_calibration.plan_directions(settings, directions, progress)))
+            replay_and_calibration.replay_directions(settings, index, directions, progress)
+        exported = stages.export_model(settings, progress)
     about = {**index.inspect(), "folder": str(index.folder)}
     if as_json:
         print_json({**about, "export": exported})
@@ -98,12 +100,12 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import replaying
+    from audit_service.workflows import replay_and_calibration
     from influence_engine.index import InfluenceIndex
 
     with progress_shown() as progress:
         index = InfluenceIndex.open(settings.index_folder)
-        found = replaying.check_against_retraining(settings, index, progress)
+        found = replay_and_calibration.check_against_retraining(settings, index, progress)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -149,7 +151,7 @@ def verify(ctx: click.Context, config: str | None, profile: str | None, as_json:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.served import model_digests
+    from audit_service.artifacts.model_files import model_digests
     from influence_engine.errors import InfluenceError
     from influence_engine.index import InfluenceIndex
 

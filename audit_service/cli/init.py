@@ -11,7 +11,7 @@ from audit_service.cli.console import facts, output_console, print_json, progres
 from audit_service.cli.options import json_option
 
 if TYPE_CHECKING:
-    from audit_service.cli.adopting.adopt import Adoption
+    from audit_service.workflows.adoption.adopt import Adoption
 
 
 @click.command("init", short_help="Write a config for a checkpoint that was trained elsewhere.")
@@ -51,7 +51,7 @@ def command(
       bento-audit init --model support --data tickets.jsonl --base bert-base-uncased --service service.py
     """
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli.adopting.adopt import Request, adopt
+    from audit_service.workflows.adoption.adopt import Request, adopt
 
     with progress_shown() as progress:
         adoption = adopt(

@@ -12,7 +12,7 @@ from audit_service.cli.options import config_argument, json_option, open_config,
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
-    from audit_service.jobs.measuring import Question
+    from audit_service.workflows.counterfactual import Question
 
 
 @click.command("measure", short_help="Train again without, or with other, examples, and see what changes.")
@@ -65,8 +65,8 @@ def command(
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli.selecting import selection
-    from audit_service.jobs.measuring import Question
     from audit_service.schemas import Edit, Relabel
+    from audit_service.workflows.counterfactual import Question
 
     asked = Question(
         input={settings.task.text: text},
@@ -84,9 +84,9 @@ def measure_in_terminal(
 ) -> None:
     """Measures with progress, and shows what was found."""
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.bundle import state_folder
-    from audit_service.jobs.measuring import Measuring
+    from audit_service.artifacts.bento_models import state_folder
     from audit_service.jobs.worker import retrainings_folder
+    from audit_service.workflows.counterfactual import Measuring
 
     keep_in = retrainings_folder(state_folder(settings))
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from audit_service.cli.evaluating import TRUTHS
+from audit_service.workflows.evaluation import TRUTHS
 from influence_engine.data.report import plural
 from influence_engine.evaluation import Evaluation
 from influence_engine.evaluation.comparison import by_truth

@@ -37,10 +37,10 @@ def build(config: str | None, profile: str | None, as_json: bool) -> None:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import referencing
+    from audit_service.workflows import drift_baseline
 
     with progress_shown() as progress:
-        reference, file = referencing.build(settings, progress)
+        reference, file = drift_baseline.build(settings, progress)
     if as_json:
         print_json({**reference.model_dump(mode="json", exclude={"centres"}), "file": str(file)})
         return

@@ -54,12 +54,12 @@ def render(configs: tuple[str, ...], profile: str | None, format_: str, out: Pat
     """
     opened = [open_config(name, profile=profile) for name in configs or (None,)]
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import referencing
     from audit_service.monitoring import rules
+    from audit_service.workflows import drift_baseline
 
     references = []
     for config in opened:
-        reference = referencing.of_config(config)
+        reference = drift_baseline.of_config(config)
         if reference is None:
             remark(f"{config.name} has no reference, so it gets no drift alerts: bento-audit reference build")
         else:

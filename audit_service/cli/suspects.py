@@ -94,20 +94,20 @@ def command(
         raise click.UsageError("--by out_of_sample_confidence needs the confidences: add --folds 5, or another number")
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import suspecting
+    from audit_service.workflows import suspects
 
     if dry_run:
         with progress_shown() as progress:
-            plan = asdict(suspecting.plan_suspects(settings, progress, folds=folds))
+            plan = asdict(suspects.plan_suspects(settings, progress, folds=folds))
         if as_json:
             print_json(plan)
         else:
             output_console().print(_plan_facts(plan))
         return
     with progress_shown() as progress:
-        found = suspecting.find_suspects(settings, progress, by=by, folds=folds)
+        found = suspects.find_suspects(settings, progress, by=by, folds=folds)
     if out is not None:
-        suspecting.write_suspects(out, found.ranked)
+        suspects.write_suspects(out, found.ranked)
         remark(f"{len(found.ranked):,} training examples in {out}")
     answer = found.to_dict(top_k)
     if as_json:

@@ -11,8 +11,8 @@ import numpy as np
 from audit_service.monitoring.recorders import other_group, shares_by_group
 from audit_service.monitoring.values import MAX_VALUES, OTHER, clean
 from audit_service.prediction.predictor import OnnxPredictor
-from influence_engine.attribution import Attributor, Tier
-from influence_engine.explanation import Attribution
+from influence_engine.attribution.attributor import Attributor, Tier
+from influence_engine.attribution.result import Attribution
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, batches_of_like_size
 from influence_engine.tasks.base import Array

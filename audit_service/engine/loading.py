@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audit_service.bundle import find, load_served
+from audit_service.artifacts.bento_models import find, load_served
 from audit_service.config import AuditConfig
 from audit_service.monitoring.recorders import EngineMetrics
-from influence_engine.attribution import Attributor
+from influence_engine.attribution.attributor import Attributor
 from influence_engine.data import load_examples
 from influence_engine.errors import InfluenceError
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.build import CURRENT, VERSIONS
+from influence_engine.index.building.pipeline import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
 
 logger = logging.getLogger(__name__)

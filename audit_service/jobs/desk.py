@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from audit_service.bundle import find, state_folder
+from audit_service.artifacts.bento_models import find, state_folder
+from audit_service.artifacts.training_data import replayable_run
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import input_fields
 from audit_service.errors import JobNotDoneError
-from audit_service.jobs.measuring import Question
 from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.jobs.worker import LOCK
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.recorders import JobMetrics
-from audit_service.predictions import PredictionStore
-from audit_service.records import replayable_run
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
+from audit_service.store.predictions import PredictionStore
+from audit_service.workflows.counterfactual import Question
 from influence_engine.data.names import listing
 from influence_engine.errors import InfluenceError, InputError, TierUnavailableError
 from influence_engine.index import current_version

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audit_service.database import open_database, transaction
 from audit_service.errors import JobNotFoundError, QueueFullError, ServiceError
-from audit_service.ids import derived_id
 from audit_service.schemas import JobState
-from audit_service.sealing import InputCipher, plain
+from audit_service.store.database import open_database, transaction
+from audit_service.store.encryption import InputCipher, plain
+from audit_service.store.ids import derived_id
 from influence_engine.digests import json_digest
 
 MOST_ATTEMPTS = 3

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from audit_service.bundle import state_folder
+from audit_service.artifacts.bento_models import state_folder
 from audit_service.config import AuditConfig, load_config
-from audit_service.jobs.measuring import Measuring, Question, seconds_left
 from audit_service.jobs.store import Job, JobStore
+from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
 from influence_engine.errors import InfluenceError
 
 LOCK = "jobs.lock"

@@ -11,7 +11,7 @@ from torch import Tensor
 from work import CHECKED
 
 from influence_engine import Attributor, InfluenceIndex
-from influence_engine.basis import build_basis
+from influence_engine.attribution.build_replay_basis import build_basis
 from influence_engine.evaluation.baselines import (
     bm25,
     embedding_similarity,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from influence_engine.training.checkpoint_intervals import RecordedStates
 from influence_engine.training.reexecution import in_recorded_order
 from influence_engine.training.step import Objective, put_parameters
-from influence_engine.training.stretches import RecordedStates
 from peers.common import COLUMNS, Candidate, Classifier, Material, Method, Scored, Seconds, margin
 
 BATCH = 32

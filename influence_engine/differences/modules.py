@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.gradients import LayerGradient, TrackedLayers
-from influence_engine.prefix import FrozenPrefix, Kept
+from influence_engine.models.frozen_prefix import FrozenPrefix, Kept
 from influence_engine.tasks import Batch, Task
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from influence_engine.attribution import Attributor, Tier
+from influence_engine.attribution.attributor import Attributor, Tier
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Retraining

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine.attribution import Attributor
+from influence_engine.attribution.attributor import Attributor
 from influence_engine.data.names import did_you_mean
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.lds import linear_datamodeling_score, rank_agreement, spearman

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from influence_engine.attribution import Attributor
+from influence_engine.attribution.attributor import Attributor
 from influence_engine.evaluation.baselines import (
     bm25,
     embedding_similarity,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine.attribution import Attributor
+from influence_engine.attribution.attributor import Attributor
 from influence_engine.errors import DataError
 from influence_engine.evaluation.finding import Figure, area_under_curve, average_precision, figures, recall
 from influence_engine.evaluation.folds import CrossValidation

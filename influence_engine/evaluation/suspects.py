@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from influence_engine.attribution import Attributor
+from influence_engine.attribution.attributor import Attributor
 from influence_engine.digests import json_digest
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.baselines import training_losses

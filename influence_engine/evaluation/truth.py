@@ -18,7 +18,7 @@ from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
-from influence_engine.training.frozen import KeptSteps
+from influence_engine.training.frozen_cache import KeptSteps
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]

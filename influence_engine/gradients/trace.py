@@ -17,9 +17,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from influence_engine.errors import ModelError
-from influence_engine.first_position import first_position_only
 from influence_engine.gradients.factors import LayerGradient, concatenate
 from influence_engine.gradients.layers import Layer
+from influence_engine.models.first_token_head import first_position_only
 from influence_engine.tasks import Batch, Task
 
 

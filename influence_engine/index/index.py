@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, verify_folder
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
-from influence_engine.index.basis import ReplayBasis
-from influence_engine.index.build import (
+from influence_engine.index.building.cost_estimate import BuildPlan
+from influence_engine.index.building.pipeline import (
     ENCODER,
     MANIFEST,
     TABLE,
@@ -22,17 +22,17 @@ from influence_engine.index.build import (
     current_version,
     predict_build,
 )
+from influence_engine.index.building.provenance import Provenance
 from influence_engine.index.calibration import Calibration
 from influence_engine.index.contents import StoreExamples, contents_for
-from influence_engine.index.encoder import Encoder
-from influence_engine.index.graphs import GraphedEncoding
+from influence_engine.index.encoding.cuda_graph import GraphedEncoding
+from influence_engine.index.encoding.encoder import Encoder
 from influence_engine.index.manifest import Manifest
-from influence_engine.index.plan import BuildPlan
-from influence_engine.index.provenance import Provenance
+from influence_engine.index.replay_basis import ReplayBasis
 from influence_engine.index.resident import ResidentVectors
 from influence_engine.index.settings import IndexSettings
 from influence_engine.index.store import RESERVED, ExampleTable
-from influence_engine.models import model_digest
+from influence_engine.models.loading import model_digest
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from influence_engine.gradients.coordinates import LayerProjection
-from influence_engine.index.encoder import Encoder
+from influence_engine.index.encoding.encoder import Encoder
 from influence_engine.refinement.products import Space
 
 

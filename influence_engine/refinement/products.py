@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_engine.curvature import LayerMetric
+from influence_engine.curvature.gradient_passes import GradientPasses
 from influence_engine.errors import ModelError
 from influence_engine.gradients import TrackedLayers
 from influence_engine.gradients.forward_mode import derivative_along
-from influence_engine.index.passes import GradientPasses
 from influence_engine.resources import to_device
 from influence_engine.tasks import Batch, Example, Task
-from influence_engine.training.frozen import FrozenSteps, KeptSteps
+from influence_engine.training.frozen_cache import FrozenSteps, KeptSteps
 
 Told = Callable[[int], None]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.index import InfluenceIndex
-from influence_engine.index.build import ENCODER, passes_for
-from influence_engine.index.encoder import Encoder
+from influence_engine.index.building.pipeline import ENCODER, passes_for
+from influence_engine.index.encoding.encoder import Encoder
 from influence_engine.index.ordering import in_index_order
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent

@@ -15,7 +15,7 @@ from influence_engine.replay.states import recorded_states
 from influence_engine.resources import SavedBytes, readable_bytes
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run
-from influence_engine.training.frozen import MOST_BYTES, KeptSteps
+from influence_engine.training.frozen_cache import MOST_BYTES, KeptSteps
 from influence_engine.training.step import training_step
 
 _FURTHER = 4

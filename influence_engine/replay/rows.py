@@ -25,10 +25,10 @@ from influence_engine.replay.reverse import Adjoint, reverse_step
 from influence_engine.replay.states import recorded_states
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run
-from influence_engine.training.frozen import KeptSteps
+from influence_engine.training.checkpoint_intervals import RecordedStates
+from influence_engine.training.frozen_cache import KeptSteps
 from influence_engine.training.optimizers import Parameters
-from influence_engine.training.saved import SavedWork
-from influence_engine.training.stretches import RecordedStates
+from influence_engine.training.retraining_cache import SavedWork
 
 STAGE = "replaying the recorded steps"
 

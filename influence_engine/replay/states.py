@@ -9,9 +9,9 @@ from torch import nn
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training import Run, in_recorded_order
-from influence_engine.training.frozen import FrozenSteps, KeptSteps
+from influence_engine.training.checkpoint_intervals import RecordedStates
+from influence_engine.training.frozen_cache import FrozenSteps, KeptSteps
 from influence_engine.training.step import Objective, set_dropout
-from influence_engine.training.stretches import RecordedStates
 
 
 def recorded_states(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from influence_engine.errors import DataError
 from influence_engine.tasks import Batch, Example, Task
-from influence_engine.training.frozen import FrozenSteps, KeptSteps
+from influence_engine.training.frozen_cache import FrozenSteps, KeptSteps
 from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters
 from influence_engine.training.schedule import Schedule, Step
 from influence_engine.training.step import Objective, StepResult, set_dropout, training_step

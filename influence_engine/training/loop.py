@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
 from influence_engine.errors import SettingsError
-from influence_engine.first_position import reads_first_position
-from influence_engine.models import add_lora, choose_trainable, load_base, model_digest
+from influence_engine.models.first_token_head import reads_first_position
+from influence_engine.models.loading import add_lora, choose_trainable, load_base, model_digest
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task, example_sizes

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from influence_engine.digests import verify_folder
 from influence_engine.errors import RecordError
 from influence_engine.files import read_json
-from influence_engine.models import load_into, load_model, load_tokenizer, set_trainable
+from influence_engine.models.loading import load_into, load_model, load_tokenizer, set_trainable
 from influence_engine.training.checkpoints import read_checkpoint, read_tensors, saved_steps
 from influence_engine.training.optimizers import (
     Optimizer,

@@ -13,13 +13,13 @@ from influence_engine.errors import DataError, DigestMismatchError
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
+from influence_engine.training.checkpoint_intervals import check_loss
 from influence_engine.training.execution import execute, weights_by_row
-from influence_engine.training.frozen import KeptSteps
+from influence_engine.training.frozen_cache import KeptSteps
 from influence_engine.training.identity import check_examples, data_digest, task_digests
 from influence_engine.training.record import Run
-from influence_engine.training.saved import SavedTraining
+from influence_engine.training.retraining_cache import SavedTraining
 from influence_engine.training.step import StepResult, trained_parameters
-from influence_engine.training.stretches import check_loss
 
 STAGE = "executing the recorded steps"
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_engine.errors import ModelError
-from influence_engine.first_position import first_position_only
+from influence_engine.models.first_token_head import first_position_only
 from influence_engine.tasks import Batch, Task
-from influence_engine.training.frozen import FrozenSteps
+from influence_engine.training.frozen_cache import FrozenSteps
 from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters, clipped
 from influence_engine.training.schedule import Step
 

@@ -15,7 +15,7 @@ from torch import nn
 from influence_engine.digests import folder_digests
 from influence_engine.errors import RecordError
 from influence_engine.files import read_json, write_json
-from influence_engine.models import model_digest, save_model
+from influence_engine.models.loading import model_digest, save_model
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training.checkpoints import Checkpoint, CheckpointWriter, read_checkpoint, saved_steps
 from influence_engine.training.identity import differences, versions

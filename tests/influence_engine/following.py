@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine import Attributor, FinetuneSettings, InfluenceIndex, Run, finetune
-from influence_engine.basis import measurement_directions
+from influence_engine.attribution.build_replay_basis import measurement_directions
 from influence_engine.index import IndexSettings
 from influence_engine.replay import replay
 

@@ -51,7 +51,7 @@ print(json.dumps(names))
         blocked=SERVICE_PACKAGES,
     )
 
-    assert "influence_engine.attribution" in names
+    assert "influence_engine.attribution.attributor" in names
 
 
 def test_importing_the_engine_does_not_import_what_it_may_not_need() -> None:

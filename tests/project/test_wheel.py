@@ -45,7 +45,9 @@ def test_the_wheel_holds_every_module(names: set[str]) -> None:
 
 
 def test_the_wheel_holds_the_templates_of_init_the_types_and_the_licence(names: set[str]) -> None:
-    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "audit_service/cli/templates").iterdir()}
+    templates = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "audit_service/workflows/adoption/templates").iterdir()
+    }
 
     assert templates
     assert templates <= names

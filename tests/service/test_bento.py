@@ -18,7 +18,7 @@ OFFLINE = Path(__file__).parent / "apps" / "offline"
 
 REGISTER = """
 import sys
-from audit_service.bundle import register
+from audit_service.artifacts.bento_models import register
 from audit_service.config import load_config
 from influence_engine import InfluenceIndex
 from influence_engine.index.calibration import Calibration, TierError

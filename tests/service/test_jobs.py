@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from audit_service.config import load_config
-from audit_service.jobs.measuring import Measuring, Question
 from audit_service.monitoring.metrics import FIDELITY_BUCKETS, model_label
 from audit_service.schemas import MeasuredAnswer, Selection
+from audit_service.workflows.counterfactual import Measuring, Question
 from influence_engine.progress import silent
 
 pytestmark = pytest.mark.service

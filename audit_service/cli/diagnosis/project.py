@@ -6,16 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from audit_service.artifacts.model_files import model_digests
 from audit_service.cli.diagnosis.finding import Finding
 from audit_service.config import AuditConfig
 from audit_service.prediction.export import MANIFEST as EXPORT_MANIFEST
 from audit_service.prediction.export import read_export
-from audit_service.served import model_digests
 from influence_engine.data import load_examples, packages_folder
 from influence_engine.data.packages import MODELS, VADER, Package
 from influence_engine.errors import DigestMismatchError, InfluenceError
 from influence_engine.index import InfluenceIndex
-from influence_engine.models import load_tokenizer
+from influence_engine.models.loading import load_tokenizer
 from influence_engine.training import Run
 from influence_engine.training.record import INCOMPLETE
 

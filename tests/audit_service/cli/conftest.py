@@ -20,8 +20,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from audit_service.cli.work import build_index, run_finetuning
 from audit_service.config import load_config
+from audit_service.workflows.stages import build_index, run_finetuning
 from influence_engine.progress import silent
 
 GOOD = ("superb", "moving", "funny", "brilliant")

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from audit_service.cli.demo_steps import ask, served
 from audit_service.cli.group import main
 from audit_service.cli.server import ServerError, free_port, serving
-from audit_service.cli.showing import ask, served
 from audit_service.config import load_config
 
 pytestmark = pytest.mark.service

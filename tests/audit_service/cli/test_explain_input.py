@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from audit_service.cli.explaining import BATCH, Question, aside, explain_file
 from audit_service.cli.group import main
-from audit_service.cli.work import build_index, run_finetuning
 from audit_service.config import load_config
 from audit_service.engine.loading import load
+from audit_service.workflows.batch_explanation import BATCH, Question, aside, explain_file
+from audit_service.workflows.stages import build_index, run_finetuning
 from influence_engine.errors import RecordError
 from influence_engine.progress import silent
 

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from audit_service.cli.group import main
-from audit_service.cli.suspecting import find_suspects, write_suspects
-from audit_service.cli.work import build_index
 from audit_service.config import load_config
+from audit_service.workflows.stages import build_index
+from audit_service.workflows.suspects import find_suspects, write_suspects
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.evaluation import Suspect
 from influence_engine.progress import silent

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_service.bundle import export_for_serving, load_served
+from audit_service.artifacts.bento_models import export_for_serving, load_served
 from audit_service.prediction.export import export_onnx, is_current, read_export
 from audit_service.prediction.predictor import OnnxPredictor
 from influence_engine.errors import DigestMismatchError, InputError, ModelError, RecordError

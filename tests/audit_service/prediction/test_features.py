@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_service.bundle import load_served
+from audit_service.artifacts.bento_models import load_served
 from audit_service.prediction.export import export_onnx, find_head, read_export
 from audit_service.prediction.predictor import OnnxPredictor
 

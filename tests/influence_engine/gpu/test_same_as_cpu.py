@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex
-from influence_engine.basis import build_basis
+from influence_engine.attribution.build_replay_basis import build_basis
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import Removal, Retraining, check_index
 from influence_engine.gradients import tracing, track

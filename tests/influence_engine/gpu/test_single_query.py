@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from influence_engine import Attributor, InfluenceIndex
 from influence_engine.gradients import LayerGradient, tracing
-from influence_engine.index.graphs import GraphedEncoding
+from influence_engine.index.encoding.cuda_graph import GraphedEncoding
 from influence_engine.resources import to_device
 
 LENGTHS = (1, 3, 12, 40, 70, 5, 33, 2)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
+from influence_engine.curvature.gradient_passes import GradientPasses
 from influence_engine.gradients import track
-from influence_engine.index.passes import GradientPasses
-from influence_engine.models import add_lora, choose_trainable
+from influence_engine.models.loading import add_lora, choose_trainable
 
 TEXTS = st.lists(st.sampled_from(["bad", "good", "the", "film", "plot"]), min_size=1, max_size=8)
 

@@ -294,8 +294,8 @@ BUILD = textwrap.dedent(
     sys.path.insert(0, sys.argv[1])
     import conftest
     from influence_engine import IndexSettings, InfluenceIndex, Run
-    from influence_engine.index import building
-    building.SHARD = 8
+    from influence_engine.index.building import stages
+    stages.SHARD = 8
     def progress(stage, done, total, note=""):
         print(stage, done, flush=True)
         time.sleep(0.02)

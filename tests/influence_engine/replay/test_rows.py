@@ -16,7 +16,7 @@ from influence_engine.evaluation import Removal, Retraining
 from influence_engine.replay import replay
 from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune, in_recorded_order
 from influence_engine.training.execution import collate_step
-from influence_engine.training.frozen import KeptSteps
+from influence_engine.training.frozen_cache import KeptSteps
 from influence_engine.training.step import Objective, set_dropout, trained_parameters, training_step
 from tests.influence_engine.conftest import make_network
 

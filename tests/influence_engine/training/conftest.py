@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from influence_engine.tasks import TextClassification
-from tests.influence_engine.training.trainer_runs import COUNT, Recorded
+from tests.influence_engine.training.trainer.trainer_runs import COUNT, Recorded
 
 
 @pytest.fixture(scope="module", autouse=True)

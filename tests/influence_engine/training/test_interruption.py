@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from influence_engine.errors import RecordError
-from influence_engine.models import save_model
+from influence_engine.models.loading import save_model
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, Run, finetune
 
@@ -24,7 +24,7 @@ STEPS = 20
 PROGRAM = """
 import json, sys
 import torch
-from influence_engine.models import load_tokenizer
+from influence_engine.models.loading import load_tokenizer
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, finetune
 

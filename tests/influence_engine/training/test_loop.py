@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.errors import DataError, ModelError, RecordError, SettingsError
-from influence_engine.models import model_digest, save_model
+from influence_engine.models.loading import model_digest, save_model
 from influence_engine.tasks import TextClassification
 from influence_engine.training import Finetuned, FinetuneSettings, LoraSettings, Run, finetune
 from influence_engine.training.loop import PASS_COSTS

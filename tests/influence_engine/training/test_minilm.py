@@ -10,7 +10,7 @@ import torch
 
 from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.errors import DataError
-from influence_engine.models import load_tokenizer, model_digest
+from influence_engine.models.loading import load_tokenizer, model_digest
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, Run, finetune, reexecute
 

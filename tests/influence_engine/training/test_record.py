@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.errors import DigestMismatchError, ModelError, RecordError
-from influence_engine.models import model_digest
+from influence_engine.models.loading import model_digest
 from influence_engine.tasks import TextClassification, example_sizes
 from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune
 from influence_engine.training.loop import PASS_COSTS

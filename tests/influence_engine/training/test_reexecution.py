@@ -13,7 +13,7 @@ from torch import nn
 from influence_engine.errors import DataError, DigestMismatchError
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune, reexecute
-from influence_engine.training.frozen import KeptSteps
+from influence_engine.training.frozen_cache import KeptSteps
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from audit_service.edge import Edged
+from audit_service.serving.middleware import Edged
 
 
 class Numbers(BaseModel):

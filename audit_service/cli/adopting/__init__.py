@@ -1,1 +1,0 @@
-"""What ``bento-audit init`` finds out about a model, its data and its service before it writes a config."""

@@ -1,0 +1,1 @@
+"""What a request meets inside an audited service, from middleware to the audit endpoints."""

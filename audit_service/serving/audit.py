@@ -1,0 +1,213 @@
+"""What a service has as ``self.audit``: its config, its predictor, and its predictions on record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from audit_service.artifacts.bento_models import index_version_folder, open_predictor, state_folder
+from audit_service.config import AuditConfig
+from audit_service.engine.client import Engine
+from audit_service.engine.explaining import input_fields
+from audit_service.errors import error_body, status_of
+from audit_service.prediction.predictor import OnnxPredictor
+from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
+from audit_service.serving.monitor import Watch
+from audit_service.store.ids import new_id
+from audit_service.store.outcomes import Judged, Outcome, OutcomeStore
+from audit_service.store.predictions import OTHER_WORKER_S, PredictionRecord, PredictionStore, Reservation, is_fresh
+from influence_engine.errors import InfluenceError
+from influence_engine.index import Manifest
+from influence_engine.index.building.pipeline import MANIFEST
+
+
+class Audit:
+    """The audit of one service.
+
+    Args:
+        service: The service's name, for the record.
+        name: The name of its config, by which it asks the engine.
+        config: Its config.
+    """
+
+    def __init__(self, service: str, name: str, config: AuditConfig) -> None:
+        self.service = service
+        self.name = name
+        self.config = config
+        self.input_fields: Sequence[str] | None = input_fields(config)
+        self.model_digest = ""
+        self.watch = Watch(name, config)
+        self.outcomes = OutcomeStore(state_folder(config))
+        self.store = PredictionStore(
+            state_folder(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.watch.dropped
+        )
+
+    def open_predictor(self) -> OnnxPredictor:
+        """The config's model in ONNX Runtime.
+
+        Raises:
+            RecordError: it has not been exported yet.
+            DigestMismatchError: a file has changed, or the task has.
+        """
+        predictor = open_predictor(self.config, self.watch.features)
+        self.model_digest = predictor.model_digest
+        return predictor
+
+    def start(self, engine: Callable[[], Engine]) -> None:
+        """Opens the record and begins to count; call it in the process that serves.
+
+        Args:
+            engine: The engine, as this process reaches it.
+        """
+        if not self.model_digest:  # a predictor of the service's own: it predicts with the model of the index
+            with contextlib.suppress(InfluenceError):
+                manifest = Manifest.read(index_version_folder(self.config) / MANIFEST)
+                self.model_digest = manifest.digests.get("model") or ""
+        self.store.start()
+        self.watch.start(self.model_digest, engine)
+
+    def close(self) -> None:
+        """Writes what has not been written yet."""
+        self.watch.close()
+        self.store.close()
+
+    def record(
+        self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any], *, repeated: bool = False
+    ) -> None:
+        """Puts one prediction on record and counts it; never fails, and takes microseconds.
+
+        Args:
+            prediction_id: Its id.
+            example: What was asked.
+            outputs: What was answered.
+            repeated: It was recorded and counted before, and this is a retry.
+        """
+        if repeated:
+            return
+        self.store.record(
+            PredictionRecord(
+                prediction_id=prediction_id,
+                service=self.service,
+                model_digest=self.model_digest,
+                label=outputs.get("label"),
+                confidence=outputs.get("confidence"),
+                scores=outputs.get("scores"),
+                input=example,
+            )
+        )
+        self.watch.predicted(example, outputs)
+
+    def feedback(self, outcomes: Sequence[Outcome]) -> list[Judged]:
+        """Keeps true labels and counts them; a prediction that was judged before is not counted twice.
+
+        Raises:
+            ServiceError: they cannot be kept.
+        """
+        self.store.flush()  # what this worker answered a moment ago is found, too
+        judged = self.outcomes.add(outcomes)
+        fresh = [
+            place
+            for place, one in enumerate(judged)
+            if one.fate == "unknown" and is_fresh(outcomes[place].prediction_id)
+        ]
+        if fresh:  # another worker may be about to write them
+            time.sleep(OTHER_WORKER_S)
+            for place, one in zip(fresh, self.outcomes.add([outcomes[place] for place in fresh]), strict=True):
+                judged[place] = one
+        counting = self.watch.outcomes
+        for outcome, one in zip(outcomes, judged, strict=True):
+            if counting is not None and one.fate == "recorded":
+                groups = [f"{column}={value}" for column, value in outcome.groups.items()]
+                counting.arrived(
+                    outcome.label, right=one.predicted == outcome.label, confidence=one.confidence, groups=groups
+                )
+        return judged
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Counts predictions that are missing from the record."""
+        self.watch.dropped(reason, count)
+
+    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> Reservation:
+        """What an ``Idempotency-Key`` stands for; see ``PredictionStore.reserve``."""
+        return self.store.reserve(idempotency_key, f"{self.service}\0{method}\0{self.model_digest}", example)
+
+    async def explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
+        """For each request an explanation, or ``{"error": {...}, "status": ...}`` of its own.
+
+        Raises:
+            ServiceError: the engine cannot answer at all.
+        """
+        began = time.perf_counter()
+        try:
+            answers = await self._explain(engine, requests)
+        except InfluenceError as error:
+            self._count([{"status": status_of(error)}] * len(requests), began)
+            raise
+        self._count(answers, began)
+        return answers
+
+    def _count(self, answers: Sequence[dict[str, Any]], began: float) -> None:
+        explanations = self.watch.explanations
+        if explanations is None:
+            return
+        for answer in answers:
+            explanations.explained(tier_of(answer), answer.get("status", 200))
+        explanations.took(time.perf_counter() - began)
+
+    async def _explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
+        questions = await asyncio.gather(*(self._question(request) for request in requests))
+        items = [question[0] for question in questions if not isinstance(question, InfluenceError)]
+        deadline_s = self.config.serve.explain_deadline_s * (1 + (len(items) - 1) // 10)
+        answers = iter(await engine.explain(self.name, items, deadline_s) if items else [])
+        return [
+            _failure(question) if isinstance(question, InfluenceError) else _answer(question[1], next(answers))
+            for question in questions
+        ]
+
+    async def _question(self, request: ExplainRequest) -> tuple[EngineItem, PredictionRecord | None] | InfluenceError:
+        try:
+            record = None
+            if request.prediction_id is not None:
+                record = await asyncio.to_thread(self.store.get, request.prediction_id)
+            return _item(request, record), record
+        except InfluenceError as error:
+            return error
+
+
+def tier_of(answer: Mapping[str, Any]) -> str | None:
+    """The tier of an explanation's influences; ``None`` where no example says."""
+    examples = answer.get("examples") or []
+    return examples[0]["tier"] if examples else None
+
+
+def _item(request: ExplainRequest, record: PredictionRecord | None) -> EngineItem:
+    options = request.model_dump(include={"target", "top_k", "polarity", "tier", "include", "group_by"})
+    if record is None:
+        return EngineItem(input=request.input or {}, **options)
+    recorded = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
+    return EngineItem(input=record.kept_input(), recorded=recorded, **options)
+
+
+def _answer(record: PredictionRecord | None, answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        return answer
+    explanation = answer["explanation"]
+    prediction = explanation["prediction"]
+    if record is not None:
+        prediction = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
+    made = ExplainResponse.model_validate(
+        {
+            **explanation,
+            "explanation_id": new_id(),
+            "prediction_id": None if record is None else record.prediction_id,
+            "prediction": prediction,
+        }
+    )
+    return made.model_dump(mode="json", exclude_unset=True)
+
+
+def _failure(error: InfluenceError) -> dict[str, Any]:
+    return {**error_body(error.code, error.message, error.field), "status": status_of(error)}

@@ -1,0 +1,396 @@
+"""``@audited`` puts every prediction of a method on record without changing what the method answers.
+
+The prediction's id travels in the response header ``X-Prediction-Id`` (several, with commas, where the method answers
+a list), and in the body only where its schema has a field ``prediction_id``. The wrapper is of the method's own kind
+(sync, async, generator) with its signature, since BentoML reads both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Protocol, TypeVar
+
+from bentoml.exceptions import BentoMLException
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from audit_service.errors import error_body, status_of
+from audit_service.serving.error_responses import error_response
+from audit_service.serving.method_fields import (
+    Path,
+    argument_names,
+    check_output,
+    dig,
+    example_of,
+    fields_of,
+    find_inputs,
+    type_hints,
+)
+from audit_service.serving.request_context import Exchange, current_exchange
+from audit_service.store.ids import derived_id, new_id
+from audit_service.store.predictions import Reservation
+from influence_engine.errors import InfluenceError
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+Pick = str | Callable[[Any], Any] | None
+"""Where an output is: a dotted name in what the method returns, or a function of it."""
+
+LAST_CHUNKS = 16
+"""A stream's label is looked for in this many of its last chunks."""
+
+logger = logging.getLogger(__name__)
+
+
+class Auditing(Protocol):
+    """What a service offers as ``self.audit``; see ``service.Audit``."""
+
+    input_fields: Sequence[str] | None
+
+    def record(
+        self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any], *, repeated: bool = False
+    ) -> None:
+        """Puts one prediction on record, where it is already if it is ``repeated``."""
+
+    def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> Reservation:
+        """What an ``Idempotency-Key`` stands for."""
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Counts predictions that are missing from the record."""
+
+
+def audited(
+    *,
+    label: Pick = "label",
+    confidence: Pick = None,
+    scores: Pick = None,
+    inputs: Mapping[str, str] | None = None,
+) -> Callable[[Method], Method]:
+    """Records the predictions of a ``@bentoml.api`` method; goes below ``@bentoml.api``.
+
+    Args:
+        label: Where the predicted label is in what the method returns: a field's name, dotted for nested ones, or a
+            function of the returned value. A method that returns a list has one prediction an item. A stream has one;
+            its label is in one of its last chunks, and a function is given all chunks.
+        confidence: The same for the probability of the label, if it is told.
+        scores: The same for the mapping of every label to its probability, if it is told.
+        inputs: Where the task's fields are, ``{"text": "request.body"}``, where their names differ from those of the
+            arguments and of the arguments' fields.
+
+    Raises:
+        TypeError: at the definition of the service's class, if a name cannot be found.
+    """
+
+    def decorate(function: Method) -> Method:
+        recorder = MethodRecorder(function, label, confidence, scores, inputs or {})
+        wrapper = _wrap(function, recorder)
+        wrapper.audit_recorder = recorder
+        wrapper.__signature__ = inspect.signature(function)  # BentoML asks for it with every request
+        return wrapper
+
+    return decorate
+
+
+class MethodRecorder:
+    """What ``@audited`` knows about one method."""
+
+    def __init__(
+        self, function: Callable[..., Any], label: Pick, confidence: Pick, scores: Pick, inputs: Mapping[str, str]
+    ) -> None:
+        self.function = function
+        self.outputs: dict[str, Pick] = {"label": label, "confidence": confidence, "scores": scores}
+        self.inputs = inputs
+        self.arguments = argument_names(function)
+        self._paths: dict[tuple[str, ...] | None, dict[str, Path]] = {}
+        # Where the annotation does not say, an answer that already holds the key shows that the schema has it.
+        self._names_id = "prediction_id" in (fields_of(type_hints(function).get("return", Any)) or ())
+
+    def check(self) -> None:
+        """Refuses names that the method's signature rules out; raises ``TypeError``."""
+        find_inputs(self.function, (), self.inputs)
+        for part, pick in self.outputs.items():
+            if isinstance(pick, str):
+                check_output(self.function, part, pick)
+
+    def paths(self, fields: Sequence[str] | None) -> dict[str, Path]:
+        """Where the task's ``fields`` are; raises ``TypeError`` where they cannot be found."""
+        key = None if fields is None else tuple(fields)
+        if key not in self._paths:
+            self._paths[key] = find_inputs(self.function, fields, self.inputs)
+        return self._paths[key]
+
+    def reserve(self, service: Any, exchange: Exchange, arguments: Mapping[str, Any]) -> Reservation:
+        """Reserves the id of a request that has an ``Idempotency-Key``."""
+        audit: Auditing = service.audit
+        example = example_of(self.paths(audit.input_fields), arguments)
+        return audit.reserve(exchange.idempotency_key or "", self.function.__name__, example)
+
+    def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
+        """The same for a batchable method, from the request's JSON."""
+        exchange.reserved = self.reserve(service, exchange, self._arguments_of_json(request))
+
+    def finish(
+        self,
+        service: Any,
+        exchange: Exchange | None,
+        reserved: Reservation | None,
+        arguments: Mapping[str, Any],
+        result: Any,
+    ) -> Any:
+        """Records what the method returned; returns it, with its id where the schema has the field."""
+        try:
+            shown = _json_of(result) if isinstance(result, JSONResponse) else result
+            if shown is None:
+                return result  # an error that the method answered itself is no prediction
+            many = isinstance(shown, (list, tuple))
+            ids = self._record(service, reserved, arguments, list(shown) if many else [shown], many)
+            if exchange is not None:
+                exchange.prediction_ids.extend(ids)
+            if many and isinstance(result, (list, tuple)):
+                return type(result)(map(self._named, result, ids))
+            return self._named(result, ids[0]) if ids and not many else result
+        except Exception:  # the prediction goes out whatever becomes of its record
+            logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
+            _count_dropped(service)
+            return result
+
+    def record_response(self, service: Any, exchange: Exchange, request: Any, response: Any) -> bool:
+        """Records one request's answer of a batchable method, from the JSON of both.
+
+        Returns:
+            Whether ids were written into ``response``.
+        """
+        many = isinstance(response, list)
+        items = response if many else [response]
+        arguments = self._arguments_of_json(request)
+        exchange.prediction_ids.extend(self._record(service, exchange.reserved, arguments, items, many))
+        named = False
+        for item, prediction_id in zip(items, exchange.prediction_ids, strict=True):
+            if isinstance(item, dict) and (self._names_id or "prediction_id" in item):
+                item["prediction_id"] = prediction_id
+                named = True
+        return named
+
+    def record_stream(
+        self,
+        service: Any,
+        prediction_id: str,
+        arguments: Mapping[str, Any],
+        chunks: Sequence[Any],
+        *,
+        repeated: bool = False,
+    ) -> None:
+        """Records a stream that has ended, or broken."""
+        try:
+            audit: Auditing = service.audit
+            outputs = self._stream_outputs(chunks)
+            example = example_of(self.paths(audit.input_fields), arguments)
+            audit.record(prediction_id, example, outputs, repeated=repeated)
+        except Exception:  # the stream has gone out whatever becomes of its record
+            logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
+            _count_dropped(service)
+
+    def _record(
+        self, service: Any, reserved: Reservation | None, arguments: Mapping[str, Any], items: list[Any], many: bool
+    ) -> list[str]:
+        audit: Auditing = service.audit
+        paths = self.paths(audit.input_fields)
+        ids = []
+        for number, item in enumerate(items):
+            prediction_id = new_id() if reserved is None else _numbered(reserved.prediction_id, number)
+            example = example_of(paths, arguments, number if many else None)
+            outputs = {part: _pick(item, pick) for part, pick in self.outputs.items() if pick is not None}
+            audit.record(prediction_id, example, outputs, repeated=reserved is not None and reserved.repeated)
+            ids.append(prediction_id)
+        return ids
+
+    def _stream_outputs(self, chunks: Sequence[Any]) -> dict[str, Any]:
+        outputs: dict[str, Any] = {}
+        for part, pick in self.outputs.items():
+            if callable(pick):
+                outputs[part] = pick(list(chunks))
+            elif pick is not None:
+                for chunk in reversed(chunks):
+                    try:
+                        outputs[part] = dig(_chunk_value(chunk), pick.split("."))
+                    except (KeyError, ValueError):
+                        continue
+                    break
+        return outputs
+
+    def _arguments_of_json(self, request: Any) -> Mapping[str, Any]:
+        if isinstance(request, dict) and not (len(self.arguments) == 1 and self.arguments[0] not in request):
+            return request
+        return {self.arguments[0]: request}
+
+    def _named(self, result: Any, prediction_id: str) -> Any:
+        if isinstance(result, BaseModel):
+            if "prediction_id" in type(result).model_fields:
+                return result.model_copy(update={"prediction_id": prediction_id})
+        elif isinstance(result, dict):
+            if self._names_id or "prediction_id" in result:
+                return {**result, "prediction_id": prediction_id}
+        elif self._names_id and hasattr(result, "prediction_id"):
+            result.prediction_id = prediction_id
+        return result
+
+
+def _wrap(function: Any, recorder: MethodRecorder) -> Any:
+    if inspect.isasyncgenfunction(function):
+        return _wrap_async_stream(function, recorder)
+    if inspect.isgeneratorfunction(function):
+        return _wrap_stream(function, recorder)
+    if inspect.iscoroutinefunction(function):
+        return _wrap_async(function, recorder)
+    return _wrap_sync(function, recorder)
+
+
+def _wrap_async(function: Any, recorder: MethodRecorder) -> Any:
+    @functools.wraps(function)
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        exchange = current_exchange.get()
+        if exchange is not None and exchange.batched:
+            return await function(self, *args, **kwargs)
+        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        reserved = None
+        try:
+            if exchange is not None and exchange.idempotency_key:
+                reserved = await asyncio.to_thread(recorder.reserve, self, exchange, arguments)
+            result = await function(self, *args, **kwargs)
+        except InfluenceError as error:
+            return _answer(error, exchange)
+        return recorder.finish(self, exchange, reserved, arguments, result)
+
+    return wrapper
+
+
+def _wrap_sync(function: Any, recorder: MethodRecorder) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        exchange = current_exchange.get()
+        if exchange is not None and exchange.batched:
+            return function(self, *args, **kwargs)
+        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        reserved = None
+        try:
+            if exchange is not None and exchange.idempotency_key:
+                reserved = recorder.reserve(self, exchange, arguments)
+            result = function(self, *args, **kwargs)
+        except InfluenceError as error:
+            return _answer(error, exchange)
+        return recorder.finish(self, exchange, reserved, arguments, result)
+
+    return wrapper
+
+
+def _wrap_async_stream(function: Any, recorder: MethodRecorder) -> Any:
+    @functools.wraps(function)
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        exchange = current_exchange.get()
+        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        try:
+            reserved = None
+            if exchange is not None and exchange.idempotency_key:
+                reserved = await asyncio.to_thread(recorder.reserve, self, exchange, arguments)
+            stream = _Stream(recorder, self, exchange, reserved, arguments)
+            with stream:
+                async for chunk in function(self, *args, **kwargs):
+                    stream.chunks.append(chunk)
+                    yield chunk
+        except InfluenceError as error:
+            raise _carried(error) from error
+
+    return wrapper
+
+
+def _wrap_stream(function: Any, recorder: MethodRecorder) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        exchange = current_exchange.get()
+        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        try:
+            reserved = None
+            if exchange is not None and exchange.idempotency_key:
+                reserved = recorder.reserve(self, exchange, arguments)
+            stream = _Stream(recorder, self, exchange, reserved, arguments)
+            with stream:
+                for chunk in function(self, *args, **kwargs):
+                    stream.chunks.append(chunk)
+                    yield chunk
+        except InfluenceError as error:
+            raise _carried(error) from error
+
+    return wrapper
+
+
+class _Stream:
+    """One stream: names its prediction before the first chunk, records it when it ends or breaks."""
+
+    def __init__(
+        self,
+        recorder: MethodRecorder,
+        service: Any,
+        exchange: Exchange | None,
+        reserved: Reservation | None,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self.recorder, self.service, self.arguments = recorder, service, arguments
+        self.prediction_id = reserved.prediction_id if reserved else new_id()
+        self.repeated = reserved is not None and reserved.repeated
+        whole = any(callable(pick) for pick in recorder.outputs.values())
+        self.chunks: deque[Any] = deque(maxlen=None if whole else LAST_CHUNKS)
+        if exchange is not None:
+            exchange.prediction_ids.append(self.prediction_id)
+
+    def __enter__(self) -> None:
+        """The header goes out with the first chunk, so the id is known by now."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if self.chunks or kind is None:  # a stream that failed before its first chunk answered nothing
+            self.recorder.record_stream(
+                self.service, self.prediction_id, self.arguments, list(self.chunks), repeated=self.repeated
+            )
+
+
+def _count_dropped(service: Any) -> None:
+    with contextlib.suppress(Exception):  # what kept the prediction from the record may keep this from it, too
+        service.audit.dropped("not_recordable")
+
+
+def _pick(result: Any, pick: Pick) -> Any:
+    return pick(result) if callable(pick) else dig(result, (pick or "").split("."))
+
+
+def _numbered(first: str, number: int) -> str:
+    return first if number == 0 else derived_id(hashlib.sha256(f"{first}/{number}".encode()).digest())
+
+
+def _chunk_value(chunk: Any) -> Any:
+    if isinstance(chunk, (str, bytes)):
+        text = chunk if isinstance(chunk, str) else chunk.decode("utf-8", "replace")
+        return json.loads(text.strip().removeprefix("data:"))
+    return chunk
+
+
+def _json_of(response: JSONResponse) -> Any:
+    return json.loads(bytes(response.body)) if response.status_code < 400 else None
+
+
+def _answer(error: InfluenceError, exchange: Exchange | None) -> JSONResponse:
+    if exchange is None:
+        raise error
+    return error_response(error)
+
+
+def _carried(error: InfluenceError) -> BentoMLException:
+    """A stream cannot return a response of its own: its error goes through BentoML, and the edge unpacks it."""
+    body = json.dumps(error_body(error.code, error.message, error.field))
+    return BentoMLException(body, error_code=HTTPStatus(status_of(error)))

@@ -1,0 +1,52 @@
+"""``/audit/feedback``: true labels in, one fate for each out; one bad item never harms its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from audit_service.errors import error_body
+from audit_service.schemas import FeedbackItem, FeedbackRequest
+from audit_service.serving.audit import Audit
+from audit_service.serving.error_responses import describe_validation
+from audit_service.store.outcomes import Outcome
+
+
+def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
+    """Keeps the true labels of a request.
+
+    Returns:
+        ``items``: for each ``{"fate"}`` (``recorded``, ``repeated``, ``changed``) or ``{"error"}``; and how many of
+        each fate.
+
+    Raises:
+        ServiceError: nothing could be kept.
+    """
+    parsed = [_parsed(item, audit.config.task.labels) for item in request.items]
+    judged = iter(audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
+    items: list[dict[str, Any]] = []
+    for one in parsed:
+        if isinstance(one, Outcome):
+            fate = next(judged).fate
+            items.append(_unknown(one.prediction_id) if fate == "unknown" else {"fate": fate})
+        else:
+            items.append(one)
+    fates = [item.get("fate", "refused") for item in items]
+    return {"items": items, **{fate: fates.count(fate) for fate in ("recorded", "repeated", "changed", "refused")}}
+
+
+def _parsed(item: dict[str, Any], labels: list[str]) -> Outcome | dict[str, Any]:
+    try:
+        found = FeedbackItem.model_validate(item)
+    except ValidationError as error:
+        details: Any = error.errors(include_input=False, include_context=False, include_url=False)
+        return describe_validation(details, FeedbackItem.model_fields)
+    if labels and found.label not in labels:
+        known = ", ".join(map(repr, labels))
+        return error_body("bad_request", f"unknown label {found.label[:80]!r}; the labels are {known}", "label")
+    return Outcome(found.prediction_id, found.label, found.groups)
+
+
+def _unknown(prediction_id: str) -> dict[str, Any]:
+    return error_body("not_found", f"no prediction has the id {prediction_id[:64]!r}", "prediction_id")

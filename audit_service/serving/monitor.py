@@ -1,0 +1,155 @@
+"""What a service measures of itself: one object for its metrics, its reference and its sampled explanations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from audit_service.artifacts.bento_models import index_version_folder
+from audit_service.config import AuditConfig
+from audit_service.engine.client import Engine
+from audit_service.monitoring.metrics import model_label
+from audit_service.monitoring.recorders import (
+    DropMetrics,
+    ExplanationMetrics,
+    InfluenceMetrics,
+    OutcomeMetrics,
+    PredictionMetrics,
+)
+from audit_service.monitoring.reference import REFERENCE, Reference, read_reference
+from audit_service.monitoring.showing import ShownReference, watched_groups
+from audit_service.monitoring.statistics import NearestCentre
+from audit_service.serving.sampler import Sampler
+from influence_engine.errors import InfluenceError
+from influence_engine.index import Manifest
+from influence_engine.index.building.pipeline import MANIFEST
+from influence_engine.tasks.base import Array
+
+logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """Counts one service's predictions, explanations and outcomes. Recording never raises.
+
+    Args:
+        name: The name of the service's config, by which the engine is asked.
+        config: The config.
+
+    Attributes:
+        model: The label ``model``.
+        reference: What the signals are held against; ``None`` where there is none, or one of another model or index.
+        reason: Why there is no reference.
+    """
+
+    def __init__(self, name: str, config: AuditConfig) -> None:
+        self.name = name
+        self.config = config
+        self.model = model_label(config.name, None)
+        self.reference: Reference | None = None
+        self.reason: str | None = None
+        self._model_digest: str | None = None
+        self._seen: tuple[Path, float | None] | None = None
+        self._shown = ShownReference()
+        self._predictions: PredictionMetrics | None = None
+        self._nearest: NearestCentre | None = None
+        self._drops: DropMetrics | None = None
+        self._sampler: Sampler | None = None
+        self.explanations: ExplanationMetrics | None = None
+        self.outcomes: OutcomeMetrics | None = None
+
+    def start(self, model_digest: str, engine: Callable[[], Engine]) -> None:
+        """Makes every series at zero and starts the sampling; call it in the process that serves.
+
+        Args:
+            model_digest: Digest of the model that predicts; empty where it is not known.
+            engine: The engine, as this process reaches it.
+        """
+        settings = self.config.monitoring
+        self._model_digest = model_digest or None
+        self.model = model_label(self.config.name, self._model_digest)
+        self._drops = DropMetrics(self.model)
+        self.explanations = ExplanationMetrics(self.model)
+        self._sampler = Sampler(
+            self.name,
+            rate=settings.sample_rate,
+            waiting=settings.sample_queue,
+            engine=engine,
+            drops=self._drops,
+            refresh=self.refresh,
+        )
+        self.refresh()
+        self._sampler.start()
+
+    def close(self) -> None:
+        """Stops the sampling."""
+        if self._sampler is not None:
+            self._sampler.close()
+
+    def refresh(self) -> None:
+        """Looks whether another index is current or its reference has been made; never raises."""
+        try:
+            self._refresh()
+        except Exception:  # the watch goes on with what it has
+            logger.exception("the reference of %s could not be read", self.name)
+
+    def _refresh(self) -> None:
+        folder, changed = None, None
+        try:
+            folder = index_version_folder(self.config)
+            file = folder / REFERENCE
+            changed = file.stat().st_mtime if file.is_file() else None
+        except InfluenceError as error:  # no index, or it lies where another process holds it
+            self.reason = error.message
+        seen = (folder or Path(), changed)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        self.reference = None if folder is None else self._read(folder)
+        labels = self._labels()
+        clusters = len(self.reference.centres) if self.reference else 0
+        self._shown.show(self.model, self.reference)
+        self._nearest = self.reference.nearest_centre() if self.reference else None
+        self._predictions = PredictionMetrics(self.model, labels, clusters)
+        self.outcomes = OutcomeMetrics(self.model, labels, self.config.monitoring.outcome_groups)
+        if self._sampler is not None:
+            columns = [one.by for one in self.reference.influence] if self.reference else ["label"]
+            self._sampler.group_by = columns
+            self._sampler.influence = InfluenceMetrics(self.model, watched_groups(self.reference, labels))
+            self._sampler.tier = self.reference.tier if self.reference else "best"  # type: ignore[assignment]
+
+    def _read(self, folder: Path) -> Reference | None:
+        try:
+            index_digest = Manifest.read(folder / MANIFEST).build_digest
+            found = read_reference(folder, model_digest=self._model_digest, index_digest=index_digest)
+        except InfluenceError as error:
+            self.reason = error.message
+            logger.error("%s has no reference to hold its traffic against: %s", self.name, error.message)
+            return None
+        self.reason = (
+            None if found else f"there is none; make it with: bento-audit reference build {self.config.spelled}"
+        )
+        return found
+
+    def _labels(self) -> list[str]:
+        """All labels that can be predicted, as far as anybody says: a label without a series falls out of sums."""
+        return list(self.config.task.labels) or (self.reference.labels if self.reference else [])
+
+    def features(self, features: Array) -> None:
+        """Counts the clusters of the features ``[B, width]`` of some predictions."""
+        nearest, predictions = self._nearest, self._predictions
+        if nearest is not None and predictions is not None and features.shape[-1] == nearest.width:
+            predictions.clustered(nearest.of(features))
+
+    def predicted(self, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Counts one prediction, and explains it in the background if chance chooses it."""
+        if self._predictions is not None:
+            self._predictions.predicted(outputs.get("label"), outputs.get("confidence"))
+        if self._sampler is not None:
+            self._sampler.offer(example, outputs)
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Counts what was lost."""
+        if self._drops is not None:
+            self._drops.dropped(reason, count)

@@ -1,0 +1,34 @@
+"""What belongs to one HTTP request and has to reach across BentoML: from the edge to the audited method and back.
+
+BentoML gives a method no way to add a response header unless it takes a ``ctx`` parameter, and a method in a thread
+sees a copy of the context. So the edge puts one mutable object into the context before the request goes in, the
+method writes into it, and the edge reads it when the response comes out.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from audit_service.store.predictions import Reservation
+
+
+class Exchange:
+    """One request on its way through the service.
+
+    Attributes:
+        batched: The method merges several requests into one call, so nothing within it belongs to this request only.
+        idempotency_key: The request's ``Idempotency-Key``, or ``None``.
+        reserved: What this key stands for, once it is known (batched methods only).
+        prediction_ids: Ids of the predictions in the response, in its order.
+    """
+
+    __slots__ = ("batched", "idempotency_key", "prediction_ids", "reserved")
+
+    def __init__(self, *, batched: bool = False, idempotency_key: str | None = None) -> None:
+        self.batched = batched
+        self.idempotency_key = idempotency_key
+        self.reserved: Reservation | None = None
+        self.prediction_ids: list[str] = []
+
+
+current_exchange: ContextVar[Exchange | None] = ContextVar("bento_audit_exchange", default=None)

@@ -1,0 +1,1 @@
+"""What a service keeps: its database, predictions, outcomes, ids, encryption."""

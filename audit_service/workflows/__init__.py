@@ -1,0 +1,1 @@
+"""The work that verbs, jobs, reports and pages share; nothing here reads a command line or prints."""

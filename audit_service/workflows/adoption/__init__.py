@@ -1,0 +1,1 @@
+"""Adopting a model that was trained elsewhere: its checkpoint, its data, a config, a service."""

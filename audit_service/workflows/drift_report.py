@@ -1,0 +1,113 @@
+"""The work of ``bento-audit drift report``: reads inputs, predicts and explains them, writes the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from audit_service.artifacts.bento_models import open_predictor, state_folder
+from audit_service.config import AuditConfig
+from audit_service.config.sections import seconds_of
+from audit_service.drift.html import as_html
+from audit_service.drift.report import drift_report
+from audit_service.drift.signals import FeatureCatcher, explain_all, predict_all
+from audit_service.engine.loading import Loaded, load
+from audit_service.monitoring.reference import Reference
+from audit_service.prediction.predictor import check_example
+from audit_service.store.outcomes import OutcomeStore
+from audit_service.store.predictions import PredictionStore
+from audit_service.workflows import drift_baseline
+from audit_service.workflows.input_files import column_of, input_table, no_column
+from influence_engine.errors import DataError, InputError, RecordError
+from influence_engine.files import write_text
+from influence_engine.progress import Progress
+
+
+def since_s(text: str) -> float:
+    """The Unix time that a span such as ``24h`` reaches back to."""
+    return time.time() - seconds_of(text)
+
+
+def report(
+    config: AuditConfig, inputs: Path | None, since: float | None, most_explained: int, progress: Progress
+) -> dict[str, Any]:
+    """The report over a file of inputs, or over the predictions on record since a Unix time.
+
+    Raises:
+        RecordError: there is no reference.
+        DataError: there are no inputs.
+    """
+    reference = drift_baseline.of_config(config)
+    if reference is None:
+        again = f"bento-audit reference build {config.spelled}"
+        raise RecordError(f"{config.name!r} has no reference; make it with: {again}")
+    loaded = load(config)
+    outcomes: list[dict[str, Any]] = []
+    if inputs is not None:
+        examples = read_inputs(config, loaded, inputs)
+    else:
+        folder = state_folder(config)
+        recorded = PredictionStore(folder).since(since or 0.0)
+        examples = [dict(one.input) for one in recorded if one.input is not None]
+        outcomes = OutcomeStore(folder).judged(since or 0.0)
+    if not examples:
+        where = str(inputs) if inputs is not None else f"the record in {state_folder(config)}"
+        raise DataError(f"{where} holds no inputs to report on", field="inputs")
+    return _held_against(reference, loaded, config, examples, outcomes, most_explained, progress)
+
+
+def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[str, Any]]:
+    """The texts of a .jsonl, .csv or .parquet file; rows that the task refuses are left out.
+
+    Raises:
+        SettingsError: it is a file of another format.
+        DataError: the file cannot be read, or has no column with the text.
+    """
+    table, text = input_table(path, "inputs"), config.task.text
+    column = column_of(config, table, text)
+    if column is None:
+        raise no_column(table, text, f"there is no column {text!r} with the inputs")
+    found = []
+    for row in table.rows:
+        example = {text: row.values.get(column)}
+        with contextlib.suppress(InputError):
+            check_example(loaded.task, example, config.serve.max_text_chars)
+            found.append(example)
+    return found
+
+
+def _held_against(
+    reference: Reference,
+    loaded: Loaded,
+    config: AuditConfig,
+    examples: Sequence[dict[str, Any]],
+    outcomes: Sequence[dict[str, Any]],
+    most_explained: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    catcher = FeatureCatcher()
+    predicted = predict_all(open_predictor(config, catcher), catcher, examples, progress)
+    rows = sorted(random.Random(0).sample(range(len(examples)), min(most_explained, len(examples))))
+    explained, _ = explain_all(
+        loaded.attributor,
+        [examples[row] for row in rows],
+        tier=reference.tier,  # type: ignore[arg-type]
+        group_by=[one.by for one in reference.influence],
+        progress=progress,
+    )
+    texts = [str(example.get(config.task.text, "")) for example in examples]
+    return drift_report(reference, texts, predicted, explained, rows, outcomes)
+
+
+def write(found: dict[str, Any], out: Path) -> list[Path]:
+    """Writes the report as JSON and as HTML beside it; returns both."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files = [out.with_suffix(".json"), out.with_suffix(".html")]
+    write_text(files[0], json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(files[1], as_html(found))
+    return files

@@ -1,0 +1,157 @@
+"""What ``bento-audit evaluate`` does: retrains, compares, writes the results and draws them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from audit_service.artifacts.training_data import read_training_set, recorded_run
+from audit_service.config import AuditConfig
+from audit_service.engine.loading import load
+from audit_service.workflows.stages import base_location, plan_finetuning
+from influence_engine.errors import DataError
+from influence_engine.evaluation import (
+    Evaluation,
+    EvaluationPlan,
+    PlantedErrors,
+    Retraining,
+    evaluate,
+    find_planted_errors,
+    random_removals,
+    single_removals,
+)
+from influence_engine.files import write_json
+from influence_engine.progress import Progress
+
+RESULTS = "evaluation.json"
+PLOT = "evaluation.png"
+PLANTED = "planted.json"
+FEWEST_QUERIES = 4
+
+TRUTHS = {"removal": "recorded steps", "afresh": "new order"}
+"""What a kind of retraining is called where it is shown."""
+
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """What an evaluation will take.
+
+    Attributes:
+        queries: Held-out examples whose measurements are compared; the first ``tuning`` of them choose the damping.
+        tuning: How many those are.
+        retrainings: In all.
+        kept: Of them, those measured before.
+        seconds: For the others, from a few steps that were really taken; frozen layers run once only, so it is less.
+    """
+
+    queries: int
+    tuning: int
+    retrainings: int
+    kept: int
+    seconds: float
+
+
+def evaluation_folder(config: AuditConfig) -> Path:
+    """Where results and retrainings lie."""
+    return config.state_folder / "evaluation"
+
+
+def plan_evaluation(config: AuditConfig, plan: EvaluationPlan, queries: int, progress: Progress) -> EvaluationCost:
+    """Predicts what ``run_evaluation`` will take; raises what that does."""
+    retraining = _retraining(config, queries, progress)
+    ids = retraining.run.example_ids
+    plan.check(ids)
+    tuning = plan.tuning_of(len(retraining.queries))
+    kept = sum(
+        retraining.kept(random_removals(ids, fraction, plan.subsets, seed=plan.seed), kind)
+        for kind in plan.kinds
+        for fraction in plan.fractions
+    )
+    if plan.single or plan.leave_out:
+        attributor = load(config).attributor
+        influences = attributor.scores(retraining.queries[tuning:], "estimated").double()
+        kept += retraining.kept(single_removals(plan, influences, attributor.index.example_ids))
+    each = plan_finetuning(config, progress).seconds
+    return EvaluationCost(
+        queries=len(retraining.queries),
+        tuning=tuning,
+        retrainings=plan.retrainings,
+        kept=kept,
+        seconds=each * (plan.retrainings - kept),
+    )
+
+
+def run_evaluation(
+    config: AuditConfig, plan: EvaluationPlan, queries: int, folder: Path, progress: Progress
+) -> Evaluation:
+    """Evaluates the config's index against retrainings of its run, and writes the results to ``folder``.
+
+    Args:
+        config: The config.
+        plan: What to retrain; retrainings of an earlier evaluation are used again.
+        queries: Held-out examples to take, tuning ones included.
+        folder: Gets ``evaluation.json``.
+        progress: Told of every retraining.
+
+    Raises:
+        RecordError: there is no recorded run, or none that can be executed again.
+        DataError: there are no labelled held-out examples.
+        SettingsError: the plan cannot be carried out.
+    """
+    retraining = _retraining(config, queries, progress)
+    loaded = load(config)
+    found = evaluate(loaded.attributor, retraining, plan, base=retraining.run.load_base(), progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULTS, {**found.to_dict(), "model": loaded.model, "index": loaded.index})
+    return found
+
+
+def run_planted(config: AuditConfig, share: float, folder: Path, progress: Progress) -> PlantedErrors:
+    """Plants wrong labels in the config's training examples, and counts how many the rankings of suspects find.
+
+    Args:
+        config: The config; its own run and index stay as they are.
+        share: Of the labels that are changed.
+        folder: Gets ``planted.json``; a run and an index of their own are kept below it.
+        progress: Told of every stage.
+
+    Raises:
+        DataError: there are no labelled held-out examples, or no label can be changed.
+    """
+    location = base_location(config, progress)
+    examples = read_training_set(config, location, progress)
+    labelled = examples.labelled_held_out(config.task.label)
+    if not labelled:
+        raise DataError(
+            f"{config.name!r} has no labelled held-out examples to measure harm on: name them in data.validation",
+            field="data.validation",
+        )
+    found = find_planted_errors(
+        examples.task,
+        location,
+        examples.train.examples,
+        labelled,
+        folder / f"planted-{share:g}",
+        share=share,
+        finetuning=config.finetune,
+        indexing=config.index,
+        progress=progress,
+    )
+    write_json(folder / PLANTED, found.to_dict())
+    return found
+
+
+def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retraining:
+    run = recorded_run(config)
+    examples = read_training_set(config, run.folder / "model", progress)
+    labelled = examples.labelled_held_out(config.task.label)
+    chosen = random.Random(0).sample(labelled, min(queries, len(labelled)))
+    if len(chosen) < FEWEST_QUERIES:
+        raise DataError(
+            f"{config.name!r} has {len(chosen)} labelled held-out examples, an evaluation needs at least "
+            f"{FEWEST_QUERIES}: name them in data.validation",
+            field="data.validation",
+        )
+    cache = evaluation_folder(config) / "retrainings"
+    return Retraining(run, examples.task, examples.train.examples, chosen, cache, progress=progress)

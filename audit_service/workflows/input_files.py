@@ -1,0 +1,39 @@
+"""Files of inputs that a verb is given: their format, and the column that the texts are in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from audit_service.config import AuditConfig
+from audit_service.workflows.adoption.columns import KINDS
+from influence_engine.data import DataSettings
+from influence_engine.data.names import did_you_mean, listing
+from influence_engine.data.sources import Table, open_table
+from influence_engine.errors import DataError, SettingsError
+from influence_engine.progress import silent
+
+
+def input_table(path: Path, field: str) -> Table:
+    """The rows of a .jsonl, .csv or .parquet file.
+
+    Raises:
+        SettingsError: ``path`` is of another format; ``field`` is the option that named it.
+        DataError: it cannot be read.
+    """
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise SettingsError(f"{path}: the file's name must end with {', '.join(KINDS)}", field=field)
+    return open_table(DataSettings.model_validate({kind: path.resolve()}), path.parent, silent)
+
+
+def column_of(config: AuditConfig, table: Table, key: str) -> str | None:
+    """The column of a table that holds a field of the task, by the training data's name for it or its own."""
+    return next((name for name in (config.data.train.columns.get(key), key) if name in table.columns), None)
+
+
+def no_column(table: Table, key: str, what: str) -> DataError:
+    """That a needed column is not there, and which are."""
+    return DataError(
+        f"{table.location}: {what}. The columns are {listing(table.columns)}.{did_you_mean(key, table.columns)}",
+        field=key,
+    )

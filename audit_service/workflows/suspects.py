@@ -1,0 +1,215 @@
+"""What ``bento-audit suspects`` does: suspects and their prediction in time, and the file that holds all of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from audit_service.artifacts.training_data import recorded_run
+from audit_service.config import AuditConfig
+from audit_service.engine.loading import Loaded, load
+from audit_service.workflows.stages import plan_finetuning
+from influence_engine.data import load_examples
+from influence_engine.errors import SettingsError
+from influence_engine.evaluation import CrossValidation, Measure, Suspect, rank_suspects, seen_in_training
+from influence_engine.evaluation.baselines import training_losses
+from influence_engine.files import writing_aside
+from influence_engine.index.ordering import in_index_order
+from influence_engine.progress import Progress
+from influence_engine.training.schedule import plan_schedule
+
+PROBED = 32
+"""Held-out and training examples that a dry run really computes influences and losses of."""
+
+MEASURED = tuple(field.name for field in fields(Suspect) if field.name != "fields")
+"""The first columns of the file, after ``rank``; the fields of the examples follow."""
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """All training examples of a config by how suspect they are.
+
+    Attributes:
+        ranked: Every training example, the most suspect first.
+        by: What they are ranked by.
+        held_out: How many held-out examples were asked.
+        seen_in_training: Ids of those that are training examples, too.
+        model: ``tag`` and ``digest``.
+        index: ``tag``, ``digest``, ``method`` and ``rows``.
+    """
+
+    ranked: list[Suspect]
+    by: Measure
+    held_out: int
+    seen_in_training: list[str]
+    model: dict[str, Any]
+    index: dict[str, Any]
+
+    def to_dict(self, top_k: int) -> dict[str, Any]:
+        """As a JSON value, with the first ``top_k`` suspects."""
+        return {
+            "by": self.by,
+            "held_out": self.held_out,
+            "seen_in_training": self.seen_in_training,
+            "training": len(self.ranked),
+            "model": self.model,
+            "index": self.index,
+            "suspects": [{"rank": rank, **asdict(one)} for rank, one in enumerate(self.ranked[:top_k], 1)],
+        }
+
+
+@dataclass(frozen=True)
+class SuspectsPlan:
+    """What ranking will take, said before it starts.
+
+    Attributes:
+        held_out: Held-out examples.
+        training: Training examples.
+        pairs: Influences to be computed: their product.
+        seconds: Of harm and losses, from a few that were really computed.
+        folds: Of the cross-validation; 0 for none.
+        trainings: Folds that are not on disk yet, each a training.
+        training_seconds: Of those, from a few steps that were really taken.
+    """
+
+    held_out: int
+    training: int
+    pairs: int
+    seconds: float
+    folds: int
+    trainings: int
+    training_seconds: float
+
+
+@dataclass(frozen=True)
+class _Opened:
+    loaded: Loaded
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    validation: CrossValidation | None
+
+
+def find_suspects(config: AuditConfig, progress: Progress, *, by: Measure = "harm", folds: int = 0) -> Suspects:
+    """Ranks all training examples of a config.
+
+    Args:
+        config: The config; ``data.validation`` are its held-out examples.
+        progress: Told of every batch, and of every step of every fold.
+        by: What to rank by.
+        folds: Of the cross-validation that the out-of-sample confidence is from; 0 leaves it out.
+
+    Raises:
+        InfluenceError: there are no held-out examples, model or index are missing or do not belong together, or there
+            is no recorded run to cross-validate.
+    """
+    opened = _open(config, progress, folds)
+    validation, loaded = opened.validation, opened.loaded
+    ranked = rank_suspects(
+        loaded.attributor,
+        opened.held_out,
+        opened.train,
+        by=by,
+        out_of_sample_confidence=None if validation is None else validation.out_of_sample_confidence(),
+        progress=progress,
+    )
+    seen = seen_in_training(opened.held_out, opened.train)
+    return Suspects(ranked, by, len(opened.held_out), seen, loaded.model, loaded.index)
+
+
+def plan_suspects(config: AuditConfig, progress: Progress, *, folds: int = 0) -> SuspectsPlan:
+    """Predicts how long ``find_suspects`` will take, from a few influences, losses and training steps.
+
+    Raises:
+        InfluenceError: as ``find_suspects``.
+    """
+    opened = _open(config, progress, folds)
+    attributor, train, held_out = opened.loaded.attributor, opened.train, opened.held_out
+    in_index_order(attributor.index, train)
+    attributor.scores(held_out[:1])  # warms up
+    influences = _seconds_each(held_out[:PROBED], attributor.scores) * len(held_out)
+    losses = len(train) * _seconds_each(
+        train[:PROBED], lambda examples: training_losses(attributor.model, attributor.task, examples)
+    )
+    trainings, training_seconds = 0, 0.0
+    if opened.validation is not None:
+        missing = opened.validation.missing
+        trainings = len(missing)
+        remaining = [len(train) - len(opened.validation.left_out[fold]) for fold in missing]
+        training_seconds = _training_seconds(config, opened.validation, remaining, progress) if missing else 0.0
+    return SuspectsPlan(
+        held_out=len(held_out),
+        training=len(train),
+        pairs=len(held_out) * len(train),
+        seconds=influences + losses,
+        folds=folds,
+        trainings=trainings,
+        training_seconds=training_seconds,
+    )
+
+
+def write_suspects(path: Path, ranked: Sequence[Suspect]) -> None:
+    """Writes every suspect to a CSV file, whole or not at all.
+
+    The columns are ``rank``, those of ``MEASURED``, and the fields of the examples, of which one that is named as a
+    column before it is left out (as a rule the label). Where there is no value the cell is empty.
+    """
+    extra = list(dict.fromkeys(name for one in ranked for name in one.fields if name not in MEASURED))
+    with writing_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rank", *MEASURED, *extra])
+        for rank, one in enumerate(ranked, 1):
+            measured = (getattr(one, name) for name in MEASURED)
+            writer.writerow([rank, *measured, *_cells(one, extra)])
+
+
+def _open(config: AuditConfig, progress: Progress, folds: int) -> _Opened:
+    if config.data.validation is None:
+        raise SettingsError(
+            f"{config.name!r} names no held-out examples to be harmed. Add data.validation to {config.file}: labelled "
+            "examples that the model was not trained on, in the same way as data.train",
+            field="data.validation",
+        )
+    if folds and config.model is not None:
+        raise SettingsError(
+            f"--folds fine-tunes again as the recorded run did, and the model of {config.name!r} was fine-tuned "
+            "elsewhere: there is no record of how. Leave --folds out; harm and loss need no record",
+            field="folds",
+        )
+    run = recorded_run(config) if folds else None
+    progress("loading model and index", 0, 1)
+    loaded = load(config)
+    progress("loading model and index", 1, 1)
+    train = load_examples(config.data.train, loaded.task, config.root, progress=progress).examples
+    held_out = load_examples(config.data.validation, loaded.task, config.root, progress=progress).examples
+    validation = None
+    if run is not None:
+        cache = config.state_folder / "folds"
+        validation = CrossValidation(run, loaded.task, train, cache, folds=folds, progress=progress)
+    return _Opened(loaded, train, held_out, validation)
+
+
+def _seconds_each(examples: Sequence[Any], compute: Any) -> float:
+    began = time.perf_counter()
+    compute(examples)
+    return (time.perf_counter() - began) / len(examples)
+
+
+def _training_seconds(
+    config: AuditConfig, validation: CrossValidation, remaining: Sequence[int], progress: Progress
+) -> float:
+    # The run's settings, which the folds are trained with, whatever the config says by now.
+    settings = validation.run.settings
+    assert settings is not None  # a cross-validation has made sure
+    plan = plan_finetuning(config.model_copy(update={"finetune": settings}), progress)
+    return plan.seconds / plan.steps * sum(len(plan_schedule(settings, count)) for count in remaining)
+
+
+def _cells(suspect: Suspect, names: Sequence[str]) -> Iterator[Any]:
+    for name in names:
+        value = suspect.fields.get(name)
+        yield json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value

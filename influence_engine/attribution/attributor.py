@@ -1,0 +1,398 @@
+"""The one front door: explains predictions by the training examples and the changes that made them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.attribution.groups import DEFAULT_COLUMNS, Groups
+from influence_engine.attribution.quality import Errors, quality_of, refinement
+from influence_engine.attribution.result import Attribution, Changes, Clock, Influential, ranks
+from influence_engine.differences import BaseDifference
+from influence_engine.digests import json_digest
+from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
+from influence_engine.gradients import LayerGradient, tracing, track
+from influence_engine.index import InfluenceIndex, Polarity, top_rows
+from influence_engine.index.calibration import unit_of
+from influence_engine.models.frozen_prefix import Kept
+from influence_engine.progress import Progress, silent
+from influence_engine.refinement import Refined, Refiner
+from influence_engine.resources import choose_device, to_device
+from influence_engine.tasks import (
+    Batch,
+    CheckingTask,
+    Example,
+    PredictingTask,
+    ProbabilityTask,
+    Task,
+    batches_of_like_size,
+    describe_task,
+    with_predicted_targets,
+)
+
+Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
+"""How influences are obtained; ``best`` is the highest that the index holds ready."""
+
+MOST_EXAMPLES = 100
+"""Largest ``top_k``."""
+
+
+class Attributor:
+    """Explains a model's predictions with an index.
+
+    Args:
+        model: The fine-tuned model; ``requires_grad`` marks what was trained, as when the index was built.
+        task: Its task.
+        index: An index built for this model.
+        base_model: The model before fine-tuning, for differences; left out, explanations have none.
+        device: ``auto`` is the index's, to which the models are moved.
+
+    Raises:
+        DigestMismatchError: the index was built for another task.
+        ModelError: a layer cannot be attributed.
+        SettingsError: the index is on another device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        index: InfluenceIndex,
+        *,
+        base_model: nn.Module | None = None,
+        device: str = "auto",
+    ) -> None:
+        index.check_task(describe_task(task))
+        self.device = _device_of(index, device)
+        self.model = model.to(self.device).eval()
+        self.task = task
+        self.index = index
+        self.tracked = track(model, allow_left_out=bool(index.manifest.left_out))
+        self._check_layers()
+        self.difference = (
+            None if base_model is None else BaseDifference(model, base_model.to(self.device), self.tracked)
+        )
+        self._groups = Groups(index, self.device)
+        self._refiner: Refiner | None = None
+        self._solved: tuple[str, Refined] | None = None
+
+    def refine_with(self, train: Sequence[Example], *, progress: Progress = silent) -> None:
+        """Makes the tier ``refined`` available: each of its answers takes passes over all training examples.
+
+        Args:
+            train: The examples that the index was built from, in any order.
+            progress: Told of every batch.
+
+        Raises:
+            TierUnavailableError: the index follows the recorded steps; ``refined`` is of one step at the final weights.
+            DigestMismatchError: the examples are not those of the index.
+        """
+        if self.index.manifest.approximation != "final":
+            raise _unavailable("refined", self.index)
+        self._refiner = Refiner(self.model, self.task, self.index, train, progress=progress)
+        self._solved = None
+
+    def attribute(
+        self,
+        queries: Sequence[Example],
+        *,
+        top_k: int = 10,
+        tier: Tier = "best",
+        polarity: Polarity = "both",
+        group_by: Sequence[str] = DEFAULT_COLUMNS,
+    ) -> list[Attribution]:
+        """Explains queries with one forward and one backward pass for all of them.
+
+        Args:
+            queries: Examples; one that names a label is explained for that label, else for what the model predicts.
+            top_k: Training examples to return for each, 1 to 100; with polarity ``each``, so many of either sign.
+            tier: How to obtain the influences.
+            polarity: Which to return.
+            group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
+                ``consent``, or one of their metadata.
+
+        Raises:
+            InputError: a query cannot be used, or a column is not there; ``field`` names what is wrong.
+            TierUnavailableError: this index cannot answer that tier; the message says why.
+            SettingsError: ``top_k`` or ``polarity`` is out of range.
+        """
+        answered = self._tier(tier)
+        if isinstance(top_k, bool) or not 1 <= top_k <= MOST_EXAMPLES:
+            raise SettingsError(f"top_k is {top_k}; it must be from 1 to {MOST_EXAMPLES}", field="top_k")
+        groupings = [self._groups.by(column) for column in dict.fromkeys(group_by)]
+        if not queries:
+            return []
+        clock = Clock()
+        self._check(queries)
+        keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
+        with keeping as kept, self._trace(queries) as trace:
+            batch = with_predicted_targets(trace.batch, trace.outputs)
+            measured = self.task.measurement(trace.outputs, batch)
+            gradients = trace.layer_gradients(measured)
+        outputs, measured = trace.outputs.detach(), measured.detach()
+        clock.lap("gradient")
+        encoded, retained = self.index.encode_and_weigh(gradients)
+        clock.lap("encode")
+        basis = self.index.basis if answered == "replayed" else None
+        scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)
+        parts: Sequence[Tensor | None] = [None] * len(queries)
+        in_basis: Sequence[float | None] = [None] * len(queries)
+        if basis is not None:
+            coefficients = basis.coefficients(scores)
+            parts, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
+            scores = basis.correct(scores, coefficients)
+        slope = self._slope(answered)
+        refined = self._refined(queries) if answered == "refined" else None
+        if refined is None:
+            scores = scores * slope
+            found = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+        else:
+            estimated, scores = scores, refined.influences
+            found = [_strongest(each, top_k, polarity) for each in scores]
+        clock.lap("search")
+        errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
+        examples = self._fetch(found, answered, measured, errors, polarity)
+        clock.lap("fetch")
+        changes = self._changes(batch, gradients, measured, kept)
+        predictions = self._predictions(outputs, batch)
+        clock.lap("differences")
+        return [
+            Attribution(
+                prediction=predictions[number],
+                base_prediction=changes.predictions[number],
+                target=self._target(batch, number),
+                measurement=float(measured[number]),
+                base_measurement=changes.measurement(number),
+                examples=examples[number],
+                groups=[
+                    group
+                    for grouping in groupings
+                    for group in grouping.influences(scores[number], errors[number].error_90)
+                ],
+                modules=changes.modules(number),
+                modules_residual=changes.residual(number, float(measured[number])),
+                tier=answered,
+                quality=quality_of(
+                    self.index,
+                    float(scores[number].abs().sum()),
+                    [example.influence for example in examples[number]],
+                    float(retained[number]),
+                    in_basis[number],
+                    errors[number],
+                )
+                | ({} if refined is None else refinement(refined, estimated[number], number)),
+                timings_ms=clock.laps,
+            )
+            for number in range(len(queries))
+        ]
+
+    def scores(
+        self,
+        queries: Sequence[Example],
+        tier: Tier = "estimated",
+        *,
+        damping: float | None = None,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Influence of every example of the index on each query, ``[Q, N]`` in index order, single precision.
+
+        Args:
+            queries: As for ``attribute``.
+            tier: How to obtain the influences.
+            damping: In place of the index's own, without its calibration; see ``InfluenceIndex.scores``.
+            batch_size: Queries of one pass.
+
+        Raises:
+            InputError, TierUnavailableError: as ``attribute``.
+        """
+        answered = self._tier(tier)
+        if answered == "refined":
+            return self._refined(queries).influences.cpu().clone()
+        basis = self.index.basis if answered == "replayed" else None
+        slope = self._slope(answered) if damping is None else 1.0
+        if basis is not None and damping is None:
+            damping = basis.damping
+        scores = torch.empty(len(queries), len(self.index))
+        for places, encoded in self._encoded(queries, batch_size):
+            found = self.index.scores(encoded, exact=True, damping=damping)
+            if basis is not None:
+                found = basis.correct(found, basis.coefficients(found))
+            scores[places] = found.cpu() * slope
+        return scores
+
+    def scores_by_damping(
+        self, queries: Sequence[Example], dampings: Sequence[float], *, batch_size: int = 32
+    ) -> dict[float, Tensor]:
+        """The estimated tier's ``scores`` at each damping, from one pass over the queries."""
+        scores = {damping: torch.empty(len(queries), len(self.index)) for damping in dampings}
+        for places, encoded in self._encoded(queries, batch_size):
+            for damping, rows in scores.items():
+                rows[places] = self.index.scores(encoded, exact=True, damping=damping).cpu()
+        return scores
+
+    def measure(self, queries: Sequence[Example]) -> Tensor:
+        """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
+        self._check(queries)
+        batch = to_device(self.task.collate(queries), self.device)
+        outputs = self.task.outputs(self.model, batch)
+        return self.task.measurement(outputs, with_predicted_targets(batch, outputs))
+
+    def _check_layers(self) -> None:
+        expected = {layer.name: layer.shape for layer in self.index.manifest.layers}
+        found = {layer.name: layer.shape for layer in self.tracked.layers}
+        if expected != found:
+            names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+            raise ModelError(
+                f"the model's trained layers are not those of the index: they differ in {', '.join(names[:5])}; set "
+                "requires_grad on exactly the parameters that were trained"
+            )
+
+    def _tier(self, tier: Tier) -> str:
+        if tier not in get_args(Tier):
+            raise SettingsError(f"tier is {tier!r}; allowed are {', '.join(get_args(Tier))}", field="tier")
+        if self.index.basis is not None and tier in ("best", "replayed"):
+            return "replayed"
+        if tier in ("best", "estimated"):
+            return "estimated"
+        if tier == "refined" and self._refiner is not None:
+            return "refined"
+        raise _unavailable(tier, self.index)
+
+    def _refined(self, queries: Sequence[Example]) -> Refined:
+        assert self._refiner is not None  # the tier has been checked
+        try:
+            asked = json_digest([dict(query) for query in queries])
+        except (TypeError, ValueError):  # examples of a task of one's own that are no JSON
+            asked = ""
+        # The last answer is kept, since whoever explains queries often wants all their scores next.
+        if not asked or self._solved is None or self._solved[0] != asked:
+            parts = [
+                self._refiner.refine(self.measure(queries[start : start + self._refiner.at_once]))
+                for start in range(0, len(queries), self._refiner.at_once)
+            ]
+            self._solved = asked, Refined.joined(parts)
+        return self._solved[1]
+
+    def _slope(self, tier: str) -> float:
+        """What a tier's influences are multiplied with, so that they say what retraining does."""
+        found = None if self.index.calibration is None else self.index.calibration.tiers.get(tier)
+        return 1.0 if found is None else found.slope
+
+    def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        self._check(queries)
+        for places in batches_of_like_size(self.task, queries, batch_size):
+            with self._trace([queries[place] for place in places]) as trace:
+                batch = with_predicted_targets(trace.batch, trace.outputs)
+                gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
+            yield places, self.index.encoder.encode(gradients)
+
+    def _trace(self, queries: Sequence[Example]) -> Any:
+        batch = to_device(self.task.collate(queries), self.device)
+        return tracing(self.model, self.task, self.tracked.layers, batch)
+
+    def _check(self, queries: Sequence[Example]) -> None:
+        if isinstance(self.task, CheckingTask):
+            for query in queries:
+                self.task.check(query, labelled=False)
+
+    def _top(
+        self,
+        scores: Tensor,
+        encoded: Tensor,
+        coefficients: Tensor | None,
+        slope: float,
+        top_k: int,
+        polarity: Polarity,
+    ) -> tuple[list[int], list[float]]:
+        # Half-precision scores choose a few more candidates than asked; single precision ranks them.
+        candidates = top_rows(scores, min(len(scores), top_k + 16), polarity)
+        basis = None if coefficients is None else self.index.basis
+        exact = self.index.scores_of(encoded, candidates, damping=None if basis is None else basis.damping)
+        if basis is not None and coefficients is not None:
+            exact = basis.correct(exact, coefficients, candidates)
+        exact = exact * slope
+        order = top_rows(exact, min(top_k, len(exact)), polarity) if len(exact) else candidates
+        return candidates[order].tolist(), exact[order].tolist()
+
+    def _fetch(
+        self,
+        found: Sequence[tuple[list[int], list[float]]],
+        tier: str,
+        measured: Tensor,
+        errors: Sequence[Errors],
+        polarity: Polarity,
+    ) -> list[list[Influential]]:
+        wanted = sorted({row for rows, _ in found for row in rows})
+        known = dict(zip(wanted, self.index.describe(wanted), strict=True))
+        return [
+            [
+                Influential(
+                    rank=rank,
+                    row=row,
+                    influence=influence,
+                    error_90=error.error_90(1, influence),
+                    probability_change=change,
+                    polarity="proponent" if influence >= 0 else "opponent",
+                    tier=tier,
+                    **known[row],
+                )
+                for rank, row, influence, change in zip(
+                    ranks(influences, by_sign=polarity == "each"),
+                    rows,
+                    influences,
+                    self._probability_changes(measure, influences),
+                    strict=True,
+                )
+            ]
+            for (rows, influences), measure, error in zip(found, measured, errors, strict=True)
+        ]
+
+    def _probability_changes(self, measured: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
+        if not isinstance(self.task, ProbabilityTask):
+            return [None] * len(influences)
+        without = measured - torch.tensor(influences, dtype=measured.dtype, device=measured.device)
+        changes: list[float] = (self.task.probability(measured) - self.task.probability(without)).tolist()
+        return changes
+
+    def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> Changes:
+        if self.difference is None:
+            return Changes([None] * len(measured), None, {})
+        outputs, base = self.difference.measure(self.task, batch, kept)
+        changes = self.difference.split(gradients)
+        split = dict(zip(changes, torch.stack(list(changes.values())).tolist(), strict=True))
+        return Changes(self._predictions(outputs, batch), base.tolist(), split)
+
+    def _predictions(self, outputs: Tensor, batch: Batch) -> Sequence[dict[str, Any] | None]:
+        if isinstance(self.task, PredictingTask):
+            return self.task.predictions(outputs, batch)
+        return [None] * outputs.shape[0]
+
+    def _target(self, batch: Batch, number: int) -> str | None:
+        labels = getattr(self.task, "labels", None)
+        chosen = batch.get("labels")
+        if labels is None or chosen is None or chosen.dim() != 1:
+            return None
+        return str(labels[int(chosen[number])])
+
+
+def _device_of(index: InfluenceIndex, name: str) -> torch.device:
+    device = index.device if name == "auto" else choose_device(name)
+    if device != index.device:
+        raise SettingsError(
+            f"the index is on {index.device}, the model should be on {device}; open the index there", field="device"
+        )
+    return device
+
+
+def _unavailable(tier: str, index: InfluenceIndex) -> TierUnavailableError:
+    state = index.tiers.get(tier, "not known to this index")
+    return TierUnavailableError(f"tier {tier!r} cannot be had from this index: {state}", field="tier")
+
+
+def _strongest(scores: Tensor, top_k: int, polarity: Polarity) -> tuple[list[int], list[float]]:
+    rows = top_rows(scores, top_k, polarity)
+    return rows.tolist(), scores[rows].tolist()

@@ -1,0 +1,117 @@
+"""Makes the replay basis of an index: directions from held-out inputs, replayed once, kept beside the vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.attribution.attributor import Attributor
+from influence_engine.errors import DigestMismatchError, SettingsError
+from influence_engine.index.index import BASIS
+from influence_engine.index.replay_basis import FEWEST_DIRECTIONS, ReplayBasis, choose_directions, fit_basis
+from influence_engine.progress import Progress, silent
+from influence_engine.replay import replay
+from influence_engine.tasks import Example, batches_of_like_size
+from influence_engine.training import Run
+from influence_engine.training.frozen_cache import KeptSteps
+
+DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
+"""Of the index's own damping: the grid from which the replayed rows choose."""
+
+_BATCH = 32
+
+
+def build_basis(
+    run: Run,
+    attributor: Attributor,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    width: int,
+    *,
+    keep_in: str | os.PathLike[str] | None = None,
+    at_once: int = 1,
+    into: nn.Module | None = None,
+    kept: KeptSteps | None = None,
+    progress: Progress = silent,
+) -> ReplayBasis:
+    """Replays ``width`` directions of the attributor's index and keeps them there, for its ``replayed`` tier.
+
+    Args:
+        run: The recorded run that the index was built from.
+        attributor: Of the run's model and that index; it answers ``replayed`` afterwards.
+        train: The run's training examples.
+        held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
+        width: How many directions, at least 8.
+        keep_in: Where an unfinished replay is kept; beside the index if left out.
+        at_once: See ``replay``.
+        into: See ``replay``.
+        kept: See ``replay``.
+        progress: Told of every step.
+
+    Raises:
+        DigestMismatchError: the index is not of this run.
+        SettingsError: too few directions, or more than the held-out inputs span.
+        RecordError: the run cannot be replayed.
+    """
+    if width < FEWEST_DIRECTIONS:
+        raise SettingsError(
+            f"{width} directions are too few to call an answer replayed; ask for at least {FEWEST_DIRECTIONS}",
+            field="directions",
+        )
+    index = attributor.index
+    if index.manifest.digests.get("model") != run.digests["model"] or index.example_ids != run.example_ids:
+        raise DigestMismatchError(f"the index in {index.folder} is not of the run in {run.folder}", field="run")
+    factors = DAMPING_FACTORS if index.manifest.approximation == "final" else (1.0,)
+    dampings = [factor * index.manifest.damping for factor in factors]
+    estimated = attributor.scores_by_damping(held_out, dampings)
+    coefficients = choose_directions(estimated[index.manifest.damping], width)
+    directions = measurement_directions(attributor, held_out, coefficients, run.trainable)
+    exact = replay(
+        run,
+        attributor.task,
+        train,
+        directions,
+        keep_in=keep_in or index.folder.parent.parent / "replays",
+        at_once=at_once,
+        into=into,
+        device=str(attributor.device),
+        kept=kept,
+        progress=progress,
+    )
+    basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
+    basis.save(index.folder / BASIS, index.about_basis())
+    index.reload_basis()
+    return basis
+
+
+def measurement_directions(
+    attributor: Attributor, queries: Sequence[Example], coefficients: Tensor, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """``sum_v coefficients_jv grad f_v`` by parameter name, ``[K, *shape]``, on the CPU.
+
+    Args:
+        attributor: Whose model measures.
+        queries: ``V`` of them; one that names no label is measured on the predicted one.
+        coefficients: ``[K, V]``.
+        names: Of the trained parameters.
+    """
+    parameters = [attributor.model.get_parameter(name) for name in names]
+    totals = [torch.zeros(len(coefficients), *parameter.shape) for parameter in parameters]
+    for places in batches_of_like_size(attributor.task, queries, _BATCH):
+        measured = attributor.measure([queries[place] for place in places])
+        weights = coefficients[:, places].to(measured)
+        for row, weight in enumerate(weights):
+            parts = torch.autograd.grad(
+                measured,
+                parameters,
+                weight,
+                retain_graph=row + 1 < len(weights),
+                materialize_grads=True,
+                allow_unused=True,
+            )
+            for total, part in zip(totals, parts, strict=True):
+                total[row] += part.cpu()
+    return dict(zip(names, totals, strict=True))

@@ -1,0 +1,118 @@
+"""How far an explanation can be trusted, from what the index knows about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence_engine.index import InfluenceIndex
+from influence_engine.index.building.retention import LITTLE
+from influence_engine.index.calibration import GOOD_AGREEMENT, LINEAR_ENOUGH, Calibration, TierError
+from influence_engine.refinement import Refined
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Intervals around one query's influences.
+
+    Attributes:
+        calibration: Of the index, where it was checked against retraining.
+        tier: How far the tier that answers was from retraining, where that is known.
+        unit: Root mean square of the query's influences.
+    """
+
+    calibration: Calibration | None
+    tier: TierError | None
+    unit: float
+
+    @classmethod
+    def of(cls, calibration: Calibration | None, tier: str, unit: float) -> Errors:
+        """Of the tier of that name."""
+        return cls(calibration, None if calibration is None else calibration.tiers.get(tier), unit)
+
+    def error_90(self, examples: int, influence: float) -> float | None:
+        """Half of the 90% interval around the summed ``influence`` of so many examples."""
+        return None if self.tier is None else self.tier.error_90(examples, self.unit, influence)
+
+
+def quality_of(
+    index: InfluenceIndex,
+    total: float,
+    returned: Sequence[float],
+    retained: float,
+    in_basis: float | None,
+    errors: Errors,
+) -> dict[str, Any]:
+    """What an explanation says about itself.
+
+    Args:
+        index: That answered.
+        total: Sum of all absolute influences.
+        returned: Influences of the returned examples.
+        retained: Share of the query's gradient that the index keeps.
+        in_basis: Share of the squared estimates that replayed directions span.
+        errors: Of this query.
+
+    Returns:
+        ``share_returned``: share of ``total`` that the returned examples carry; ``share_in_basis`` (``None`` if
+        estimated); ``retained``; ``outside_index``: whether that is less than for all but one in a hundred of held-out
+        examples (``None`` where none were given); ``error_90``: half of the 90% interval around the summed influence
+        of the returned examples, and ``agreement``: cosine of predicted and measured changes in the index's check
+        (both ``None`` where it was not checked); ``warnings``: what makes the answer doubtful, in words.
+    """
+    usual = index.manifest.retained.get("p01")
+    outside = None if usual is None else retained < usual
+    return {
+        "share_returned": sum(map(abs, returned)) / total if total > 0 else 0.0,
+        "share_in_basis": in_basis,
+        "retained": retained,
+        "outside_index": outside,
+        "error_90": errors.error_90(len(returned), sum(returned)),
+        "agreement": None if errors.tier is None else errors.tier.agreement,
+        "warnings": _warnings(errors, index.manifest.influence_kept, outside=bool(outside)),
+    }
+
+
+def _warnings(errors: Errors, kept: float | None, *, outside: bool) -> list[str]:
+    found = []
+    if kept is not None and kept < LITTLE:
+        found.append(
+            f"the index keeps {kept:.0%} of the influence on held-out examples; a larger index.dimensions or "
+            "index.coordinates keeps more"
+        )
+    if outside:
+        found.append("the input is unlike the training examples: the index keeps little of its gradient")
+    if errors.calibration is not None and errors.calibration.nonlinearity > LINEAR_ENOUGH:
+        found.append(
+            f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
+            f"influences are rough; {errors.calibration.smoother}"
+        )
+    if errors.tier is not None and errors.tier.agreement < GOOD_AGREEMENT:
+        agreement = f"{errors.tier.agreement:.2f}"
+        found.append(f"in the index's check, predicted and retrained changes agreed by {agreement} only")
+    return found
+
+
+def refinement(refined: Refined, estimated: Tensor, number: int) -> dict[str, Any]:
+    """How a refined answer was obtained.
+
+    Args:
+        refined: Of a batch of queries.
+        estimated: ``[N]``, what the index says.
+        number: Of the query in the batch.
+
+    Returns:
+        ``refinement``: the ``passes`` over the training examples; the ``last_change`` of the influences by a pass,
+        relative to them; and ``agreement_with_estimated``, the cosine with the index's influences.
+    """
+    agreement = torch.cosine_similarity(refined.influences[number], estimated, dim=0)
+    found = {
+        "passes": refined.passes,
+        "last_change": float(refined.changes[number]),
+        "agreement_with_estimated": float(agreement),
+    }
+    return {"refinement": found}

@@ -1,0 +1,129 @@
+"""What training again will take, said before it starts: from a few recorded steps that are really executed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from influence_engine.counterfactual.tangent import NODES
+from influence_engine.resources import SavedBytes, choose_device, peak_memory
+from influence_engine.tasks import Example, Task
+from influence_engine.training import Run, in_recorded_order
+from influence_engine.training.execution import collate_step
+from influence_engine.training.schedule import Step
+from influence_engine.training.step import Objective, set_dropout, trained_parameters, training_step
+
+PROBED_STEPS = 4
+
+DERIVATIVE = 2.5
+"""A pass of ``first_order`` takes about so many trainings' time, and holds so many times the activations."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What measuring one change takes.
+
+    Attributes:
+        steps: Of one training.
+        seconds: For a training with the change.
+        control_seconds: For the recorded steps without it, which are executed once a machine.
+        replay_seconds: For predicting by differentiation along the recorded steps, where that is asked for.
+        memory_bytes: The most that this process will hold.
+        disk_bytes: For the retrained parameters, or an unfinished retraining.
+    """
+
+    steps: int
+    seconds: float
+    control_seconds: float
+    replay_seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+def predict_cost(
+    run: Run,
+    task: Task,
+    train: Sequence[Example],
+    *,
+    replay: bool = False,
+    into: nn.Module | None = None,
+    device: str = "auto",
+) -> Cost:
+    """Executes a few recorded steps and predicts time, memory and disk of ``measure``.
+
+    Args:
+        run: A run that can be replayed.
+        task: The one it was trained with.
+        train: The examples it was trained on, in any order.
+        replay: Whether ``first_order`` predicts, too.
+        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+        device: Where it will be.
+
+    Raises:
+        RecordError: the run cannot be replayed; the message says why.
+        DigestMismatchError: task, tokenizer or data are not the recorded ones.
+    """
+    run.require_replayable()
+    examples = in_recorded_order(run, task, train)
+    held = psutil.Process().memory_info().rss
+    model = run.load_base(into).to(choose_device(device))
+    set_dropout(model, run.dropout)
+    objective = Objective(model, task, first_position=run.first_position)
+    parameters = trained_parameters(model, run.trainable)
+    state = run.optimizer.initial_state(parameters)
+    seconds = []
+    total = len(run.schedule)
+    for number in range(1, min(PROBED_STEPS, total) + 1):
+        begun = time.perf_counter()
+        result = _step(objective, run, run.schedule.step(number), examples, parameters, state)
+        parameters, state = result.parameters, result.state
+        seconds.append(time.perf_counter() - begun)
+    each = statistics.median(seconds[1:] or seconds)
+    activations = _activations(objective, run, examples)
+    model_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    trained = sum(tensor.nbytes for tensor in parameters.values())
+    kinds = len(state)
+    # The model that measures and the one that trains; parameters, moments, their successors and a gradient.
+    need = 2 * model_bytes + trained * (3 + 2 * kinds) + activations
+    if replay:
+        need += trained * (3 + 2 * kinds) + int((DERIVATIVE - 1) * activations)
+    return Cost(
+        steps=total,
+        seconds=each * total,
+        control_seconds=each * total,
+        replay_seconds=len(NODES) * DERIVATIVE * each * total if replay else 0.0,
+        memory_bytes=max(held + need, peak_memory()),
+        disk_bytes=2 * trained * (1 + kinds),
+    )
+
+
+def _step(objective: Objective, run: Run, step: Step, examples: Sequence[Example], parameters: Any, state: Any) -> Any:
+    device = next(iter(parameters.values())).device
+    batches = collate_step(objective.task, examples, step, device)
+    return training_step(objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm)
+
+
+def _activations(objective: Objective, run: Run, examples: Sequence[Example]) -> int:
+    """Bytes that the backward pass of the largest micro-batch keeps."""
+    sizes = [
+        (max(len(str(examples[row])) for row in rows.tolist()) * len(rows), step.number, place)
+        for step in run.schedule.steps()
+        for place, rows in enumerate(step.rows)
+    ]
+    _, number, place = max(sizes)
+    step = run.schedule.step(number)
+    device = next(objective.model.parameters()).device
+    batch = collate_step(objective.task, examples, step, device)[place]
+    parameters = {
+        name: one.requires_grad_() for name, one in trained_parameters(objective.model, run.trainable).items()
+    }
+    with SavedBytes(beside=[*objective.model.parameters(), *parameters.values()]) as kept:
+        objective.evaluate(parameters, batch, torch.ones(len(step.rows[place])))
+    return kept.total

@@ -1,0 +1,230 @@
+"""Trains the recorded run again with a change of its data and reports what it did, beside what was predicted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.counterfactual.changes import Change
+from influence_engine.counterfactual.queries import Queries, label_of, probability
+from influence_engine.progress import Progress, silent
+from influence_engine.resources import choose_device
+from influence_engine.tasks import Example, Task
+from influence_engine.training import Run, reexecute
+from influence_engine.training.step import put_parameters
+
+KEPT = 16
+"""Retrained parameters that a folder keeps, the latest used ones; each takes as much room as the trained weights."""
+
+CONTROL = "control: the recorded steps as they are"
+CHANGED = "training with the change"
+
+
+@dataclass(frozen=True)
+class QueryChange:
+    """What a change of the training data did to one query.
+
+    Attributes:
+        target: The label whose log-odds are measured, where the task has labels.
+        before: The measurement as it is: after the recorded steps, executed on this machine.
+        after: The measurement after training with the change.
+        measured: ``after - before``.
+        predicted: By tier, what was predicted for ``measured``.
+        ratio: By tier, ``measured / predicted``: 1 is right; None where next to nothing was predicted.
+        probability_before: ``sigma(before)``.
+        probability_after: ``sigma(after)``.
+        probability_predicted: By tier, ``sigma(before + predicted)``.
+        label_before: What the model predicts, where the task can say.
+        label_after: What it predicts after training with the change.
+        flipped: Whether the two differ; None where the task cannot say.
+    """
+
+    target: str | None
+    before: float
+    after: float
+    measured: float
+    predicted: dict[str, float]
+    ratio: dict[str, float | None]
+    probability_before: float
+    probability_after: float
+    probability_predicted: dict[str, float]
+    label_before: str | None
+    label_after: str | None
+    flipped: bool | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a change of the training data did.
+
+    Attributes:
+        kind: ``remove``, ``relabel`` or ``edit``.
+        changed_examples: How many examples were changed.
+        training_examples: Of how many.
+        steps: Steps of the training.
+        queries: One a query.
+        control_gap: Largest difference between a measurement of the recorded model and of the recorded steps executed
+            on this machine without a change: what is below it means nothing. 0 where they agree bit for bit.
+        seconds: Of training with the change; of an interrupted one, since it went on.
+        control_seconds: Of training without it; next to nothing where that had been done before.
+    """
+
+    kind: str
+    changed_examples: int
+    training_examples: int
+    steps: int
+    queries: list[QueryChange]
+    control_gap: float
+    seconds: float
+    control_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return asdict(self)
+
+
+def measure(
+    run: Run,
+    task: Task,
+    train: Sequence[Example],
+    queries: Sequence[Example],
+    change: Change,
+    *,
+    predicted: Mapping[str, Tensor] | None = None,
+    keep_in: str | os.PathLike[str],
+    into: nn.Module | None = None,
+    device: str = "auto",
+    save_every_s: float = 20.0,
+    progress: Progress = silent,
+) -> Measured:
+    """Executes the recorded steps with and without the change, and measures the queries on both models.
+
+    Without it, they are executed once a folder: on the machine that recorded the run they give the recorded weights
+    bit for bit; on another one, or with other threads, rounding differs, and both sides must be measured alike.
+
+    Args:
+        run: A run that can be replayed.
+        task: The one it was trained with.
+        train: The examples it was trained on, in any order.
+        queries: What is measured; each names its target, or is measured on what the recorded model predicts.
+        change: Of the training data.
+        predicted: By tier, the predicted changes, ``[Q]``.
+        keep_in: A folder for retrained parameters: an interrupted one goes on, a finished one is not done again.
+        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+        device: Where to train.
+        save_every_s: Seconds of work that an interruption may cost.
+        progress: Told of every step.
+
+    Raises:
+        RecordError: the run cannot be replayed; the message says why.
+        DigestMismatchError: task, tokenizer, data, base model or a library are not the recorded ones.
+        DataError: a changed example is not in the training data.
+    """
+    run.require_replayable()
+    trainer = _Trainer(run, task, train, into, device, Path(keep_in), save_every_s, progress)
+    model = run.load_model(into).to(choose_device(device))
+    asked = Queries(model, task, queries)
+    recorded, _ = asked.measured(model)
+    begun = time.monotonic()
+    put_parameters(model, trainer.parameters(None))
+    before, said_before = asked.measured(model)
+    middle = time.monotonic()
+    put_parameters(model, trainer.parameters(change))
+    after, said_after = asked.measured(model)
+    ended = time.monotonic()
+    trainer.tidy()
+    rows = []
+    said = zip(said_before, said_after, strict=True)
+    for place, (target, one, other, both) in enumerate(zip(asked.targets, before, after, said, strict=True)):
+        expected = {tier: float(found[place]) for tier, found in (predicted or {}).items()}
+        rows.append(_row(target, float(one), float(other), expected, both))
+    return Measured(
+        kind=change.kind,
+        changed_examples=len(change.replacements),
+        training_examples=len(run.example_ids),
+        steps=len(run.schedule),
+        queries=rows,
+        control_gap=float((before - recorded).abs().max()),
+        seconds=ended - middle,
+        control_seconds=middle - begun,
+    )
+
+
+class _Trainer:
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        train: Sequence[Example],
+        into: nn.Module | None,
+        device: str,
+        folder: Path,
+        save_every_s: float,
+        progress: Progress,
+    ) -> None:
+        self.run, self.task, self.train, self.into, self.device = run, task, train, into, device
+        self.folder, self.save_every_s, self.progress = folder, save_every_s, progress
+
+    def parameters(self, change: Change | None) -> dict[str, Tensor]:
+        """The trained parameters with a change, or without."""
+        named = CONTROL if change is None else CHANGED
+
+        def told(stage: str, done: int, total: int, note: str = "") -> None:
+            self.progress(named, done, total, note)
+
+        removed = dict.fromkeys(change.removed, 0.0) if change is not None else {}
+        return reexecute(
+            self.run,
+            self.task,
+            self.train,
+            weights={**self.run.weights, **removed},
+            replaced=change.replaced if change is not None else None,
+            into=self.into,
+            device=self.device,
+            # Rounding differs with the number of threads: what they made is not taken for each other.
+            keep_in=self.folder / f"threads-{torch.get_num_threads()}",
+            save_every_s=self.save_every_s,
+            progress=told,
+        )
+
+    def tidy(self) -> None:
+        """Deletes what has not been used for longest, beyond ``KEPT``."""
+        files = sorted(self.folder.rglob("retraining-*.safetensors"), key=lambda path: path.stat().st_mtime)
+        for path in files[:-KEPT]:
+            path.unlink(missing_ok=True)
+
+
+def _row(
+    target: str | None,
+    before: float,
+    after: float,
+    predicted: dict[str, float],
+    said: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
+) -> QueryChange:
+    labels = [label_of(one) for one in said]
+    return QueryChange(
+        target=target,
+        before=before,
+        after=after,
+        measured=after - before,
+        predicted=predicted,
+        ratio={tier: fidelity_ratio(after - before, value) for tier, value in predicted.items()},
+        probability_before=probability(before),
+        probability_after=probability(after),
+        probability_predicted={tier: probability(before + value) for tier, value in predicted.items()},
+        label_before=labels[0],
+        label_after=labels[1],
+        flipped=None if labels[0] is None else labels[0] != labels[1],
+    )
+
+
+def fidelity_ratio(measured: float, predicted: float) -> float | None:
+    """Measured change over predicted change; None where next to nothing was predicted."""
+    return None if abs(predicted) < 1e-6 else measured / predicted

@@ -1,0 +1,136 @@
+"""How far a replayable twin agrees with the served model: what its answers say about the other one.
+
+A model that was trained without a record cannot be trained again step by step. A twin, trained here on the same data
+with a record, can; what is measured on it holds for the served model as far as the two agree, and every answer says
+how far that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.counterfactual.queries import with_targets
+from influence_engine.errors import DataError
+from influence_engine.resources import to_device
+from influence_engine.tasks import Example, Task
+
+_BATCH = 32
+
+MOST_GRADIENTS = 64
+"""Held-out inputs whose gradients are compared; each takes a backward pass of both models."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two models on the same held-out inputs.
+
+    Attributes:
+        examples: How many inputs.
+        labels: Share of them for which both predict the same label.
+        logits: Correlation of their outputs, each input's mean taken out.
+        gradients: Mean cosine of the gradients of the measurement (of what the served model predicts) by the weights
+            that the twin's training changed; None where the models' weights have different names or shapes.
+        base_labels: ``labels`` of two models that agree by chance: of the served one with the commonest label.
+    """
+
+    examples: int
+    labels: float
+    logits: float
+    gradients: float | None
+    base_labels: float
+
+    @property
+    def summary(self) -> str:
+        """In a line."""
+        gradients = "" if self.gradients is None else f", gradients' cosine {self.gradients:.2f}"
+        return (
+            f"on {self.examples:,} held-out inputs both give the same label for {self.labels:.1%} (the commonest label "
+            f"alone: {self.base_labels:.1%}), outputs' correlation {self.logits:.2f}{gradients}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON value, with the summary."""
+        return {**asdict(self), "summary": self.summary}
+
+
+def agreement(
+    served: nn.Module, twin: nn.Module, task: Task, held_out: Sequence[Example], trained: Sequence[str]
+) -> Agreement:
+    """Compares a served model with its twin.
+
+    Args:
+        served: The served model.
+        twin: The twin, on the same device.
+        task: Of both.
+        held_out: Inputs that neither was trained on; labels are not looked at.
+        trained: Names of the parameters that the twin's training changed.
+
+    Raises:
+        DataError: there are no held-out inputs, or the task's outputs are not one row of numbers an input.
+    """
+    if not held_out:
+        raise DataError("there are no held-out examples to compare the models on", field="data.validation")
+    served.eval()
+    twin.eval()
+    label = getattr(task, "label", "label")
+    inputs = [{name: value for name, value in example.items() if name != label} for example in held_out]
+    outputs = torch.stack([_outputs(model, task, inputs) for model in (served, twin)])
+    centred = (outputs - outputs.mean(-1, keepdim=True)).flatten(1)
+    said = outputs.argmax(-1)
+    return Agreement(
+        examples=len(inputs),
+        labels=float((said[0] == said[1]).double().mean()),
+        logits=float(torch.nn.functional.cosine_similarity(centred[0], centred[1], dim=0)),
+        gradients=_gradients(served, twin, task, inputs[:MOST_GRADIENTS], trained),
+        base_labels=float(torch.bincount(said[0]).max() / len(inputs)),
+    )
+
+
+def _outputs(model: nn.Module, task: Task, inputs: Sequence[Example]) -> Tensor:
+    device, parts = next(model.parameters()).device, []
+    with torch.no_grad():
+        for start in range(0, len(inputs), _BATCH):
+            batch = to_device(task.collate(inputs[start : start + _BATCH]), device)
+            parts.append(task.outputs(model, batch).double().cpu())
+    if parts[0].dim() != 2:
+        raise DataError("models can be compared where outputs are one row of numbers an input", field="task")
+    return torch.cat(parts)
+
+
+def _gradients(
+    served: nn.Module, twin: nn.Module, task: Task, inputs: Sequence[Example], trained: Sequence[str]
+) -> float | None:
+    named = [dict(model.named_parameters()) for model in (served, twin)]
+    if any(name not in one for name in trained for one in named):
+        return None
+    if any(named[0][name].shape != named[1][name].shape for name in trained):
+        return None
+    device, cosines = next(served.parameters()).device, []
+    before = [{name: one[name].requires_grad for name in trained} for one in named]
+    try:
+        for one in named:
+            for name in trained:
+                one[name].requires_grad_(True)
+        for example in inputs:
+            batch = with_targets(task, served, to_device(task.collate([example]), device))
+            flat = [
+                _gradient(model, task, batch, [one[name] for name in trained])
+                for model, one in zip((served, twin), named, strict=True)
+            ]
+            cosines.append(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
+    finally:
+        for one, wanted in zip(named, before, strict=True):
+            for name in trained:
+                one[name].requires_grad_(wanted[name])
+    return float(torch.stack(cosines).mean())
+
+
+def _gradient(model: nn.Module, task: Task, batch: Any, parameters: list[nn.Parameter]) -> Tensor:
+    measured = task.measurement(task.outputs(model, batch), batch).sum()
+    parts = torch.autograd.grad(measured, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])

@@ -1,0 +1,1 @@
+"""How an index is built: probe, plan, pass over the examples, write, publish."""

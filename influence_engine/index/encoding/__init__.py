@@ -1,0 +1,1 @@
+"""From a gradient to the vector that is searched, quickly on either device."""

@@ -1,0 +1,1 @@
+"""How a change of an example's weight moves the parameters along the training trajectory."""

@@ -1,0 +1,1 @@
+"""A training by the Trainer of transformers, recorded as ours is."""

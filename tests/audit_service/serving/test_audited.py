@@ -1,0 +1,210 @@
+"""``@audited`` without a server: what it refuses when a class is defined, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, TypedDict
+
+import bentoml
+import pytest
+from pydantic import BaseModel
+
+from audit_service import AuditMixin, audited
+from audit_service.serving.audited import MethodRecorder
+from audit_service.serving.method_fields import argument_names, fields_of, find_inputs
+from audit_service.serving.request_context import Exchange
+from influence_engine.errors import InputError
+
+
+class Review(BaseModel):
+    text: str
+    stars: int = 0
+
+
+class Verdict(BaseModel):
+    sentiment: str
+    probability: float
+
+
+@dataclasses.dataclass
+class Point:
+    text: str
+
+
+class Typed(TypedDict):
+    text: str
+
+
+class Recorded:
+    """Stands where a service stands; keeps what would go on record."""
+
+    input_fields = ("text",)
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+
+    @property
+    def audit(self) -> Recorded:
+        return self
+
+    def record(self, prediction_id: str, example: Any, outputs: Any, *, repeated: bool = False) -> None:
+        self.records.append((prediction_id, dict(example), dict(outputs)))
+
+
+def service_with(method: Any, **options: Any) -> type:
+    return type("Service", (AuditMixin,), {"method": bentoml.api(audited(**options)(method))}, config="sentiment")
+
+
+def test_a_name_that_the_return_type_does_not_have_is_refused_at_the_definition() -> None:
+    def method(self: Any, text: str) -> Verdict:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=r"@audited\(label='sentimant'\).*did you mean 'sentiment'"):
+        service_with(method, label="sentimant")
+    with pytest.raises(TypeError, match=r"confidence='score'.*its fields are sentiment, probability"):
+        service_with(method, label="sentiment", confidence="score")
+    service_with(method, label="sentiment", confidence="probability")
+
+
+def test_an_input_that_does_not_exist_is_refused_at_the_definition() -> None:
+    def method(self: Any, review: Review) -> Verdict:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="no argument 'revue', its arguments are review"):
+        service_with(method, label="sentiment", inputs={"text": "revue.text"})
+    with pytest.raises(TypeError, match="'review' has no field 'body', its fields are text, stars"):
+        service_with(method, label="sentiment", inputs={"text": "review.body"})
+
+
+def test_the_wrapper_is_of_the_methods_kind_and_keeps_its_signature() -> None:
+    def sync(self: Any, text: str, times: int = 2) -> str: ...
+    async def coroutine(self: Any, review: Review, /) -> Verdict: ...
+    def generator(self: Any, text: str) -> Generator[str, None, None]:
+        yield text
+
+    async def async_generator(self: Any, text: str) -> AsyncGenerator[str, None]:
+        yield text
+
+    for method, kind in (
+        (sync, lambda f: not inspect.iscoroutinefunction(f) and not inspect.isgeneratorfunction(f)),
+        (coroutine, inspect.iscoroutinefunction),
+        (generator, inspect.isgeneratorfunction),
+        (async_generator, inspect.isasyncgenfunction),
+    ):
+        wrapped = audited()(method)
+        assert kind(wrapped)
+        assert inspect.signature(wrapped) == inspect.signature(method)
+        assert (wrapped.__name__, wrapped.__module__) == (method.__name__, method.__module__)
+
+
+def test_inputs_are_found_by_name_among_arguments_and_their_fields() -> None:
+    def plain(self: Any, text: str, ctx: bentoml.Context) -> str: ...
+    def model(self: Any, review: Review, /) -> str: ...
+    def many(self: Any, reviews: list[Review]) -> str: ...
+    def optional(self: Any, review: Review | None = None) -> str: ...
+    def point(self: Any, point: Point) -> str: ...
+    def typed(self: Any, typed: Typed) -> str: ...
+    def both(self: Any, text: str, review: Review) -> str: ...
+    def neither(self: Any, words: str, ctx: bentoml.Context) -> str: ...
+
+    found = {method.__name__: find_inputs(method, ["text"], {})["text"] for method in (plain, model, many, optional)}
+    assert found == {
+        "plain": ("text",),
+        "model": ("review", "text"),
+        "many": ("reviews", "text"),
+        "optional": ("review", "text"),
+    }
+    assert find_inputs(point, ["text"], {}) == {"text": ("point", "text")}
+    assert find_inputs(typed, ["text"], {}) == {"text": ("typed", "text")}
+    with pytest.raises(TypeError, match=r"two places of .*both: 'text' and 'review.text'"):
+        find_inputs(both, ["text"], {})
+    assert find_inputs(both, ["text"], {"text": "review.text"}) == {"text": ("review", "text")}
+    with pytest.raises(TypeError, match=r"no argument of .*neither.*there are: words.*inputs=\{'text': 'words'\}"):
+        find_inputs(neither, ["text"], {})
+    assert argument_names(neither) == ["words"]
+
+
+def test_a_task_that_does_not_name_its_fields_gets_every_argument() -> None:
+    def method(self: Any, review: Review, language: str) -> str: ...
+
+    assert find_inputs(method, None, {}) == {
+        "text": ("review", "text"),
+        "stars": ("review", "stars"),
+        "language": ("language",),
+    }
+    assert find_inputs(method, None, {"text": "review.text"}) == {"text": ("review", "text")}
+
+
+def test_fields_are_unknown_where_the_annotation_does_not_say() -> None:
+    for annotation in (Any, dict[str, str], str, list[int]):
+        assert fields_of(annotation) is None
+
+
+def test_what_cannot_be_recorded_is_answered_all_the_same() -> None:
+    service = Recorded()
+
+    def broken(self: Any, text: str) -> dict[str, str]:
+        return {"mood": "fine"}
+
+    assert audited(label="sentiment")(broken)(service, text="x") == {"mood": "fine"}
+    assert not service.records
+
+
+def test_outside_of_a_request_errors_stay_errors_and_predictions_are_recorded() -> None:
+    service = Recorded()
+
+    async def method(self: Any, text: str) -> Verdict:
+        if not text:
+            raise InputError("'text' is empty", field="text")
+        return Verdict(sentiment="positive", probability=0.5)
+
+    wrapped: Any = audited(label="sentiment", confidence="probability")(method)
+    answer = asyncio.run(wrapped(service, text="fine"))
+    assert answer == Verdict(sentiment="positive", probability=0.5)
+    ((_, example, outputs),) = service.records
+    assert (example, outputs) == ({"text": "fine"}, {"label": "positive", "confidence": 0.5})
+    with pytest.raises(InputError):
+        asyncio.run(wrapped(service, text=""))
+
+
+def test_a_stream_that_is_left_early_is_recorded_with_what_it_had_said() -> None:
+    service = Recorded()
+
+    def method(self: Any, text: str) -> Generator[dict[str, str], None, None]:
+        yield {"label": "positive"}
+        yield {"note": "never asked for"}
+
+    stream = audited()(method)(service, text="fine")
+    assert next(stream) == {"label": "positive"}
+    stream.close()
+    ((_, example, outputs),) = service.records
+    assert (example, outputs) == ({"text": "fine"}, {"label": "positive"})
+
+
+def test_a_stream_that_fails_before_its_first_chunk_is_no_prediction() -> None:
+    service = Recorded()
+
+    def method(self: Any, text: str) -> Generator[str, None, None]:
+        raise ValueError("nothing to say")
+        yield text
+
+    with pytest.raises(ValueError, match="nothing to say"):
+        next(audited()(method)(service, text="fine"))
+    assert not service.records
+
+
+def test_the_json_of_a_batch_is_split_over_its_items() -> None:
+    def method(self: Any, reviews: list[Review]) -> list[Verdict]: ...
+
+    recorder = MethodRecorder(method, "sentiment", None, None, {})
+    service = Recorded()
+    exchange = Exchange(batched=True)
+    request = {"reviews": [{"text": "a"}, {"text": "b", "stars": 2}]}
+    response = [{"sentiment": "x"}, {"sentiment": "y", "prediction_id": None}]
+    assert recorder.record_response(service, exchange, request, response)
+    assert [example for _, example, _ in service.records] == [{"text": "a"}, {"text": "b"}]
+    assert response[0] == {"sentiment": "x"}
+    assert response[1]["prediction_id"] == exchange.prediction_ids[1]

@@ -1,0 +1,305 @@
+"""The record: shared by workers, encrypted, and never a reason for a prediction to fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from audit_service.errors import (
+    IdempotencyConflictError,
+    InputErasedError,
+    InputNotKeptError,
+    PredictionNotFoundError,
+    ServiceError,
+)
+from audit_service.store.ids import derived_id, id_age_s, new_id
+from audit_service.store.predictions import MAX_PENDING, PredictionRecord, PredictionStore
+
+
+def prediction(prediction_id: str | None = None, **changes: Any) -> PredictionRecord:
+    values: dict[str, Any] = {
+        "prediction_id": prediction_id or new_id(),
+        "service": "Test",
+        "model_digest": "d",
+        "label": "positive",
+        "confidence": 0.75,
+        "scores": {"positive": 0.75, "negative": 0.25},
+        "input": {"text": "a secret text"},
+    }
+    return PredictionRecord(**{**values, **changes})
+
+
+Drops = Counter[str]
+
+
+@pytest.fixture
+def drops() -> Drops:
+    return Counter()
+
+
+@pytest.fixture
+def store(tmp_path: Path, drops: Drops) -> Iterator[PredictionStore]:
+    store = PredictionStore(tmp_path / "state", dropped=lambda reason, count: drops.update({reason: count}))
+    store.start()
+    yield store
+    store.close()
+
+
+def test_a_prediction_is_found_at_once_and_by_another_worker(store: PredictionStore, tmp_path: Path) -> None:
+    record = prediction()
+    store.record(record)
+    assert store.get(record.prediction_id) == record
+    other = PredictionStore(tmp_path / "state")
+    assert other.get(record.prediction_id) == record
+
+
+def test_what_was_recorded_before_closing_is_there_after_opening(tmp_path: Path) -> None:
+    records = [prediction(input={"text": f"text {n}"}) for n in range(500)]
+    first = PredictionStore(tmp_path)
+    first.start()
+    for record in records:
+        first.record(record)
+    first.close()
+    again = PredictionStore(tmp_path)
+    assert [again.get(record.prediction_id) for record in records] == records
+
+
+def test_a_record_is_on_disk_at_once_when_the_writer_is_idle(store: PredictionStore, tmp_path: Path) -> None:
+    store.record(prediction())
+    began = time.monotonic()
+    assert store.flush(2.0)
+    assert time.monotonic() - began < 1.0
+
+
+def test_recording_takes_microseconds(store: PredictionStore) -> None:
+    records = [prediction() for _ in range(2000)]
+    began = time.perf_counter()
+    for record in records:
+        store.record(record)
+    assert (time.perf_counter() - began) / len(records) < 200e-6
+
+
+def test_workers_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    stores = [PredictionStore(tmp_path) for _ in range(4)]
+    for store in stores:
+        store.start()
+
+    def write(store: PredictionStore) -> list[str]:
+        records = [prediction() for _ in range(200)]
+        for record in records:
+            store.record(record)
+        return [record.prediction_id for record in records]
+
+    with ThreadPoolExecutor(4) as pool:
+        ids = [one for found in pool.map(write, stores) for one in found]
+    for store in stores:
+        store.close()
+    reader = PredictionStore(tmp_path)
+    assert all(reader.get(one).prediction_id == one for one in ids)
+
+
+def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
+    writer = f"""
+import itertools
+from audit_service.store.predictions import PredictionRecord, PredictionStore
+store = PredictionStore({str(tmp_path)!r})
+store.start()
+for n in itertools.count():
+    store.record(PredictionRecord(f"id-{{n}}", "T", "d", "positive", 0.5, None, {{"text": "x"}}))
+    if n % 50 == 49:
+        assert store.flush()
+        print(n, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    flushed = 0
+    for line in process.stdout:
+        flushed = int(line)
+        if flushed > 300:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    store = PredictionStore(tmp_path)
+    assert all(store.get(f"id-{n}").label == "positive" for n in range(flushed + 1))
+
+
+def test_no_file_of_the_store_holds_the_input(store: PredictionStore, tmp_path: Path) -> None:
+    store.record(prediction())
+    store.flush()
+    for file in (tmp_path / "state").iterdir():
+        assert b"secret text" not in file.read_bytes()
+        assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "state" / "predictions.key").stat().st_mode) == 0o600
+
+
+def test_workers_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
+    stores = [PredictionStore(tmp_path) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        ids = {
+            one.prediction_id for one in pool.map(lambda store: store.reserve("key", "scope", {"text": "x"}), stores)
+        }
+    assert len(ids) == 1
+    assert [file.name for file in tmp_path.iterdir() if "key" in file.name] == ["predictions.key"]
+
+
+def test_an_input_cannot_be_read_with_another_key_or_under_another_id(store: PredictionStore, tmp_path: Path) -> None:
+    one, other = prediction(), prediction()
+    for record in (one, other):
+        store.record(record)
+    store.flush()
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "state", copy)
+    with sqlite3.connect(copy / "predictions.sqlite") as connection:
+        connection.execute(
+            "UPDATE predictions SET input = (SELECT input FROM predictions WHERE prediction_id = ?) "
+            "WHERE prediction_id = ?",
+            (one.prediction_id, other.prediction_id),
+        )
+    with pytest.raises(ServiceError, match="cannot be decrypted"):
+        PredictionStore(copy).get(other.prediction_id)
+    assert PredictionStore(copy).get(one.prediction_id) == one
+    (copy / "predictions.key").unlink()
+    with pytest.raises(ServiceError, match="cannot be decrypted"):
+        PredictionStore(copy).get(one.prediction_id)
+
+
+def test_an_unknown_id_is_not_found_quickly(store: PredictionStore) -> None:
+    began = time.monotonic()
+    for unknown in ("", "x", "no-such-id", derived_id(b"0" * 32)):
+        with pytest.raises(PredictionNotFoundError, match="X-Prediction-Id"):
+            store.get(unknown)
+    assert time.monotonic() - began < 0.4
+
+
+def test_a_fresh_id_is_waited_for_as_another_worker_may_be_writing_it(tmp_path: Path) -> None:
+    late, reader = PredictionStore(tmp_path), PredictionStore(tmp_path)
+    record = prediction()
+    late.record(record)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(reader.get, record.prediction_id)
+        time.sleep(0.1)
+        late.start()
+        assert found.result() == record
+    late.close()
+
+
+def test_erased_and_outdated_inputs_are_gone_and_say_so(store: PredictionStore, tmp_path: Path) -> None:
+    erased, old, fresh = prediction(), prediction(time=time.time() - 31 * 86400), prediction()
+    for record in (erased, old, fresh):
+        store.record(record)
+    store.flush()
+    store.erase(erased.prediction_id)
+    store.purge()
+    assert store.purge() == 0, "nothing is left to erase"
+    for record in (erased, old):
+        found = store.get(record.prediction_id)
+        assert found.label == "positive"
+        with pytest.raises(InputErasedError, match="has been erased"):
+            found.kept_input()
+    assert store.get(fresh.prediction_id).kept_input() == {"text": "a secret text"}
+    with pytest.raises(PredictionNotFoundError):
+        store.erase("no-such-id")
+
+
+def test_a_store_that_keeps_no_inputs_says_so(tmp_path: Path) -> None:
+    store = PredictionStore(tmp_path, keep_inputs_s=0)
+    store.start()
+    record = prediction()
+    store.record(record)
+    with pytest.raises(InputNotKeptError, match="send it as input"):
+        store.get(record.prediction_id).kept_input()
+    store.close()
+    with pytest.raises(InputNotKeptError, match="send it as input"):
+        PredictionStore(tmp_path).get(record.prediction_id).kept_input()
+
+
+def test_a_key_belongs_to_one_input(store: PredictionStore) -> None:
+    first = store.reserve("key", "scope", {"text": "x"})
+    assert store.reserve("key", "scope", {"text": "x"}) == first
+    assert store.reserve("key", "other scope", {"text": "y"}) != first
+    with pytest.raises(IdempotencyConflictError, match="use a new key"):
+        store.reserve("key", "scope", {"text": "y"})
+
+
+def test_a_retry_is_known_once_the_first_answer_was_recorded(store: PredictionStore) -> None:
+    first = store.reserve("key", "scope", {"text": "x"})
+    assert not first.repeated
+    assert not store.reserve("key", "scope", {"text": "x"}).repeated  # the first one was never answered
+    store.record(prediction(prediction_id=first.prediction_id))
+    assert store.reserve("key", "scope", {"text": "x"}).repeated
+    assert store.flush()
+    assert store.reserve("key", "scope", {"text": "x"}) == (first.prediction_id, True)
+
+
+class Model(BaseModel):
+    text: str
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (np.array([[1.0, 2.0]]), [[1.0, 2.0]]),
+        (np.float32(0.5), 0.5),
+        (Model(text="x"), {"text": "x"}),
+        (("a", 1, None, True), ["a", 1, None, True]),
+        ("\ud800", "\ud800"),
+        ("\x00", "\x00"),
+    ],
+)
+def test_inputs_are_kept_as_json_values(store: PredictionStore, value: Any, kept: Any) -> None:
+    record = prediction(input={"value": value})
+    store.record(record)
+    store.flush()
+    assert store.get(record.prediction_id).kept_input() == {"value": kept}
+
+
+def test_a_record_that_cannot_be_encoded_does_not_hold_up_the_others(store: PredictionStore, drops: Drops) -> None:
+    bad = [prediction(input={"value": object()}), prediction(input={"value": float("nan")}), prediction(confidence="x")]
+    good = prediction()
+    for record in (*bad, good):
+        store.record(record)
+    assert store.flush()
+    assert store.get(good.prediction_id) == good
+    assert drops == {"not_encodable": 3}
+
+
+def test_a_store_that_cannot_be_opened_waits_drops_and_counts(tmp_path: Path, drops: Drops) -> None:
+    place = tmp_path / "state"
+    place.write_text("a file where the folder should be")
+    store = PredictionStore(place, dropped=lambda reason, count: drops.update({reason: count}))
+    store.start()
+    records = [prediction() for _ in range(MAX_PENDING + 5)]
+    for record in records:
+        store.record(record)
+    assert drops == {"store_unavailable": 5}
+    assert store.reserve("key", "scope", {"text": "x"}) != store.reserve("key", "scope", {"text": "x"})
+    place.unlink()  # the store is back: what waited is written
+    assert store.flush(20.0)
+    store.close()
+    assert PredictionStore(place).get(records[-6].prediction_id) == records[-6]
+
+
+def test_ids_are_unique_and_carry_their_time() -> None:
+    ids = [new_id() for _ in range(5000)]
+    assert len(set(ids)) == len(ids)
+    assert [one[:13] for one in ids] == sorted(one[:13] for one in ids)
+    age = id_age_s(ids[-1])
+    assert age is not None
+    assert 0 <= age < 5
+    assert id_age_s(derived_id(b"0" * 32)) is None
+    assert id_age_s("x") is None

@@ -1,0 +1,384 @@
+"""Models are loaded from safetensors only, saved so that they come back, and frozen where they should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from influence_engine.errors import ModelError, SettingsError
+from influence_engine.models.loading import (
+    add_lora,
+    block_list,
+    choose_trainable,
+    freeze_unchanged,
+    load_base,
+    load_into,
+    load_model,
+    load_tokenizer,
+    model_digest,
+    save_model,
+    set_trainable,
+)
+
+LABELS = ("negative", "positive")
+BERT: dict[str, Any] = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 8,
+}
+
+
+def bert(labels: int = 2) -> BertForSequenceClassification:
+    return BertForSequenceClassification(BertConfig(**BERT, num_labels=labels)).eval()
+
+
+@pytest.fixture
+def headless(tmp_path: Path) -> Path:
+    BertModel(BertConfig(**BERT)).save_pretrained(tmp_path / "headless")
+    return tmp_path / "headless"
+
+
+def test_a_fresh_head_depends_on_the_seed_alone_and_the_rest_on_the_checkpoint(headless: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+
+    first, again, other = (load_base(headless, labels=LABELS, seed=seed) for seed in (0, 0, 5))
+
+    assert torch.equal(torch.rand(1), expected)
+    assert model_digest(first) == model_digest(again) != model_digest(other)
+    assert torch.equal(first.bert.pooler.dense.weight, other.bert.pooler.dense.weight)
+    assert first.config.id2label == {0: "negative", 1: "positive"}
+    assert first.config._attn_implementation == "eager"
+    assert not first.training
+    assert {parameter.dtype for parameter in first.parameters()} == {torch.float32}
+
+
+def test_a_head_that_is_there_is_kept(tmp_path: Path) -> None:
+    model = bert()
+    model.save_pretrained(tmp_path / "headed")
+
+    assert model_digest(load_base(tmp_path / "headed", labels=LABELS, seed=9)) == model_digest(model)
+
+
+def test_a_head_for_another_number_of_labels_is_refused(tmp_path: Path) -> None:
+    bert(labels=3).save_pretrained(tmp_path / "three")
+
+    with pytest.raises(ModelError, match="head that does not fit 2 labels"):
+        load_base(tmp_path / "three", labels=LABELS)
+    with pytest.raises(ModelError, match="has 3 labels, the task has 2"):
+        load_model(tmp_path / "three", labels=LABELS)
+
+
+def test_loading_says_nothing(headless: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_base(headless, labels=LABELS)
+
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_what_is_not_there_or_not_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("no model")
+    for load in (load_model, lambda folder: load_base(folder, labels=LABELS), load_tokenizer):
+        with pytest.raises(ModelError, match="there is no model folder"):
+            load(tmp_path / "missing")
+        with pytest.raises(ModelError, match="there is no model folder"):
+            load("./missing/model")
+        with pytest.raises(ModelError, match="is empty"):
+            load(tmp_path / "empty")
+        with pytest.raises(ModelError, match=r"no config\.json"):
+            load(tmp_path / "other")
+
+
+def test_weights_in_any_other_format_are_not_read(headless: Path) -> None:
+    torch.save(BertModel(BertConfig(**BERT)).state_dict(), headless / "pytorch_model.bin")
+    (headless / "model.safetensors").unlink()
+
+    for load in (load_model, lambda folder: load_base(folder, labels=LABELS)):
+        with pytest.raises(ModelError, match=r"no \.safetensors weights; other formats are not read"):
+            load(headless)
+
+
+def test_a_damaged_file_is_a_model_error(headless: Path) -> None:
+    (headless / "model.safetensors").write_bytes(b"\xff" * 50)
+
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_base(headless, labels=LABELS)
+
+
+def test_code_that_comes_with_a_model_is_never_run(headless: Path, tmp_path: Path) -> None:
+    config = json.loads((headless / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoModelForSequenceClassification": "evil.Model",
+    }
+    (headless / "config.json").write_text(json.dumps(config))
+    (headless / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+
+    load_base(headless, labels=LABELS)
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_base_model_is_not_taken_for_a_fine_tuned_one(headless: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="without a head"):
+        load_model(headless)
+
+    model = bert()
+    model.save_pretrained(tmp_path / "cut")
+    state = {name: value for name, value in model.state_dict().items() if "classifier" not in name}
+    save_file(state, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 2 weights of BertForSequenceClassification \(classifier\.bias"):
+        load_model(tmp_path / "cut")
+
+
+def test_an_architecture_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMindReading"]}))
+
+    with pytest.raises(ModelError, match="'BertForMindReading', which transformers does not have"):
+        load_model(tmp_path / "m")
+
+
+def test_a_whole_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")), unk_token="[UNK]"
+    )
+    model = bert()
+    save_model(model, tmp_path / "saved", tokenizer=tokenizer)
+
+    assert model_digest(load_model(tmp_path / "saved", labels=LABELS)) == model_digest(model)
+    assert load_tokenizer(tmp_path / "saved")("a")["input_ids"] == [0]
+
+
+def test_an_adapter_comes_back_on_its_base(tmp_path: Path) -> None:
+    base = bert()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    adapted = add_lora(base, r=2, alpha=4, seed=1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    save_model(adapted, tmp_path / "saved")
+
+    loaded = load_model(tmp_path / "saved", labels=LABELS)
+
+    assert model_digest(loaded) == model_digest(adapted)
+    assert choose_trainable(loaded, "lora") == choose_trainable(adapted, "lora")
+    under = load_model(tmp_path / "saved" / "base")
+    assert all(torch.equal(value, before[name]) for name, value in under.state_dict().items())
+
+
+def test_an_adapter_saved_elsewhere_finds_its_base_or_says_where_to_put_it(headless: Path, tmp_path: Path) -> None:
+    adapted: Any = add_lora(load_base(headless, labels=LABELS), r=2, alpha=4)
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    assert model_digest(load_model(tmp_path / "adapter", labels=LABELS)) == model_digest(adapted)
+    with pytest.raises(ModelError, match=r"adapter without its base model; put that into .*base"):
+        load_model(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        load_model(tmp_path / "adapter", labels=LABELS)
+
+
+def test_an_adapter_adds_nothing_at_first_and_depends_on_its_seed() -> None:
+    model, inputs = bert(), torch.tensor([[1, 2, 3]])
+    expected = model(inputs).logits
+    state = model.state_dict()
+
+    def adapted(seed: int) -> nn.Module:
+        fresh = bert()
+        fresh.load_state_dict(state)
+        return add_lora(fresh, r=2, alpha=4, seed=seed)
+
+    torch.testing.assert_close(adapted(1)(inputs).logits, expected)
+    assert model_digest(adapted(1)) == model_digest(adapted(1)) != model_digest(adapted(2))
+
+
+def test_a_target_for_adapters_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SettingsError, match="no adapter can be put there") as caught:
+        add_lora(bert(), r=2, alpha=4, target_modules=["nowhere"])
+
+    assert caught.value.field == "lora.target_modules"
+
+
+def test_an_architecture_unknown_to_peft_gets_adapters_in_its_linear_layers() -> None:
+    adapted = add_lora(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), r=2, alpha=4)
+
+    assert len([name for name in choose_trainable(adapted, "lora") if "lora_A" in name]) >= 1
+
+
+SMALL: dict[str, Any] = {"num_labels": 2}
+ARCHITECTURES = {
+    "bert": (bert, "bert.encoder.layer", ("bert.pooler.", "classifier.")),
+    "distilbert": (
+        lambda: DistilBertForSequenceClassification(
+            DistilBertConfig(vocab_size=20, dim=8, n_layers=3, n_heads=2, hidden_dim=12, **SMALL)
+        ),
+        "distilbert.transformer.layer",
+        ("pre_classifier.", "classifier."),
+    ),
+    "gpt2": (
+        lambda: GPT2ForSequenceClassification(GPT2Config(vocab_size=20, n_embd=8, n_layer=3, n_head=2, **SMALL)),
+        "transformer.h",
+        ("transformer.ln_f.", "score."),
+    ),
+    "llama": (
+        lambda: LlamaForSequenceClassification(
+            LlamaConfig(
+                vocab_size=20,
+                hidden_size=8,
+                intermediate_size=12,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                **SMALL,
+            )
+        ),
+        "model.layers",
+        ("model.norm.", "score."),
+    ),
+    "vit": (
+        lambda: ViTForImageClassification(
+            ViTConfig(
+                image_size=8,
+                patch_size=4,
+                hidden_size=8,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                intermediate_size=12,
+                **SMALL,
+            )
+        ),
+        None,
+        ("vit.layernorm.", "classifier."),
+    ),
+    "t5": (
+        lambda: T5ForSequenceClassification(
+            T5Config(vocab_size=20, d_model=8, d_ff=12, num_layers=3, num_heads=2, d_kv=4, **SMALL)
+        ),
+        "transformer.decoder.block",
+        ("transformer.decoder.final_layer_norm.", "classification_head."),
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_upper_layers_are_the_last_blocks_and_what_follows_them_in_any_architecture(architecture: str) -> None:
+    make, where, after = ARCHITECTURES[architecture]
+    model = make()
+
+    names = choose_trainable(model, 2)
+
+    found = block_list(model)
+    assert found is not None
+    assert found[1] == 3
+    assert where in (None, found[0])
+    blocks = {name.removeprefix(found[0] + ".").split(".")[0] for name in names if name.startswith(found[0] + ".")}
+    assert blocks == {"1", "2"}
+    rest = [name for name in names if not name.startswith(found[0])]
+    assert rest
+    assert all(name.startswith(after) for name in rest)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(names)
+
+
+def test_all_weights_can_be_trained_again_after_a_choice() -> None:
+    model = bert()
+    choose_trainable(model, 1)
+
+    assert choose_trainable(model, "all") == [name for name, _ in model.named_parameters()]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("trainable", "message"),
+    [
+        ("upper", "'all', 'lora', or a number"),
+        (0, "'all', 'lora', or a number"),
+        (True, "'all', 'lora', or a number"),
+        (4, "the model has 3 layers"),
+        ("lora", "the model has no adapters"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused(trainable: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        choose_trainable(bert(), trainable)
+
+    assert caught.value.field == "trainable"
+
+
+def test_a_model_without_layers_has_no_upper_ones() -> None:
+    with pytest.raises(SettingsError, match="no list of layers"):
+        choose_trainable(nn.Linear(2, 2), 1)
+
+
+def test_a_name_that_is_no_parameter_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no parameter .classifier\.bais."):
+        set_trainable(bert(), ["classifier.bais"])
+
+
+def test_a_module_of_ones_own_is_filled_again_or_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    save_model(model, tmp_path)
+
+    filled = load_into(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path)
+
+    assert model_digest(filled) == model_digest(model)
+    assert not filled.training
+    with pytest.raises(ModelError, match="does not fit Linear"):
+        load_into(nn.Linear(5, 5), tmp_path)
+    with pytest.raises(ModelError, match=r"weights\.safetensors is missing"):
+        load_into(model, tmp_path / "nowhere")
+
+
+def test_the_digest_of_a_model_in_bfloat16_is_that_of_what_is_loaded(tmp_path: Path) -> None:
+    model = bert().to(torch.bfloat16)
+    save_model(model, tmp_path)
+
+    assert model_digest(load_model(tmp_path)) == model_digest(model)
+
+
+def test_what_the_base_model_left_alone_was_not_trained() -> None:
+    base, model = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)) for _ in range(2))
+    model.load_state_dict(base.state_dict())
+    with torch.no_grad():
+        model[1].weight[0, 0] += 1e-6
+    freeze_unchanged(model, base)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["1.weight"]
+
+
+def test_parameters_that_the_base_model_lacks_or_has_in_another_shape_were_trained() -> None:
+    base, model = nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    freeze_unchanged(model, base)
+    assert all(parameter.requires_grad for parameter in model.parameters())
