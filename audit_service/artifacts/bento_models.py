@@ -35,8 +35,7 @@ from influence_engine.index.building.pipeline import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
 from influence_engine.models.loading import load_tokenizer
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example
-from influence_engine.tasks.base import Array
+from influence_engine.tasks import Array, Example
 
 Kind = Literal["model", "index", "onnx"]
 

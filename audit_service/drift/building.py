@@ -24,7 +24,7 @@ from audit_service.monitoring.reference import Distribution, OutsideIndex, Refer
 from audit_service.monitoring.statistics import NearestCentre, clusters_of, rate_threshold, thresholds
 from audit_service.monitoring.values import MAX_VALUES, admitted
 from influence_engine.errors import DataError
-from influence_engine.tasks.base import Array
+from influence_engine.tasks import Array
 
 FEWEST_EXAMPLES = 20
 

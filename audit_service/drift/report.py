@@ -13,7 +13,7 @@ from audit_service.drift.signals import Explained, Predicted, group_bins, group_
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.reference import Distribution, Reference, confidence_bin
 from audit_service.monitoring.statistics import SMALLEST_SHARE
-from influence_engine.tasks.base import Array
+from influence_engine.tasks import Array
 
 MOST_INPUTS = 12
 LEAST_EXPECTED = 5.0

@@ -14,8 +14,7 @@ from audit_service.prediction.predictor import OnnxPredictor
 from influence_engine.attribution.attributor import Attributor, Tier
 from influence_engine.attribution.result import Attribution
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example, batches_of_like_size
-from influence_engine.tasks.base import Array
+from influence_engine.tasks import Array, Example, batches_of_like_size
 
 TOP_K = 10
 BATCH = 16

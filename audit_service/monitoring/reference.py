@@ -19,7 +19,7 @@ from audit_service.monitoring.values import MAX_VALUES
 from influence_engine.digests import json_digest
 from influence_engine.errors import DigestMismatchError, RecordError
 from influence_engine.files import read_json, write_json
-from influence_engine.tasks.base import Array
+from influence_engine.tasks import Array
 
 FORMAT = 1
 REFERENCE = "reference.json"

@@ -27,8 +27,7 @@ from influence_engine.digests import folder_digests, json_digest, verify_folder
 from influence_engine.errors import DigestMismatchError, ModelError, RecordError
 from influence_engine.files import read_json, remove_tree, write_json
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example, ExportableTask, Task, describe_task
-from influence_engine.tasks.base import Array
+from influence_engine.tasks import Array, Example, ExportableTask, Task, describe_task
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -14,6 +14,7 @@ from audit_service.prediction.export import MODEL, read_export, run_with_feature
 from influence_engine.digests import json_digest
 from influence_engine.errors import DigestMismatchError, InputError, ModelError
 from influence_engine.tasks import (
+    Array,
     Example,
     ExportableTask,
     PredictingTask,
@@ -21,7 +22,6 @@ from influence_engine.tasks import (
     Task,
     describe_task,
 )
-from influence_engine.tasks.base import Array
 
 
 class OnnxPredictor:

@@ -26,12 +26,13 @@ from influence_engine.tasks import (
     Batch,
     CheckingTask,
     Example,
-    PredictingTask,
-    ProbabilityTask,
     Task,
     batches_of_like_size,
-    describe_task,
-    with_predicted_targets,
+    choose_targets,
+    measured_gradient,
+    predictions_of,
+    probabilities_of,
+    targets_of,
 )
 
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
@@ -66,7 +67,7 @@ class Attributor:
         base_model: nn.Module | None = None,
         device: str = "auto",
     ) -> None:
-        index.check_task(describe_task(task))
+        index.check_task(task)
         self.device = _device_of(index, device)
         self.model = model.to(self.device).eval()
         self.task = task
@@ -108,7 +109,7 @@ class Attributor:
         """Explains queries with one forward and one backward pass for all of them.
 
         Args:
-            queries: Examples; one that names a label is explained for that label, else for what the model predicts.
+            queries: Examples; one that names its target is explained for that, else for what the model predicts.
             top_k: Training examples to return for each, 1 to 100; with polarity ``each``, so many of either sign.
             tier: How to obtain the influences.
             polarity: Which to return.
@@ -130,10 +131,10 @@ class Attributor:
         self._check(queries)
         keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
         with keeping as kept, self._trace(queries) as trace:
-            batch = with_predicted_targets(trace.batch, trace.outputs)
-            measured = self.task.measurement(trace.outputs, batch)
-            gradients = trace.layer_gradients(measured)
-        outputs, measured = trace.outputs.detach(), measured.detach()
+            batch = choose_targets(self.task, trace.outputs, trace.batch)
+            measured, direction = measured_gradient(self.task, trace.outputs, batch)
+            gradients = trace.gradients_along(trace.outputs, direction)
+        outputs, targets = trace.outputs.detach(), targets_of(self.task, batch)
         clock.lap("gradient")
         encoded, retained = self.index.encode_and_weigh(gradients)
         clock.lap("encode")
@@ -158,13 +159,13 @@ class Attributor:
         examples = self._fetch(found, answered, measured, errors, polarity)
         clock.lap("fetch")
         changes = self._changes(batch, gradients, measured, kept)
-        predictions = self._predictions(outputs, batch)
+        predictions = predictions_of(self.task, outputs, batch)
         clock.lap("differences")
         return [
             Attribution(
                 prediction=predictions[number],
                 base_prediction=changes.predictions[number],
-                target=self._target(batch, number),
+                target=targets[number],
                 measurement=float(measured[number]),
                 base_measurement=changes.measurement(number),
                 examples=examples[number],
@@ -239,7 +240,7 @@ class Attributor:
         self._check(queries)
         batch = to_device(self.task.collate(queries), self.device)
         outputs = self.task.outputs(self.model, batch)
-        return self.task.measurement(outputs, with_predicted_targets(batch, outputs))
+        return self.task.measurement(outputs, choose_targets(self.task, outputs, batch))
 
     def _check_layers(self) -> None:
         expected = {layer.name: layer.shape for layer in self.index.manifest.layers}
@@ -286,8 +287,9 @@ class Attributor:
         self._check(queries)
         for places in batches_of_like_size(self.task, queries, batch_size):
             with self._trace([queries[place] for place in places]) as trace:
-                batch = with_predicted_targets(trace.batch, trace.outputs)
-                gradients = trace.layer_gradients(self.task.measurement(trace.outputs, batch))
+                batch = choose_targets(self.task, trace.outputs, trace.batch)
+                _, direction = measured_gradient(self.task, trace.outputs, batch)
+                gradients = trace.gradients_along(trace.outputs, direction)
             yield places, self.index.encoder.encode(gradients)
 
     def _trace(self, queries: Sequence[Example]) -> Any:
@@ -352,10 +354,11 @@ class Attributor:
         ]
 
     def _probability_changes(self, measured: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
-        if not isinstance(self.task, ProbabilityTask):
-            return [None] * len(influences)
         without = measured - torch.tensor(influences, dtype=measured.dtype, device=measured.device)
-        changes: list[float] = (self.task.probability(measured) - self.task.probability(without)).tolist()
+        before, after = probabilities_of(self.task, without), probabilities_of(self.task, measured)
+        if before is None or after is None:
+            return [None] * len(influences)
+        changes: list[float] = (after - before).tolist()
         return changes
 
     def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> Changes:
@@ -364,19 +367,7 @@ class Attributor:
         outputs, base = self.difference.measure(self.task, batch, kept)
         changes = self.difference.split(gradients)
         split = dict(zip(changes, torch.stack(list(changes.values())).tolist(), strict=True))
-        return Changes(self._predictions(outputs, batch), base.tolist(), split)
-
-    def _predictions(self, outputs: Tensor, batch: Batch) -> Sequence[dict[str, Any] | None]:
-        if isinstance(self.task, PredictingTask):
-            return self.task.predictions(outputs, batch)
-        return [None] * outputs.shape[0]
-
-    def _target(self, batch: Batch, number: int) -> str | None:
-        labels = getattr(self.task, "labels", None)
-        chosen = batch.get("labels")
-        if labels is None or chosen is None or chosen.dim() != 1:
-            return None
-        return str(labels[int(chosen[number])])
+        return Changes(predictions_of(self.task, outputs, batch), base.tolist(), split)
 
 
 def _device_of(index: InfluenceIndex, name: str) -> torch.device:

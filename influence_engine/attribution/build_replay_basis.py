@@ -94,7 +94,7 @@ def measurement_directions(
 
     Args:
         attributor: Whose model measures.
-        queries: ``V`` of them; one that names no label is measured on the predicted one.
+        queries: ``V`` of them; one that names no target is measured on what the model predicts.
         coefficients: ``[K, V]``.
         names: Of the trained parameters.
     """

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from influence_engine.tasks import Target
+
 
 @dataclass(frozen=True)
 class Influential:
@@ -20,7 +22,8 @@ class Influential:
         probability_change: The same change as one of the target's probability, where the task can say.
         polarity: ``proponent`` or ``opponent``.
         tier: How the influence was obtained.
-        fields: The task's fields of the example, such as its text.
+        fields: The task's fields of the example.
+        label: What it is grouped under: its label, or what stands for it.
     """
 
     rank: int
@@ -42,9 +45,9 @@ class Attribution:
     """Why one prediction came out as it did.
 
     Attributes:
-        prediction: ``label``, ``confidence``, ``scores`` of the fine-tuned model, where the task can say.
+        prediction: Of the fine-tuned model, as the task says it; ``None`` where it cannot say.
         base_prediction: The same of the base model, where it is known.
-        target: Label whose measurement is explained, where the task has labels.
+        target: What is explained, as the task names it; ``None`` where it has no names.
         measurement: Of the fine-tuned model, in its own units (log-odds for a classification).
         base_measurement: Of the base model.
         examples: The most influential training examples, strongest first.
@@ -58,7 +61,7 @@ class Attribution:
 
     prediction: dict[str, Any] | None
     base_prediction: dict[str, Any] | None
-    target: str | None
+    target: Target | None
     measurement: float
     base_measurement: float | None
     examples: list[Influential]

@@ -1,4 +1,4 @@
-"""What is changed in the training data: examples removed, labelled otherwise, or with another text."""
+"""What is changed in the training data: examples removed, with another target, or written otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from influence_engine.digests import json_digest
 from influence_engine.errors import DataError, SettingsError
-from influence_engine.tasks import CheckingTask, Example, Task
+from influence_engine.tasks import CheckingTask, Example, Task, editable_field, fields_of, target_field
 
 VALUES_SHOWN = 8
 """How many values of a column a message names."""
@@ -58,30 +58,30 @@ def removal(example_ids: Iterable[str]) -> Change:
     return Change("remove", dict.fromkeys(_some(example_ids)))
 
 
-def relabelling(task: Task, train: Sequence[Example], labels: Mapping[str, str]) -> Change:
-    """Training with other labels, by example id.
+def relabelling(task: Task, train: Sequence[Example], targets: Mapping[str, Any]) -> Change:
+    """Training with other targets, by example id.
 
     Raises:
-        SettingsError: none is named, or the task has no labels.
-        DataError: an example is not there, has that label already, or the task knows no such label.
+        SettingsError: none is named, or the task does not say which field holds the target.
+        DataError: an example is not there, has that target already, or the task knows no such target.
     """
-    field = getattr(task, "label", None)
+    field = target_field(fields_of(task))
     if field is None:
-        raise SettingsError("this task has no labels to change", field="relabel")
-    return _replacing("relabel", task, train, labels, str(field))
+        raise SettingsError(f"{type(task).__name__} names no target that could be changed", field="relabel")
+    return _replacing("relabel", task, train, targets, field.name)
 
 
-def editing(task: Task, train: Sequence[Example], texts: Mapping[str, str]) -> Change:
-    """Training with other texts, by example id.
+def editing(task: Task, train: Sequence[Example], inputs: Mapping[str, str]) -> Change:
+    """Training with the one input that can be written otherwise changed, by example id.
 
     Raises:
-        SettingsError: none is named, or the task has no texts.
-        DataError: an example is not there or has that text already, or the task refuses the text.
+        SettingsError: none is named, or the task has no such input or several.
+        DataError: an example is not there or reads so already, or the task refuses the new input.
     """
-    field = getattr(task, "text", None)
+    field = editable_field(task)
     if field is None:
-        raise SettingsError("this task has no texts to edit", field="edit")
-    return _replacing("edit", task, train, texts, str(field))
+        raise SettingsError(f"{type(task).__name__} has no single input that can be written otherwise", field="edit")
+    return _replacing("edit", task, train, inputs, field.name)
 
 
 def members(train: Sequence[Example], column: str, value: str) -> list[str]:
@@ -115,7 +115,7 @@ def _value(example: Example, column: str) -> str | None:
 
 
 def _replacing(
-    kind: Literal["relabel", "edit"], task: Task, train: Sequence[Example], values: Mapping[str, str], field: str
+    kind: Literal["relabel", "edit"], task: Task, train: Sequence[Example], values: Mapping[str, Any], field: str
 ) -> Change:
     by_id: dict[str, Example] = {str(example["example_id"]): example for example in train}
     replacements: dict[str, Example | None] = {}

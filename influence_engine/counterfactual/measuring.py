@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.counterfactual.changes import Change
-from influence_engine.counterfactual.queries import Queries, label_of, probability
+from influence_engine.counterfactual.queries import Queries, probability
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Target, Task, projection_of
 from influence_engine.training import Run, reexecute
 from influence_engine.training.step import put_parameters
 
@@ -32,29 +32,29 @@ class QueryChange:
     """What a change of the training data did to one query.
 
     Attributes:
-        target: The label whose log-odds are measured, where the task has labels.
+        target: What is measured, as the task names it.
         before: The measurement as it is: after the recorded steps, executed on this machine.
         after: The measurement after training with the change.
         measured: ``after - before``.
         predicted: By tier, what was predicted for ``measured``.
         ratio: By tier, ``measured / predicted``: 1 is right; None where next to nothing was predicted.
-        probability_before: ``sigma(before)``.
-        probability_after: ``sigma(after)``.
-        probability_predicted: By tier, ``sigma(before + predicted)``.
+        probability_before: The target's probability that ``before`` stands for; None where the task says none.
+        probability_after: That of ``after``.
+        probability_predicted: By tier, that of ``before + predicted``.
         label_before: What the model predicts, where the task can say.
         label_after: What it predicts after training with the change.
         flipped: Whether the two differ; None where the task cannot say.
     """
 
-    target: str | None
+    target: Target | None
     before: float
     after: float
     measured: float
     predicted: dict[str, float]
     ratio: dict[str, float | None]
-    probability_before: float
-    probability_after: float
-    probability_predicted: dict[str, float]
+    probability_before: float | None
+    probability_after: float | None
+    probability_predicted: dict[str, float | None]
     label_before: str | None
     label_after: str | None
     flipped: bool | None
@@ -144,7 +144,7 @@ def measure(
     said = zip(said_before, said_after, strict=True)
     for place, (target, one, other, both) in enumerate(zip(asked.targets, before, after, said, strict=True)):
         expected = {tier: float(found[place]) for tier, found in (predicted or {}).items()}
-        rows.append(_row(target, float(one), float(other), expected, both))
+        rows.append(_row(task, target, float(one), float(other), expected, both))
     return Measured(
         kind=change.kind,
         changed_examples=len(change.replacements),
@@ -202,13 +202,14 @@ class _Trainer:
 
 
 def _row(
-    target: str | None,
+    task: Task,
+    target: Target | None,
     before: float,
     after: float,
     predicted: dict[str, float],
     said: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
 ) -> QueryChange:
-    labels = [label_of(one) for one in said]
+    labels = [projection_of(task, one).label for one in said]
     return QueryChange(
         target=target,
         before=before,
@@ -216,9 +217,9 @@ def _row(
         measured=after - before,
         predicted=predicted,
         ratio={tier: fidelity_ratio(after - before, value) for tier, value in predicted.items()},
-        probability_before=probability(before),
-        probability_after=probability(after),
-        probability_predicted={tier: probability(before + value) for tier, value in predicted.items()},
+        probability_before=probability(task, before),
+        probability_after=probability(task, after),
+        probability_predicted={tier: probability(task, before + value) for tier, value in predicted.items()},
         label_before=labels[0],
         label_after=labels[1],
         flipped=None if labels[0] is None else labels[0] != labels[1],

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from influence_engine.resources import to_device
-from influence_engine.tasks import Batch, Example, PredictingTask, Task, with_predicted_targets
+from influence_engine.tasks import (
+    Batch,
+    Example,
+    Target,
+    Task,
+    choose_targets,
+    predictions_of,
+    probabilities_of,
+    targets_of,
+)
 
 _BATCH = 32
 
 
 def with_targets(task: Task, model: nn.Module, batch: Batch) -> Batch:
     """The batch with the model's own prediction as the target where a query names none."""
-    labels = batch.get("labels")
-    if labels is None or labels.dim() != 1 or not bool((labels < 0).any()):
-        return batch
     with torch.no_grad():
-        return with_predicted_targets(batch, task.outputs(model, batch))
+        return choose_targets(task, task.outputs(model, batch), batch)
 
 
 class Queries:
@@ -41,16 +47,9 @@ class Queries:
         ]
 
     @property
-    def targets(self) -> list[str | None]:
-        """The labels that are measured, where the task has labels."""
-        names = getattr(self.task, "labels", None)
-        found: list[str | None] = []
-        for batch in self._batches:
-            labels = batch.get("labels")
-            known = names is not None and labels is not None and labels.dim() == 1
-            count = len(next(iter(batch.values())))
-            found += [str(names[int(one)]) for one in labels] if known else [None] * count  # type: ignore[index,union-attr]
-        return found
+    def targets(self) -> list[Target | None]:
+        """What is measured, as the task names it."""
+        return [target for batch in self._batches for target in targets_of(self.task, batch)]
 
     def measured(self, model: nn.Module) -> tuple[Tensor, list[dict[str, Any] | None]]:
         """Measurements ``[Q]`` in double precision, and predictions where the task can say them."""
@@ -61,18 +60,11 @@ class Queries:
             for batch in self._batches:
                 outputs = self.task.outputs(model, batch)
                 parts.append(self.task.measurement(outputs, batch).double().cpu())
-                if isinstance(self.task, PredictingTask):
-                    predictions += self.task.predictions(outputs, batch)
-                else:
-                    predictions += [None] * len(parts[-1])
+                predictions += predictions_of(self.task, outputs, batch)
         return torch.cat(parts), predictions
 
 
-def probability(measurement: float) -> float:
-    """``sigma(f)``: the probability whose log-odds are ``f``."""
-    return float(torch.sigmoid(torch.tensor(measurement, dtype=torch.float64)))
-
-
-def label_of(prediction: Mapping[str, Any] | None) -> str | None:
-    """The predicted label."""
-    return None if prediction is None else str(prediction["label"])
+def probability(task: Task, measurement: float) -> float | None:
+    """The probability that a measurement stands for; ``None`` where the task says none."""
+    found = probabilities_of(task, torch.tensor(measurement, dtype=torch.float64))
+    return None if found is None else float(found)

@@ -45,13 +45,13 @@ def train_on_one(
     steps: int = 1,
     optimizer: str = "sgd",
 ) -> SingleStep:
-    """Takes a few steps on one labelled example alone, measures, and puts the weights back.
+    """Takes a few steps on one training example alone, measures, and puts the weights back.
 
     Args:
         model: The fine-tuned model; ``requires_grad`` marks what is trained.
         task: Its task.
-        example: With its label.
-        queries: What is measured; one that names no label is measured on what the model predicts before the steps.
+        example: With its target.
+        queries: What is measured; one that names no target is measured on what the model predicts before the steps.
         learning_rate: Of each step.
         steps: How many.
         optimizer: ``sgd`` without momentum, or ``adamw`` without decay, from a fresh state.
@@ -59,7 +59,7 @@ def train_on_one(
     Raises:
         SettingsError: no step, a learning rate that is not positive, or another optimiser.
         ModelError: no parameter of the model is trained.
-        DataError: the example has no label.
+        DataError: the example has no target.
     """
     known: dict[str, Optimizer] = {"sgd": SGD(momentum=0.0), "adamw": AdamW((0.9, 0.999), 1e-6, {})}
     if optimizer not in known:

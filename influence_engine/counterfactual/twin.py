@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import DataError
 from influence_engine.resources import to_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Task, without_targets
 
 _BATCH = 32
 
@@ -67,7 +67,7 @@ def agreement(
         served: The served model.
         twin: The twin, on the same device.
         task: Of both.
-        held_out: Inputs that neither was trained on; labels are not looked at.
+        held_out: Inputs that neither was trained on; their targets are not looked at.
         trained: Names of the parameters that the twin's training changed.
 
     Raises:
@@ -77,8 +77,7 @@ def agreement(
         raise DataError("there are no held-out examples to compare the models on", field="data.validation")
     served.eval()
     twin.eval()
-    label = getattr(task, "label", "label")
-    inputs = [{name: value for name, value in example.items() if name != label} for example in held_out]
+    inputs = without_targets(task, held_out)
     outputs = torch.stack([_outputs(model, task, inputs) for model in (served, twin)])
     centred = (outputs - outputs.mean(-1, keepdim=True)).flatten(1)
     said = outputs.argmax(-1)

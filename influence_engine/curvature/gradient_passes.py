@@ -15,6 +15,7 @@ from influence_engine.curvature import (
     fits_exact_curvature,
     sampled_output_gradients,
 )
+from influence_engine.digests import json_digest
 from influence_engine.errors import ModelError, ResourceError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
 from influence_engine.resources import SavedBytes, free_memory, out_of_memory, to_device, trim_heap, within_memory
@@ -168,7 +169,8 @@ class GradientPasses:
     def rows(self, examples: Sequence[Example]) -> Iterator[PulledRow]:
         """All rows of one batch: every GGN direction, and the loss gradient where it is not a sum of these."""
         with self.trace(examples) as trace:
-            for row in self._exact_rows(trace) if fits_exact_curvature(trace.outputs) else self._drawn_rows(trace):
+            exact = fits_exact_curvature(trace.outputs)
+            for row in self._exact_rows(trace) if exact else self._drawn_rows(trace, examples):
                 self._check_finite(row.gradients, examples)
                 yield row
 
@@ -195,8 +197,13 @@ class GradientPasses:
         if coefficients is None:
             yield self._loss_row(trace, curvature.loss_gradient)
 
-    def _drawn_rows(self, trace: Trace) -> Iterator[PulledRow]:
-        drawn = sampled_output_gradients(self.task, trace.outputs, trace.batch, draws=self.draws, seed=self.seed)
+    def _drawn_rows(self, trace: Trace, examples: Sequence[Example]) -> Iterator[PulledRow]:
+        # Each example's own, so that what is drawn for it does not depend on the batch that it is in.
+        generators = [
+            torch.Generator().manual_seed(int(json_digest([self.seed, str(one.get("example_id"))])[:15], 16))
+            for one in examples
+        ]
+        drawn = sampled_output_gradients(self.task, trace.outputs, trace.batch, draws=self.draws, generators=generators)
         for direction in drawn:
             gradients = trace.gradients_along(trace.outputs, direction, keep_graph=True)
             ones = direction.new_ones(trace.batch_size)

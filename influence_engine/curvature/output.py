@@ -6,18 +6,24 @@ cross-entropy ``diag p - p p^T``). ``H_i = sum_r h_r e_r e_r^T`` turns it into a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from influence_engine.tasks import Batch, Task
+from influence_engine.errors import SettingsError
+from influence_engine.tasks import Batch, SamplingTask, Task
 
 _MOST_EXACT = 16
 """Outputs per example up to which the output's second derivative is decomposed exactly."""
 
 _ROUNDING = 1e-14
 """Curvature below this is rounding of probabilities in double precision."""
+
+_OTHER_FORM = 1e-4
+"""Relative difference from a form of the second derivative above which the loss is taken to be of another."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +77,98 @@ def exact_output_curvature(task: Task, outputs: Tensor, batch: Batch) -> OutputC
     )
 
 
-def sampled_output_gradients(task: Task, outputs: Tensor, batch: Batch, *, draws: int, seed: int) -> Tensor:
-    """Loss gradients at the outputs for labels drawn from the model, ``[draws, B, ...]``, times ``1 / sqrt(draws)``.
+def sampled_output_gradients(
+    task: Task, outputs: Tensor, batch: Batch, *, draws: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Directions at the outputs whose outer products average to the loss's second derivative, ``[draws, B, ...]``.
 
-    Their outer products average to the generalised Gauss-Newton matrix (it is the Fisher matrix of the model's own
-    distribution); used where outputs are too many to decompose.
+    Used where outputs are too many to decompose. A ``SamplingTask`` draws targets from the model's distribution, and
+    the directions are the loss gradients for them: their outer products average to the Fisher matrix of that
+    distribution, which is the generalised Gauss-Newton matrix (Martens 2020, section 9.2). For any other task the
+    second derivative itself says how to draw, so it does not matter at which outputs a loss reads its targets, or how
+    it weighs them: where it is ``s (diag p - p p^T)`` at each position, ``sqrt(s) (p - e_y)`` with ``y`` drawn from
+    ``p``; where it is diagonal, ``sqrt(h)`` with random signs. All are divided by ``sqrt(draws)``.
+
+    Args:
+        task: The batch's task.
+        outputs: What ``task.outputs`` returned.
+        batch: The batch.
+        draws: Directions an example.
+        generators: One an example, on the CPU, so that what is drawn does not depend on the batch it is in.
+
+    Raises:
+        SettingsError: the task cannot sample, and the loss is of neither form.
     """
-    sample = getattr(task, "sample", None)
-    generator = torch.Generator().manual_seed(seed)
-    gradients = []
-    for _ in range(draws):
-        drawn = sample(outputs.detach(), batch) if sample else _categorical(outputs.detach(), batch, generator)
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            gradients.append(torch.autograd.grad(task.loss(leaf, drawn).sum(), leaf)[0])
+    fixed = outputs.detach()
+    if isinstance(task, SamplingTask):
+        gradients = [_loss_gradient(task, fixed, _sampled(task, fixed, batch, generators)) for _ in range(draws)]
+    else:
+        draw = _drawing(task, fixed, batch)
+        gradients = [draw(generators).to(outputs.dtype) for _ in range(draws)]
     return torch.stack(gradients) / draws**0.5
 
 
-def _categorical(outputs: Tensor, batch: Batch, generator: torch.Generator) -> Batch:
-    labels = batch["labels"]
-    probabilities = outputs.float().softmax(-1).cpu()
-    drawn = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).reshape(labels.shape)
-    # Positions without a label (padding, -100) stay without one.
-    return {**batch, "labels": torch.where(labels < 0, labels, drawn.to(labels.device))}
+def _loss_gradient(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
+    leaf = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(task.loss(leaf, batch).sum(), leaf)[0]
+
+
+def _sampled(task: SamplingTask, outputs: Tensor, batch: Batch, generators: Sequence[torch.Generator]) -> Batch:
+    alone = [
+        task.sample(
+            outputs[place : place + 1], {name: tensor[place : place + 1] for name, tensor in batch.items()}, generator
+        )
+        for place, generator in enumerate(generators)
+    ]
+    return {name: torch.cat([one[name] for one in alone]) for name in alone[0]}
+
+
+def _drawing(task: Task, outputs: Tensor, batch: Batch) -> Callable[[Sequence[torch.Generator]], Tensor]:
+    """How to draw directions for a loss whose second derivative at the outputs has one of two forms."""
+    leaf = outputs.double().requires_grad_()
+    probe = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=leaf.dtype).to(leaf.device)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf, create_graph=True)
+        along, diagonal = (
+            torch.autograd.grad((gradient * direction).sum(), leaf, retain_graph=True)[0]
+            if gradient.requires_grad
+            else torch.zeros_like(leaf)
+            for direction in (probe, torch.ones_like(probe))
+        )
+    tolerance = _OTHER_FORM * along.norm(dim=-1).amax()
+    probabilities = leaf.detach().softmax(-1)
+    expected = probabilities * (probe - (probabilities * probe).sum(-1, keepdim=True))
+    scale = (along * expected).sum(-1) / expected.square().sum(-1).clamp_min(_ROUNDING)
+    if bool(((along - scale.unsqueeze(-1) * expected).norm(dim=-1) <= tolerance).all()):
+        return partial(_categorical, probabilities, scale.clamp_min(0))
+    if bool(((along - diagonal * probe).norm(dim=-1) <= tolerance).all()):
+        return partial(_signs, diagonal.clamp_min(0).sqrt())
+    raise SettingsError(
+        f"the loss of {type(task).__name__} is neither a cross-entropy of its outputs nor a sum over them, so its "
+        f"curvature cannot be drawn for {tuple(outputs.shape[1:])} outputs an example: give the task a method "
+        "sample(outputs, batch, generator), which draws targets from the model",
+        field="task",
+    )
+
+
+def _categorical(probabilities: Tensor, scale: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    directions = torch.zeros_like(probabilities)
+    for place, generator in enumerate(generators):
+        # Positions that the loss does not read (padding) take no part, also not in what is drawn for the others.
+        read = scale[place] > 0
+        rows = probabilities[place][read]
+        if not len(rows):
+            continue
+        drawn = torch.multinomial(rows.cpu(), 1, generator=generator).to(rows.device)
+        pulled = rows.scatter_add(-1, drawn, -torch.ones_like(rows[:, :1]))
+        directions[place][read] = scale[place][read].sqrt().unsqueeze(-1) * pulled
+    return directions
+
+
+def _signs(roots: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    signs = [
+        torch.randint(0, 2, roots.shape[1:], generator=generator, dtype=roots.dtype).to(roots.device) * 2 - 1
+        for generator in generators
+    ]
+    return roots * torch.stack(signs)

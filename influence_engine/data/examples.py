@@ -5,37 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.settings import ROLES, DataSettings, label_key
 from influence_engine.data.sources import Row, Table
 from influence_engine.errors import DataError
-
-DEFAULT_TEXT = "text"
-DEFAULT_LABEL = "label"
-
-
-@runtime_checkable
-class ChecksExamples(Protocol):
-    """A task that refuses bad examples; only the task knows which labels and inputs are valid."""
-
-    def check(self, example: Mapping[str, Any], *, labelled: bool) -> None:
-        """Raises ``DataError`` if the example cannot be used."""
+from influence_engine.tasks import UNSAID_FIELDS, CheckingTask, fields_of, target_name
 
 
 def task_fields(task: object, settings: DataSettings) -> tuple[list[str], str]:
-    """Names of the fields that examples of this task need, and which of them is the label.
+    """Names of the fields that examples of this task need, and which of them is the target.
 
-    They are the task's own names where it says them (attributes ``text`` and ``label``) and the keys of ``columns``
-    that are not roles; ``text`` and ``label`` where neither says any.
+    They are the fields that the task says it has and the keys of ``columns`` that are not roles; ``UNSAID_FIELDS``
+    where neither says any.
     """
-    label = str(getattr(task, "label", DEFAULT_LABEL))
-    named = [str(getattr(task, name)) for name in ("text", "label") if hasattr(task, name)]
+    named = [field.name for field in fields_of(task)]
     mapped = [field for field in settings.columns if field not in ROLES]
-    return list(dict.fromkeys([*named, *mapped])) or [DEFAULT_TEXT, DEFAULT_LABEL], label
+    return list(dict.fromkeys([*named, *mapped])) or [field.name for field in UNSAID_FIELDS], target_name(task)
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,7 @@ class Builder:
         task: Judges examples, if it has ``check``.
         fields: Field of the task -> column.
         roles: ``id``, ``source``, ``licence``, ``consent`` -> column, where the table has one.
-        label: The field that is the label.
+        target: The field that training teaches.
     """
 
     table: Table
@@ -56,7 +44,7 @@ class Builder:
     task: object
     fields: dict[str, str]
     roles: dict[str, str]
-    label: str
+    target: str
 
     @classmethod
     def for_table(cls, table: Table, settings: DataSettings, task: object) -> Builder:
@@ -65,7 +53,7 @@ class Builder:
         Raises:
             DataError: a column is missing; the message names it, those there are, and the nearest.
         """
-        fields, label = task_fields(task, settings)
+        fields, target = task_fields(task, settings)
         roles = [role for role in ROLES if role in settings.columns or role in table.columns]
         columns = {name: settings.columns.get(name, name) for name in [*fields, *roles]}
         for name, column in columns.items():
@@ -86,7 +74,7 @@ class Builder:
             task=task,
             fields={name: columns[name] for name in fields},
             roles={name: columns[name] for name in roles},
-            label=label,
+            target=target,
         )
 
     def build(self, row: Row) -> dict[str, Any]:
@@ -99,7 +87,7 @@ class Builder:
             raise DataError(row.problem)
         values = {field: self._field(field, row) for field in self.fields}
         example = {"example_id": self._id(row), **values}
-        if isinstance(self.task, ChecksExamples):
+        if isinstance(self.task, CheckingTask):
             self.task.check(example, labelled=True)
         for role in ("source", "licence", "consent"):
             example[role] = self._role(role, row)
@@ -118,14 +106,14 @@ class Builder:
         problem = None if isinstance(value, str) else _json_problem(value)
         if problem is not None:
             raise DataError(f"{called} {problem}")
-        return self._label(value, called) if field == self.label else value
+        return self._translated(value, called) if field == self.target else value
 
-    def _label(self, value: Any, called: str) -> Any:
+    def _translated(self, value: Any, called: str) -> Any:
         names = self.settings.labels
         if names is None:
             return value
         if isinstance(value, list):
-            return [self._label(item, called) for item in value]
+            return [self._translated(item, called) for item in value]
         if label_key(value) not in names:
             raise DataError(f"{called} is {value!r}, which `labels` does not name; it names {listing(names)}")
         return names[label_key(value)]

@@ -15,7 +15,7 @@ from influence_engine.data.report import (
     BadRow,
     DataReport,
     bad_row_lines,
-    count_labels,
+    count_targets,
     find_repeats,
     plural,
 )
@@ -34,7 +34,7 @@ class DataSet:
     Attributes:
         examples: Mappings with ``example_id``, the task's fields, ``source``, ``licence``, ``consent``, ``metadata``.
         digest: ``rows_digest`` of the examples.
-        report: Bad rows, duplicates, conflicts, labels.
+        report: Bad rows, duplicates, conflicts, targets.
     """
 
     examples: list[dict[str, Any]]
@@ -56,7 +56,7 @@ def load_examples(
 
     Args:
         settings: The source, its columns, and what to keep.
-        task: Names its fields by attributes ``text`` and ``label`` and judges examples by ``check``, where it has them.
+        task: Says which fields examples have and judges them by ``check``, as far as it can.
         base_folder: The project; relative paths are below it, and packages are fetched to ``data`` in it.
         progress: Told of fetching.
 
@@ -79,7 +79,7 @@ def load_examples(
         raise DataError(_nothing_left(table, len(examples), bad_rows, settings), field=settings.kind)
     kept_lines = [line for line, _ in kept]
     kept_examples = [example for _, example in kept]
-    duplicates, conflicts = find_repeats(kept_examples, kept_lines, list(builder.fields), builder.label)
+    duplicates, conflicts = find_repeats(kept_examples, kept_lines, list(builder.fields), builder.target)
     report = DataReport(
         source=table.name,
         unit=table.unit,
@@ -89,7 +89,7 @@ def load_examples(
         bad_rows=bad_rows[:SHOWN],
         duplicates=duplicates,
         conflicts=conflicts,
-        labels=count_labels(kept_examples, builder.label),
+        targets=count_targets(kept_examples, builder.target),
     )
     return DataSet(examples=kept_examples, digest=rows_digest(kept_examples), report=report)
 

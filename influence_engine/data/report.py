@@ -1,4 +1,4 @@
-"""What was found in a source: rows that cannot be used, duplicates, conflicting labels."""
+"""What was found in a source: rows that cannot be used, duplicates, conflicting targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Texts (or whatever the task's inputs are) that occur more than once.
+    """Inputs that occur more than once.
 
     Attributes:
         count: How many such inputs there are.
@@ -47,9 +47,9 @@ class DataReport:
         kept: Examples in the data set: usable, in the part, in the sample.
         bad_count: Rows that cannot be used.
         bad_rows: The first ``SHOWN`` of them.
-        duplicates: Inputs that occur several times with the same label, among the examples kept.
-        conflicts: Inputs that occur with different labels, among the examples kept.
-        labels: Examples kept, by label.
+        duplicates: Inputs that occur several times with the same target, among the examples kept.
+        conflicts: Inputs that occur with different targets, among the examples kept.
+        targets: Examples kept, by target, where targets are names.
     """
 
     source: str
@@ -60,7 +60,7 @@ class DataReport:
     bad_rows: list[BadRow]
     duplicates: Repeats
     conflicts: Repeats
-    labels: dict[str, int]
+    targets: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -68,12 +68,12 @@ class DataReport:
 
     def summary(self) -> str:
         """A few lines for people."""
-        labels = ", ".join(f"{count:,} {label}" for label, count in self.labels.items())
-        lines = [f"{self.source}: {self.kept:,} of {self.rows:,} rows kept" + (f" ({labels})" if labels else "")]
+        targets = ", ".join(f"{count:,} {name}" for name, count in self.targets.items())
+        lines = [f"{self.source}: {self.kept:,} of {self.rows:,} rows kept" + (f" ({targets})" if targets else "")]
         if self.bad_count:
             lines.append(f"{plural(self.bad_count, 'row')} left out:")
             lines += bad_row_lines(self.bad_rows, self.bad_count, self.unit)
-        for repeats, what in ((self.duplicates, "exact duplicates"), (self.conflicts, "conflicting labels")):
+        for repeats, what in ((self.duplicates, "exact duplicates"), (self.conflicts, "conflicting targets")):
             if repeats.count:
                 where = "; ".join(", ".join(map(str, group)) for group in repeats.lines[:3])
                 more = "; ..." if repeats.count > 3 else ""
@@ -95,17 +95,17 @@ def bad_row_lines(bad_rows: Sequence[BadRow], count: int, unit: str) -> list[str
 
 
 def find_repeats(
-    examples: Sequence[Mapping[str, Any]], lines: Sequence[int], fields: Sequence[str], label: str
+    examples: Sequence[Mapping[str, Any]], lines: Sequence[int], fields: Sequence[str], target: str
 ) -> tuple[Repeats, Repeats]:
-    """Exact duplicates, and inputs with conflicting labels.
+    """Exact duplicates, and inputs with conflicting targets.
 
     Args:
         examples: The examples.
         lines: Their lines.
-        fields: The task's fields; all but ``label`` are the input.
-        label: The field with the label.
+        fields: The task's fields; all but ``target`` are the input.
+        target: The field with the target.
     """
-    inputs = [field for field in fields if field != label]
+    inputs = [field for field in fields if field != target]
     by_input: dict[str, list[int]] = defaultdict(list)
     for number, example in enumerate(examples):
         by_input[json_digest([example[field] for field in inputs])].append(number)
@@ -113,8 +113,8 @@ def find_repeats(
     conflicting: list[list[int]] = []
     duplicated: list[list[int]] = []
     for numbers in groups:
-        labels = Counter(json_digest(examples[number].get(label)) for number in numbers)
-        (conflicting if len(labels) > 1 else duplicated).append([lines[number] for number in numbers])
+        found = Counter(json_digest(examples[number].get(target)) for number in numbers)
+        (conflicting if len(found) > 1 else duplicated).append([lines[number] for number in numbers])
     return _repeats(duplicated), _repeats(conflicting)
 
 
@@ -122,7 +122,7 @@ def _repeats(groups: list[list[int]]) -> Repeats:
     return Repeats(count=len(groups), rows=sum(map(len, groups)), lines=groups[:SHOWN])
 
 
-def count_labels(examples: Sequence[Mapping[str, Any]], label: str) -> dict[str, int]:
-    """Examples by label, the most frequent first; empty where labels are not names."""
-    counts = Counter(example[label] for example in examples if isinstance(example.get(label), str))
+def count_targets(examples: Sequence[Mapping[str, Any]], target: str) -> dict[str, int]:
+    """Examples by target, the most frequent first; empty where targets are not names."""
+    counts = Counter(example[target] for example in examples if isinstance(example.get(target), str))
     return dict(counts.most_common())

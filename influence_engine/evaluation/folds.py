@@ -18,9 +18,9 @@ from influence_engine.errors import RecordError, SettingsError
 from influence_engine.files import read_json, write_json
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Task, confidence_in_own, group_of, predictions_of, predicts_labels
 from influence_engine.training import FinetuneSettings, Run, finetune, in_recorded_order
-from influence_engine.training.validation import BATCH, LabellingTask
+from influence_engine.training.validation import BATCH
 
 
 class CrossValidation:
@@ -65,10 +65,10 @@ class CrossValidation:
                 "fine-tune with again; cross-validation needs a run of bento-audit finetune",
                 field="folds",
             )
-        if not isinstance(task, LabellingTask):
+        if not predicts_labels(task):
             raise SettingsError(
-                f"{type(task).__name__} predicts no labels, so there is no confidence in one; it needs `predictions` "
-                "and `label`, the name of the field with the true label",
+                f"{type(task).__name__} predicts no labels, so there is no confidence in one; it needs "
+                "`predictions` with scores, and a field of kind label for the true one",
                 field="folds",
             )
         if not 2 <= folds <= len(train):
@@ -82,8 +82,9 @@ class CrossValidation:
         self.device = choose_device(device)
         self.progress = progress
         self.examples = in_recorded_order(run, task, train)
-        self.left_out = _stratified([(str(each["example_id"]), str(each[task.label])) for each in train], folds, seed)
-        self._predicting = task
+        self.left_out = _stratified(
+            [(str(each["example_id"]), group_of(task, each) or "") for each in train], folds, seed
+        )
         self._settings: FinetuneSettings = run.settings
         self._into = into
         self._base: nn.Module | None = None
@@ -156,9 +157,10 @@ class CrossValidation:
             for start in range(0, len(examples), BATCH):
                 chunk = examples[start : start + BATCH]
                 batch = to_device(self.task.collate(chunk), self.device)
-                predicted = self._predicting.predictions(self.task.outputs(model, batch), batch)
+                predicted = predictions_of(self.task, self.task.outputs(model, batch), batch)
                 for example, prediction in zip(chunk, predicted, strict=True):
-                    found[example["example_id"]] = float(prediction["scores"][example[self._predicting.label]])
+                    assert prediction is not None  # the task predicts labels
+                    found[example["example_id"]] = confidence_in_own(self.task, prediction, example)
         return found
 
     def _stage(self, fold: int) -> str:

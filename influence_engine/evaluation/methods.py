@@ -19,7 +19,7 @@ from influence_engine.evaluation.baselines import (
 )
 from influence_engine.index.ordering import in_index_order
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example
+from influence_engine.tasks import Example, editable_field, fields_of, target_field, target_name
 
 ESTIMATED = "estimated"
 REFINED = "refined"
@@ -65,7 +65,7 @@ def attribute_all(
     Args:
         attributor: Ours.
         train: The examples of its index, in any order.
-        queries: Each names its label.
+        queries: Each names its target.
         base: The model before fine-tuning, for the similarity of embeddings; left out, so is that.
         refined: Also solve for each query with passes over all training examples.
         progress: Told of these passes.
@@ -75,7 +75,8 @@ def attribute_all(
     """
     rows = in_index_order(attributor.index, train)
     task, model = attributor.task, attributor.model
-    label, text = getattr(task, "label", None), getattr(task, "text", None)
+    label, text = target_field(fields_of(task)), editable_field(task)
+    signs = label is not None and label.kind == "label"
     found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"), ESTIMATED)]
     if refined:
         attributor.refine_with(train, progress=progress)
@@ -86,12 +87,12 @@ def attribute_all(
         found.append(_timed(name, lambda: attributor.scores(queries, "replayed"), REPLAYED))
 
     def signed(similarity: Tensor) -> Tensor:
-        return signed_by_label(similarity, rows, queries, str(label))
+        return signed_by_label(similarity, rows, queries, target_name(task))
 
-    if text is not None and label is not None:
-        texts = [[str(one[text]) for one in examples] for examples in (rows, queries)]
+    if text is not None and signs:
+        texts = [[str(one[text.name]) for one in examples] for examples in (rows, queries)]
         found.append(_timed("BM25, signed by label", lambda: signed(bm25(*texts))))
-    if base is not None and label is not None:
+    if base is not None and signs:
         found.append(
             _timed("base embedding, signed by label", lambda: signed(embedding_similarity(base, task, rows, queries)))
         )
@@ -103,7 +104,7 @@ def attribute_all(
 
     found.append(_timed("gradient dot", dot))
     found.append(Attributed("gradient cosine", products[1], found[-1].seconds))
-    if label is not None:
+    if signs:
         found.append(
             _timed(
                 "training loss, signed by label",

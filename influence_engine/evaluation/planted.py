@@ -25,7 +25,7 @@ from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.suspects import Measure, Suspect, rank_suspects
 from influence_engine.index import IndexSettings, InfluenceIndex
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Task, target_name
 from influence_engine.training import FinetuneSettings, finetune
 
 INSPECTED = (0.05, 0.1, 0.2, 0.3)
@@ -115,8 +115,7 @@ def find_planted_errors(
         DataError: labels are missing, or none can be changed.
         SettingsError: that many folds cannot be made; see ``CrossValidation``.
     """
-    label = str(getattr(task, "label", "label"))
-    wrong, planted = with_wrong_labels(train, label, share, seed=seed)
+    wrong, planted = with_wrong_labels(train, target_name(task), share, seed=seed)
     run = finetune(
         task, base, wrong, settings=finetuning, record_to=Path(folder) / "run", reuse=True, progress=progress
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine.digests import json_digest, verify_folder
+from influence_engine.digests import verify_folder
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
 from influence_engine.index.building.cost_estimate import BuildPlan
 from influence_engine.index.building.pipeline import (
@@ -35,7 +35,7 @@ from influence_engine.index.store import RESERVED, ExampleTable
 from influence_engine.models.loading import model_digest
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Task, describe_task, matches_task
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.identity import check_examples, data_digest, task_digests
 
@@ -339,15 +339,16 @@ class InfluenceIndex:
             return self.table.column(column)
         return [self._source.get(example_id, {}).get(column) for example_id in self.example_ids]
 
-    def check_task(self, task_description: Mapping[str, Any]) -> None:
+    def check_task(self, task: Task) -> None:
         """Refuses a task other than the one that the index was built with.
 
         Raises:
-            DigestMismatchError: labels, lengths, fields or tokenizer differ.
+            DigestMismatchError: what describes the tasks differs.
         """
-        if json_digest(task_description) != json_digest(self.manifest.task):
+        if not matches_task(task, self.manifest.task):
             raise DigestMismatchError(
-                f"the index in {self.folder} was built for the task {self.manifest.task}, not for {task_description}",
+                f"the index in {self.folder} was built for the task {self.manifest.task}, not for "
+                f"{describe_task(task)}",
                 field="task",
             )
 

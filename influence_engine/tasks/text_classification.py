@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_engine.digests import json_digest
 from influence_engine.errors import DataError, InputError, SettingsError
-from influence_engine.tasks.base import Array, Batch, Example
-
-NO_TARGET = -1
-"""In ``batch["labels"]``: this example names no label, so the model's own prediction is the target."""
+from influence_engine.tasks.capabilities import classification_head
+from influence_engine.tasks.contract import Array, Batch, Example, Head, Unit
+from influence_engine.tasks.fields import Field
+from influence_engine.tasks.identity import digest_of_processor
+from influence_engine.tasks.targets import NO_TARGET
 
 _TOGETHER = 1024
 """Texts whose tokens are counted at once."""
@@ -51,6 +50,20 @@ class TextClassification:
         self.label = label
         self._numbers = {name: number for number, name in enumerate(self.labels)}
 
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The text and its label."""
+        return Field(self.text, "text"), Field(self.label, "label", "target", tuple(self.labels))
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer."""
+        return self.tokenizer
+
+    def head(self) -> Head:
+        """One output for each label."""
+        return classification_head("AutoModelForSequenceClassification", self.labels, peft_type="SEQ_CLS")
+
     def check(self, example: Example, *, labelled: bool) -> None:
         """Refuses a text that is missing, empty or not a string, and a label that does not exist."""
         text = example.get(self.text)
@@ -79,6 +92,23 @@ class TextClassification:
             encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
             found += [len(tokens) for tokens in encoded["input_ids"]]
         return found
+
+    def units(self, example: Example) -> list[Unit]:
+        """Its tokens, with their characters in the text; special tokens stand for no part of it.
+
+        Raises:
+            SettingsError: the tokenizer is a slow one, which cannot say where a token comes from.
+        """
+        if not self.tokenizer.is_fast:
+            raise SettingsError(
+                f"{type(self.tokenizer).__name__} cannot say where a token comes from; use the fast form of it",
+                field="tokenizer",
+            )
+        encoded = self.tokenizer(
+            example[self.text], truncation=True, max_length=self.max_length, return_offsets_mapping=True
+        )
+        places = enumerate(encoded["offset_mapping"])
+        return [Unit(self.text, start, end, position) for position, (start, end) in places if end > start]
 
     def model_inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Everything of the batch but the labels."""
@@ -133,7 +163,7 @@ class TextClassification:
             "max_length": self.max_length,
             "text": self.text,
             "label": self.label,
-            "tokenizer_digest": tokenizer_digest(self.tokenizer),
+            "tokenizer_digest": digest_of_processor(self.tokenizer),
         }
 
     def _encoded(self, examples: Sequence[Example]) -> dict[str, Array]:
@@ -158,19 +188,3 @@ class TextClassification:
             "confidence": probabilities[best],
             "scores": dict(zip(self.labels, probabilities, strict=True)),
         }
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of a fast tokenizer's full definition (vocabulary, rules, special tokens)."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return json_digest(_without_padding(backend.to_str()))
-    return json_digest({"vocabulary": dict(sorted(tokenizer.get_vocab().items()))})
-
-
-def _without_padding(definition: str) -> Any:
-    # A fast tokenizer keeps the padding and truncation of its last call in its state: no part of what it is.
-    state = json.loads(definition)
-    state.pop("padding", None)
-    state.pop("truncation", None)
-    return state

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from influence_engine.data import rows_digest
-from influence_engine.digests import json_digest
 from influence_engine.errors import DataError
-from influence_engine.tasks import CheckingTask, Example, Task, describe_task
-from influence_engine.tasks.text_classification import tokenizer_digest
+from influence_engine.tasks import CheckingTask, Example, Task, processor_digest, task_digest
 
 
 def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[str]:
@@ -59,12 +57,8 @@ def data_digest(examples: Sequence[Example]) -> str:
 
 
 def task_digests(task: Task) -> dict[str, str | None]:
-    """Digests of ``task`` and of its ``tokenizer`` (None where it has none)."""
-    tokenizer = getattr(task, "tokenizer", None)
-    return {
-        "task": json_digest(describe_task(task)),
-        "tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
-    }
+    """Digests of ``task`` and, under the name ``tokenizer``, of its processor (None where it has none)."""
+    return {"task": task_digest(task), "tokenizer": processor_digest(task)}
 
 
 def versions() -> dict[str, str]:

@@ -1,24 +1,16 @@
-"""Measuring a model on labelled examples that it was not trained on."""
+"""Measuring a model on examples that it was not trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example, PredictingTask, Task
+from influence_engine.tasks import Example, Task, is_right, predictions_of, predicts_labels
 
 BATCH = 64
-
-
-@runtime_checkable
-class LabellingTask(PredictingTask, Protocol):
-    """A task that predicts one label and names the field with the true one."""
-
-    label: str
 
 
 def validate(
@@ -31,18 +23,16 @@ def validate(
     model.eval()
     device = next(model.parameters()).device
     loss, right = 0.0, 0
-    labelling = isinstance(task, LabellingTask)
+    labelling = predicts_labels(task)
     with torch.no_grad():
         for start in range(0, len(examples), BATCH):
             chunk = [examples[row] for row in range(start, min(start + BATCH, len(examples)))]
             batch = {name: tensor.to(device) for name, tensor in task.collate(chunk).items()}
             outputs = task.outputs(model, batch)
             loss += float(task.loss(outputs, batch).double().sum())
-            if isinstance(task, LabellingTask):
-                predicted = task.predictions(outputs, batch)
-                right += sum(
-                    found["label"] == example[task.label] for found, example in zip(predicted, chunk, strict=True)
-                )
+            if labelling:
+                predicted = predictions_of(task, outputs, batch)
+                right += sum(is_right(task, found, example) for found, example in zip(predicted, chunk, strict=True))
             progress("validation", min(start + BATCH, len(examples)), len(examples))
     measured = {"examples": float(len(examples)), "loss": loss / len(examples)}
     return measured | {"accuracy": right / len(examples)} if labelling else measured

@@ -302,11 +302,11 @@ def test_duplicates_and_conflicts_are_reported_and_no_errors(load: Load) -> None
 
     assert (report.duplicates.count, report.duplicates.rows, report.duplicates.lines) == (1, 3, [[2, 4, 6]])
     assert (report.conflicts.count, report.conflicts.rows, report.conflicts.lines) == (1, 2, [[3, 5]])
-    assert report.labels == {"positive": 5, "negative": 1}
+    assert report.targets == {"positive": 5, "negative": 1}
     assert report.summary().splitlines() == [
         "a.csv: 6 of 6 rows kept (5 positive, 1 negative)",
         "exact duplicates: 1 input in 3 rows (lines 2, 4, 6)",
-        "conflicting labels: 1 input in 2 rows (lines 3, 5)",
+        "conflicting targets: 1 input in 2 rows (lines 3, 5)",
     ]
     json.dumps(report.to_dict())
 

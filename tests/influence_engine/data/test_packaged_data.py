@@ -40,7 +40,7 @@ def load(task: TextClassification, **settings: object) -> DataSet:
 def test_every_packaged_source_is_whole(task: TextClassification, packaged: str, kept: int, positive: int) -> None:
     report = load(task, packaged=packaged).report
 
-    assert (report.kept, report.bad_count, report.labels["positive"]) == (kept, 0, positive)
+    assert (report.kept, report.bad_count, report.targets["positive"]) == (kept, 0, positive)
 
 
 def test_neutral_sentences_can_be_kept(task: TextClassification) -> None:

@@ -1,0 +1,142 @@
+"""Fields of a task's examples: their names, what kind of value each holds, and what follows from the kind.
+
+From them come the request's schema, what the command line takes, how a data set is read, limits of size, what is shown
+of a training example, what influence is grouped by, and whether the values alone say what the model reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["text", "image", "conversation", "numbers", "label", "labels", "spans", "number", "json"]
+"""What a field holds.
+
+========================  ==============================================================================
+``text``                  a string
+``image``                 a path or the bytes of a file
+``conversation``          a list of turns, ``{"role", "content"}`` each
+``numbers``               numbers, nested in lists as deep as they go
+``label``                 one name of ``Field.names`` (any scalar where no names are given)
+``labels``                a list of such names, possibly empty
+``spans``                 a list of ``{"start", "end", "label"}`` in characters of the text
+``number``                one number
+``json``                  anything that JSON can say
+========================  ==============================================================================
+"""
+
+Role = Literal["input", "target"]
+
+_PLAIN: frozenset[Kind] = frozenset({"text", "conversation", "numbers", "label", "labels", "spans", "number", "json"})
+"""Kinds whose value, as JSON, is all that a model reads; an image's is where it lies."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a task's examples.
+
+    Attributes:
+        name: Its key in an example, in requests, and among the ``columns`` of a config.
+        kind: What it holds.
+        role: ``input`` is what a query must have; ``target`` is what training examples have beside it.
+        names: What labels are called, in the order of the model's outputs; ``None`` where that is not known.
+    """
+
+    name: str
+    kind: Kind
+    role: Role = "input"
+    names: tuple[str, ...] | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether the value is text, which can be searched, shortened and edited."""
+        return self.kind == "text"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the value, as JSON, is all that the model reads."""
+        return self.kind in _PLAIN
+
+    def characters(self, value: Any) -> int:
+        """Characters of a value that somebody sent, for limits of size."""
+        if isinstance(value, str):
+            return len(value)
+        if isinstance(value, Mapping):
+            return sum(self.characters(part) for part in value.values())
+        if isinstance(value, Sequence) and not isinstance(value, bytes):
+            return sum(self.characters(part) for part in value)
+        return 0
+
+    def show(self, value: Any) -> str:
+        """What a person sees of a value in a line; an image is shown as itself, elsewhere."""
+        if value is None:
+            return ""
+        if self.kind == "conversation":
+            return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
+        if self.kind == "image":
+            return value if isinstance(value, str) else "image"
+        return self.group(value) or "" if self.role == "target" else str(value)
+
+    def group(self, value: Any) -> str | None:
+        """What examples of this value are grouped under; ``None`` where the kind makes no groups."""
+        if value is None:
+            return None
+        if self.kind in ("label", "json"):
+            return str(value)
+        if self.kind == "labels":
+            return ", ".join(sorted(str(name) for name in value)) or "none"
+        if self.kind == "spans":
+            return ", ".join(sorted({str(span["label"]) for span in value})) or "none"
+        return None
+
+    def json_type(self) -> dict[str, Any]:
+        """The JSON schema of a value."""
+        if self.kind in ("label", "labels"):
+            name: dict[str, Any] = {} if self.names is None else {"type": "string", "enum": list(self.names)}
+            return name if self.kind == "label" else {"type": "array", "items": name}
+        return _TYPES.get(self.kind, {})
+
+
+_TYPES: dict[Kind, dict[str, Any]] = {
+    "text": {"type": "string"},
+    "image": {"type": "string"},
+    "numbers": {"type": "array"},
+    "number": {"type": "number"},
+    "conversation": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+            "required": ["role", "content"],
+        },
+    },
+    "spans": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "start": {"type": "integer"},
+                "end": {"type": "integer"},
+                "label": {"type": "string"},
+            },
+            "required": ["start", "end", "label"],
+        },
+    },
+}
+
+
+def input_fields(fields: Sequence[Field]) -> list[Field]:
+    """The fields that a query must have."""
+    return [field for field in fields if field.role == "input"]
+
+
+def target_field(fields: Sequence[Field]) -> Field | None:
+    """The field that training teaches; ``None`` where there is none (a language model on plain text)."""
+    return next((field for field in fields if field.role == "target"), None)
+
+
+def readable_field(fields: Sequence[Field]) -> Field | None:
+    """The one input that is text; ``None`` where none or several are."""
+    found = [field for field in input_fields(fields) if field.readable]
+    return found[0] if len(found) == 1 else None
