@@ -211,7 +211,7 @@ class Head:
         auto_class: The class of ``transformers`` that loads it, such as ``AutoModelForTokenClassification``.
         settings: What its ``from_pretrained`` is given beside the source: names and number of outputs.
         outputs: Number of outputs that the head must have; ``None`` where that is the model's own affair.
-        peft_type: What PEFT calls such a task (``SEQ_CLS``, ``TOKEN_CLS``, ``CAUSAL_LM``); ``None`` where it has no name.
+        peft_type: What PEFT calls such a task (``SEQ_CLS``, ``TOKEN_CLS``, ``CAUSAL_LM``), if it has a name for it.
     """
 
     auto_class: str
@@ -250,7 +250,7 @@ class UnitsTask(Protocol):
     """Optional: the parts of an input, for attributions over words and regions."""
 
     def units(self, example: Example) -> list[Unit]:
-        """In the order of the positions; positions that no part of the input stands for (padding, ``[CLS]``) have none."""
+        """In the order of the positions; none for positions that stand for no part of the input (``[CLS]``)."""
 
 
 @runtime_checkable

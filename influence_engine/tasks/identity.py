@@ -58,7 +58,7 @@ def processor_digest(task: Task) -> str | None:
 
 
 def digest_of_processor(processor: Any) -> str:
-    """Digest of a fast tokenizer's full definition (vocabulary, rules, special tokens), or of a processor's settings."""
+    """Digest of a fast tokenizer's definition (vocabulary, rules, special tokens), or of a processor's settings."""
     backend = getattr(processor, "backend_tokenizer", None)
     if backend is not None:
         return json_digest(_without_padding(backend.to_str()))

@@ -49,8 +49,8 @@ def choose_targets(task: Task, outputs: Tensor, batch: Batch) -> Batch:
         if not bool(known.all()):
             number = int((~known).nonzero()[0])
             raise InputError(
-                f"query {number} names no target, and {type(task).__name__} has no choose_targets to say what the model "
-                "predicted: name the target, or give the task that method",
+                f"query {number} names no target, and {type(task).__name__} has no choose_targets to say what the "
+                "model predicted: name the target, or give the task that method",
                 field="target",
             )
     if not bool(unnamed.any()):
@@ -105,16 +105,16 @@ def measured_gradient(task: Task, outputs: Tensor, batch: Batch) -> tuple[Tensor
         InputError: a measurement does not depend on the outputs, so there is nothing to explain.
     """
     measured = task.measurement(outputs, batch)
-    depends = measured.requires_grad
-    direction = (
-        torch.autograd.grad(measured.sum(), outputs, retain_graph=True, allow_unused=True)[0] if depends else None
-    )
-    silent = torch.ones(len(measured), dtype=torch.bool) if direction is None else ~direction.flatten(1).any(1)
-    if direction is None or bool(silent.any()):
-        number = int(silent.nonzero()[0])
+    direction = torch.zeros_like(outputs)
+    if measured.requires_grad:
+        found = torch.autograd.grad(measured.sum(), outputs, retain_graph=True, allow_unused=True)[0]
+        direction = direction if found is None else found
+    constant = ~direction.flatten(1).any(1)
+    if bool(constant.any()):
+        number = int(constant.nonzero()[0])
         raise InputError(
-            f"query {number} cannot be measured: its measurement ({float(measured[number]):.4g}) does not depend on the "
-            "model's outputs. Name what is to be explained",
+            f"query {number} cannot be measured: its measurement ({float(measured[number]):.4g}) does not depend on "
+            "the model's outputs. Name what is to be explained",
             field="target",
         )
     return measured.detach(), direction
