@@ -9,7 +9,12 @@ import signal
 import tempfile
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing of the code on a machine that does something else meanwhile.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # BentoML reads it when it is imported; nothing that tests make may land in the store of whoever runs them.
