@@ -12,6 +12,7 @@ from influence_engine.digests import json_digest
 from influence_engine.errors import DataError
 from influence_engine.tasks import CheckingTask, Example, Task, describe_task
 from influence_engine.tasks.text_classification import tokenizer_digest
+from influence_engine.training.settings import FinetuneSettings
 
 
 def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[str]:
@@ -68,7 +69,7 @@ def task_digests(task: Task) -> dict[str, str | None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the weights."""
+    """Versions of what computes the weights: provenance, which is recorded and never compared."""
     found = {"python": platform.python_version()}
     for name in ("bento-audit", "torch", "transformers", "peft", "safetensors"):
         try:
@@ -78,13 +79,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two identities differ, one line each: ``settings.epochs: 3 in the run, 4 now``."""
+PROVENANCE = ("versions",)
+"""Entries that identities had until 0.1.0: they say what computed a run, and never decide whether it is the same."""
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, one line each: ``settings.epochs: 3 in the run, 4 now``.
+
+    Versions of code are no difference, and a setting that there was not yet when the run was recorded has its default.
+    """
+    before, after = ({key: one[key] for key in one if key not in PROVENANCE} for one in (recorded, now))
+    if isinstance(before.get("settings"), Mapping):
+        before["settings"] = _filled(before["settings"], FinetuneSettings().model_dump(mode="json"))
+    return _differences(before, after, "")
+
+
+def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **given}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
+            filled[key] = _filled(value, defaults[key])
+    return filled
+
+
+def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
     lines: list[str] = []
     for key in sorted({*recorded, *now}):
         before, after = recorded.get(key), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
+            lines += _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             lines.append(f"{prefix}{key}: {_short(before)} in the run, {_short(after)} now")
     return lines

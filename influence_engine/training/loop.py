@@ -22,7 +22,7 @@ from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task, example_sizes
 from influence_engine.training.checkpoints import Checkpoint
 from influence_engine.training.execution import execute, weights_by_row
-from influence_engine.training.identity import check_examples, data_digest, task_digests, versions
+from influence_engine.training.identity import check_examples, data_digest, task_digests
 from influence_engine.training.optimizers import Optimizer, OptimizerState, optimizer_for
 from influence_engine.training.record import Run
 from influence_engine.training.schedule import checkpoint_steps, derived_seed, plan_schedule
@@ -259,7 +259,6 @@ def _identity(
         "order_of_ids": json_digest(ids),
         "settings": settings.model_dump(mode="json"),
         "weights": _not_one(weights),
-        "versions": versions(),
     }
 
 

@@ -28,6 +28,7 @@ from influence_engine.training.record import (
     MODEL,
     STEPS,
     Run,
+    check_format_version,
 )
 from influence_engine.training.schedule import Schedule
 
@@ -51,7 +52,17 @@ class RecordWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.rglob("*.partial"):
             left.unlink()
-        write_json(self.folder / INCOMPLETE, {"format": FORMAT, "steps": steps, "identity": self._identity})
+        # Steps that other versions have taken are kept; the record says so.
+        self._earlier = [found for found in _versions_of_unfinished(self.folder) if found != versions()]
+        about = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "steps": steps,
+            "identity": self._identity,
+            "versions": versions(),
+            "earlier_versions": self._earlier,
+        }
+        write_json(self.folder / INCOMPLETE, about)
         self.checkpoints = CheckpointWriter(self.folder)
 
     def progressed(self) -> Checkpoint | None:
@@ -111,6 +122,7 @@ class RecordWriter:
             **facts,
             "identity": self._identity,
             "versions": versions(),
+            **({"earlier_versions": self._earlier} if self._earlier else {}),
             "threads": torch.get_num_threads(),
             "files": folder_digests(self.folder, skip=(MANIFEST, INCOMPLETE), known=self.checkpoints.digests),
         }
@@ -131,7 +143,9 @@ class RecordWriter:
                 field="record_to",
             )
         if (folder / INCOMPLETE).is_file():
-            lines = differences(read_json(folder / INCOMPLETE)["identity"], self._identity)
+            begun = read_json(folder / INCOMPLETE)
+            check_format_version(begun, folder)
+            lines = differences(begun["identity"], self._identity)
             if lines:
                 raise RecordError(
                     f"{folder} holds an interrupted run that is not this one: {_listed(lines)}. "
@@ -142,6 +156,15 @@ class RecordWriter:
             raise RecordError(
                 f"{folder} is not empty and holds no run; record to a new or empty folder", field="record_to"
             )
+
+
+def _versions_of_unfinished(folder: Path) -> list[dict[str, str]]:
+    """Versions of code that have written to an interrupted run; until 0.1.0 they were part of its identity."""
+    if not (folder / INCOMPLETE).is_file():
+        return []
+    begun = read_json(folder / INCOMPLETE)
+    last = begun.get("versions") or begun["identity"].get("versions")
+    return [*begun.get("earlier_versions", []), *([last] if last else [])]
 
 
 IN_DIGESTS = ("base", "tokenizer", "data", "task")
