@@ -243,13 +243,13 @@ class InfluenceIndex:
         provenance = Provenance({}, base=base) if run is None else Provenance.of(run)
         return predict_build(model, task, train, settings or IndexSettings(), provenance)
 
-    def verify(self) -> None:
-        """Reads every row again and compares digests.
+    def verify(self, progress: Progress = silent) -> None:
+        """Reads every file and row again and compares digests, while ``progress`` is told of every file.
 
         Raises:
             DigestMismatchError: a file or a row has changed since the index was built.
         """
-        verify_files(self.folder)
+        verify_files(self.folder, progress)
         found = self.table.content_digest()
         if found != self.manifest.content_digest:
             raise DigestMismatchError(

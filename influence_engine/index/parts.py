@@ -122,6 +122,9 @@ def add_parts(version: Path, parts: Sequence[IndexPart], context: PartContext) -
             sync_folder(folder.parent)
             files = {f"{PARTS}/{folder.name}/{name}": digest for name, digest in folder_digests(folder).items()}
             _list(version, part.name, _entry(part.version, files))
+            for other in folder.parent.glob(f"{part.name}-*"):
+                if other != folder and other.name.rpartition("-")[0] == part.name:
+                    remove_tree(other)
     return [part.name for part in added]
 
 

@@ -80,6 +80,6 @@ def build_digest(
 
 def digested_settings(settings: IndexSettings) -> dict[str, Any]:
     """The settings that say which vectors are built, without those that came later and are at their defaults."""
-    default = IndexSettings().model_dump(mode="json")
+    default = type(settings)().model_dump(mode="json")
     found = settings.model_dump(mode="json")
     return {name: value for name, value in found.items() if name in _SETTINGS_IN_0_1_0 or value != default[name]}

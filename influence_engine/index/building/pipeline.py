@@ -29,7 +29,7 @@ from influence_engine.index.building.stages import Follower, IndexBuilder
 from influence_engine.index.building.write_table import Rotation, Stages, write_vectors
 from influence_engine.index.contents import Contents, contents_for
 from influence_engine.index.encoding.encoder import LayerCoordinates
-from influence_engine.index.file_sums import FileSums
+from influence_engine.index.known_parts import KNOWN_PARTS
 from influence_engine.index.manifest import MANIFEST, LayerSummary, Manifest
 from influence_engine.index.parts import PartContext, add_parts
 from influence_engine.index.settings import IndexSettings
@@ -200,7 +200,7 @@ def _version(
         for stage in working.glob("*.safetensors"):
             if stage.name != ENCODER:
                 stage.unlink()
-        add_parts(working, [FileSums()], PartContext(progress=progress))
+        add_parts(working, KNOWN_PARTS, PartContext(passes.model, task, examples, progress))
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(final)
         working.rename(final)
