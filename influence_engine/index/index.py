@@ -134,9 +134,9 @@ class InfluenceIndex:
         """
         check_examples(task, train, "training")
         digests = {
+            "data": data_digest(train),
             "model": model_digest(model),
             "base": None if base is None else model_digest(base),
-            "data": data_digest(train),
             **task_digests(task),
         }
         provenance = Provenance(digests, base=base)

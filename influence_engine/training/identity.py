@@ -48,15 +48,30 @@ def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[s
 
 
 def data_digest(examples: Sequence[Example]) -> str:
-    """Digest of the examples' content, independent of their order.
+    """Digest of the examples' content, independent of their order; arrays and tensors count with their bytes.
 
     Raises:
-        DataError: a field cannot be written as JSON.
+        DataError: a field is neither JSON nor an array; the message names it and the example.
     """
     try:
         return rows_digest(examples)
     except (TypeError, ValueError) as error:
-        raise DataError(f"an example has a field that is not JSON: {error}") from error
+        raise _not_json(examples, error) from error
+
+
+def _not_json(examples: Sequence[Example], first: Exception) -> DataError:
+    """Names the first example with a field that cannot be digested."""
+    for example in examples:
+        for name, value in example.items():
+            try:
+                json_digest(value)
+            except (TypeError, ValueError) as error:
+                return DataError(
+                    f"example {example['example_id']!r}: the field {name!r} is not JSON: {error}. Give numbers, texts, "
+                    "lists, arrays or tensors, or a reference to it (a path)",
+                    field=name,
+                )
+    return DataError(f"an example is not JSON: {first}")
 
 
 def task_digests(task: Task) -> dict[str, str | None]:
