@@ -6,7 +6,8 @@ Layout of a run's folder::
     steps.safetensors                    the schedule (rows, a_i, Z_t, learning rates, seeds), losses, clip factors
     examples.json                        example ids in the order of the data set
     checkpoints/step-NNNNNN.safetensors  trained weights and optimiser state after that step; step 0 is the start
-    model/                               the fine-tuned model and its tokenizer
+    model/                               the fine-tuned model and its tokenizer; of adapters, what they sit on in base/,
+                                         on the disk once for all runs in one folder (hard links, by digest)
     run.json                             instead of the manifest while the run is not complete
 
 ``format_version`` is raised only by what older code would read wrongly. Entries that this code does not know are left
