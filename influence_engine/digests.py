@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,41 @@ from influence_engine.errors import DigestMismatchError
 
 
 def json_digest(value: Any) -> str:
-    """Digest of a JSON value in one canonical form (sorted keys, no spaces, UTF-8)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Digest of a JSON value in one canonical form (sorted keys, no spaces, UTF-8).
+
+    Arrays and tensors in it stand as ``described`` says.
+
+    Raises:
+        TypeError, ValueError: something in it is neither JSON nor an array, or a number is not finite.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=described
+    )
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def described(value: Any) -> Any:
+    """What stands in JSON for a value that is none: ``dtype``, ``shape`` and SHA-256 of an array's or tensor's bytes.
+
+    An array and a tensor of the same numbers are the same; a scalar of numpy is its number. For ``json.dumps``.
+
+    Raises:
+        TypeError: the value is something else.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor):
+        dtype, content = str(value.dtype).removeprefix("torch."), tensor_bytes(value.to_dense())
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OUS":  # the bytes of objects are addresses
+        return value.tolist()
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        dtype = value.dtype.name
+        content = value.astype(value.dtype.newbyteorder("<")).tobytes()
+    else:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return {"dtype": dtype, "shape": list(value.shape), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from audit_service.config import AuditConfig
 from influence_engine.errors import DigestMismatchError
 from influence_engine.files import read_json, write_json
+from influence_engine.models.adapter_base import adapter_base_digest
 from influence_engine.models.loading import (
     freeze_unchanged,
     load_base,
@@ -80,7 +81,9 @@ def save_model_folder(served: ServedModel, folder: str | os.PathLike[str]) -> No
     folder = Path(folder)
     save_model(served.model, folder / "fine_tuned", tokenizer=served.tokenizer)
     if served.base is not None:
-        save_model(served.base, folder / "base")
+        under = adapter_base_digest(served.base)
+        shared = under is not None and under == adapter_base_digest(served.model)
+        save_model(served.base, folder / "base", base_of=folder / "fine_tuned" if shared else None)
     trainable = [name for name, parameter in served.model.named_parameters() if parameter.requires_grad]
     write_json(folder / ABOUT, {"digests": served.digests, "trainable": trainable})
 

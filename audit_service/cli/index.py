@@ -1,4 +1,4 @@
-"""``bento-audit index build | check | inspect | verify``."""
+"""``bento-audit index build | check | inspect | upgrade | verify``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from audit_service.cli.console import duration, facts, output_console, print_jso
 from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
 
 
-@click.group("index", short_help="The training-gradient index: build, check, inspect, verify.")
+@click.group("index", short_help="The training-gradient index: build, check, inspect, upgrade, verify.")
 def command() -> None:
     """The training-gradient index of a fine-tuned model.
 
@@ -135,6 +135,37 @@ def inspect(config: str | None, profile: str | None, as_json: bool) -> None:
         output_console().print(_facts(about))
 
 
+@command.command("upgrade")
+@config_argument
+@profile_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be added, and what it takes.")
+@json_option
+def upgrade(config: str | None, profile: str | None, dry_run: bool, as_json: bool) -> None:
+    """Give CONFIG's index what came after it was built, without training or indexing again.
+
+    The version stays current, its vectors and digests are untouched, and a service goes on with it. What was
+    interrupted is done again the next time; an index that has everything is left as it is.
+
+    \b
+    Examples:
+      bento-audit index upgrade sentiment
+      bento-audit index upgrade sentiment --dry-run --json
+    """
+    settings = open_config(config, profile=profile)
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.workflows import index_upkeep
+
+    if dry_run:
+        found = index_upkeep.planned_upgrade(settings)
+    else:
+        with progress_shown() as progress:
+            found = index_upkeep.upgrade_index(settings, progress)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        output_console().print(_upgrade_facts(found.to_dict()))
+
+
 @command.command("verify")
 @config_argument
 @profile_option
@@ -151,13 +182,12 @@ def verify(ctx: click.Context, config: str | None, profile: str | None, as_json:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.artifacts.model_files import model_digests
+    from audit_service.workflows.index_upkeep import verify_index
     from influence_engine.errors import InfluenceError
-    from influence_engine.index import InfluenceIndex
 
     try:
-        index = InfluenceIndex.open(settings.index_folder, model_digest=model_digests(settings)["model"])
-        index.verify()
+        with progress_shown() as progress:
+            index = verify_index(settings, progress)
     except InfluenceError as error:
         if not as_json:
             raise
@@ -180,6 +210,18 @@ def _plan_facts(plan: dict[str, Any]) -> Any:
             "memory": f"about {size(plan['memory_bytes'])}",
         }
     )
+
+
+def _upgrade_facts(found: dict[str, Any]) -> Any:
+    rows: dict[str, object] = {"index": found["folder"]}
+    for name, part in found["parts"].items():
+        state = "added now" if name in found["added"] else f"there since {part['created']}"
+        rows[name] = f"{state}, version {part['version']}"
+    for part in found["missing"]:
+        needs = f", needs the {' and the '.join(part['needs'])}" if part["needs"] else ""
+        took = f"about {duration(part['seconds'])}, reads {size(part['read_bytes'])}, adds {size(part['disk_bytes'])}"
+        rows[part["part"]] = f"would be added: {took}{needs}"
+    return facts(rows)
 
 
 def _replay_facts(plan: dict[str, Any]) -> Any:
@@ -223,6 +265,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "left out": f"{sum(left_out.values()):,} parameters of {len(left_out)} tensors" if left_out else None,
         "disk": size(about["disk_bytes"]),
         "memory": size(about["resident_bytes"]),
+        "parts": ", ".join(sorted(about["parts"])) or None,
         "build digest": about["build_digest"],
         "content digest": about["content_digest"],
         "created": about["created"],

@@ -21,7 +21,7 @@ from audit_service.store.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.store.predictions import OTHER_WORKER_S, PredictionRecord, PredictionStore, Reservation, is_fresh
 from influence_engine.errors import InfluenceError
 from influence_engine.index import Manifest
-from influence_engine.index.building.pipeline import MANIFEST
+from influence_engine.index.manifest import MANIFEST
 
 
 class Audit:

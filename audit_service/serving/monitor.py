@@ -24,7 +24,7 @@ from audit_service.monitoring.statistics import NearestCentre
 from audit_service.serving.sampler import Sampler
 from influence_engine.errors import InfluenceError
 from influence_engine.index import Manifest
-from influence_engine.index.building.pipeline import MANIFEST
+from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import Array
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from audit_service.monitoring.reference import Reference, read_reference
 from influence_engine.data import load_examples
 from influence_engine.errors import DataError, DigestMismatchError, InputError, RecordError
 from influence_engine.index import Manifest
-from influence_engine.index.building.pipeline import MANIFEST
+from influence_engine.index.manifest import MANIFEST
 from influence_engine.progress import Progress
 
 

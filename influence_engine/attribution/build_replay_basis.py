@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.errors import DigestMismatchError, SettingsError
-from influence_engine.index.index import BASIS
 from influence_engine.index.replay_basis import FEWEST_DIRECTIONS, ReplayBasis, choose_directions, fit_basis
 from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
@@ -82,8 +81,7 @@ def build_basis(
         progress=progress,
     )
     basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
-    basis.save(index.folder / BASIS, index.about_basis())
-    index.reload_basis()
+    index.keep_basis(basis)
     return basis
 
 

@@ -15,7 +15,6 @@ from influence_engine.errors import DigestMismatchError, IndexFormatError, Setti
 from influence_engine.index.building.cost_estimate import BuildPlan
 from influence_engine.index.building.pipeline import (
     ENCODER,
-    MANIFEST,
     TABLE,
     VERSIONS,
     build_version,
@@ -27,7 +26,9 @@ from influence_engine.index.calibration import Calibration
 from influence_engine.index.contents import StoreExamples, contents_for
 from influence_engine.index.encoding.cuda_graph import GraphedEncoding
 from influence_engine.index.encoding.encoder import Encoder
-from influence_engine.index.manifest import Manifest
+from influence_engine.index.file_sums import verify_files
+from influence_engine.index.manifest import MANIFEST, Manifest
+from influence_engine.index.parts import replace_part
 from influence_engine.index.replay_basis import ReplayBasis
 from influence_engine.index.resident import ResidentVectors
 from influence_engine.index.settings import IndexSettings
@@ -133,9 +134,9 @@ class InfluenceIndex:
         """
         check_examples(task, train, "training")
         digests = {
+            "data": data_digest(train),
             "model": model_digest(model),
             "base": None if base is None else model_digest(base),
-            "data": data_digest(train),
             **task_digests(task),
         }
         provenance = Provenance(digests, base=base)
@@ -242,13 +243,13 @@ class InfluenceIndex:
         provenance = Provenance({}, base=base) if run is None else Provenance.of(run)
         return predict_build(model, task, train, settings or IndexSettings(), provenance)
 
-    def verify(self) -> None:
-        """Reads every row again and compares digests.
+    def verify(self, progress: Progress = silent) -> None:
+        """Reads every file and row again and compares digests, while ``progress`` is told of every file.
 
         Raises:
             DigestMismatchError: a file or a row has changed since the index was built.
         """
-        verify_folder(self.folder, self.manifest.files)
+        verify_files(self.folder, progress)
         found = self.table.content_digest()
         if found != self.manifest.content_digest:
             raise DigestMismatchError(
@@ -262,6 +263,7 @@ class InfluenceIndex:
         disk = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
         return {
             **self.manifest.model_dump(mode="json"),
+            "format": self.manifest.format_version,  # as it was called until 0.1.0
             "tiers": self.tiers,
             "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
             "disk_bytes": disk,
@@ -286,8 +288,13 @@ class InfluenceIndex:
 
     def keep_calibration(self, found: Calibration) -> None:
         """Keeps what a check found beside the vectors, and takes it up."""
-        found.save(self.folder / CALIBRATION)
+        replace_part(self.folder, "calibration", CALIBRATION, found.save)
         self.calibration = found
+
+    def keep_basis(self, found: ReplayBasis) -> None:
+        """Keeps a replay basis beside the vectors, and takes it up."""
+        replace_part(self.folder, "replay_basis", BASIS, lambda path: found.save(path, self.about_basis()))
+        self.reload_basis()
 
     def about_calibration(self) -> dict[str, str]:
         """What a calibration of this index, with its replay basis of now, belongs to."""

@@ -1,4 +1,8 @@
-"""The index's manifest: what it was built from, how, and the digests that prove it."""
+"""The index's manifest: what it was built from, how, and the digests that prove it.
+
+``format_version`` is raised only by what older code would read wrongly. Everything else that comes later is optional:
+an entry or a part that this code does not know is kept and never a reason to refuse. The code's version is provenance.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,40 @@ from influence_engine.errors import IndexFormatError
 from influence_engine.files import read_json, write_json
 from influence_engine.index.settings import ApproximationName
 
-FORMAT = 3
+MANIFEST = "manifest.json"
+
+FORMAT_VERSION = 3
+"""Until 0.1.0 it stood under the key ``format``; versions 1 and 2 were of development and hold other vectors."""
+
+OLDEST_FORMAT_VERSION = 3
 
 
 class LayerSummary(BaseModel):
     """One layer of the index: its size and its share of the coordinates."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     name: str
     shape: tuple[int, int]
     ranks: tuple[int, int]
+
+
+class PartEntry(BaseModel):
+    """An optional part of a version, made with it or added later.
+
+    Attributes:
+        version: Of the part's own format.
+        files: SHA-256 of its files, by their path in the version's folder.
+        made_by: Version of bento-audit that made it.
+        created: When, in ISO 8601.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    version: int
+    files: dict[str, str]
+    made_by: str
+    created: str
 
 
 class Manifest(BaseModel):
@@ -47,11 +74,13 @@ class Manifest(BaseModel):
             out of the gradients; estimated (``retention``). None without held-out examples.
         tiers: The tiers that this index can answer, with what is missing for the others.
         files: Digest of every file but the example table, whose content has a digest of its own.
+        versions: Of the code that built it.
+        parts: Optional parts, by name (``influence_engine.index.parts``).
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
-    format: int = FORMAT
+    format_version: int = FORMAT_VERSION
     build_digest: str
     content_digest: str
     digests: dict[str, str | None]
@@ -74,21 +103,22 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     created: str
     files: dict[str, str]
+    parts: dict[str, PartEntry] = {}
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Reads and checks a manifest.
 
         Raises:
-            IndexFormatError: it is of another format version, or incomplete.
+            IndexFormatError: it is of a format version that is not known here, or incomplete.
         """
         raw = read_json(path)
-        found = raw.get("format") if isinstance(raw, dict) else None
-        if found != FORMAT:
-            raise IndexFormatError(
-                f"{path} has index format {found!r}; this version reads format {FORMAT}. Build the index again.",
-                field=str(path),
-            )
+        if not isinstance(raw, dict):
+            raise IndexFormatError(f"{path} does not describe an index", field=str(path))
+        found = raw.pop("format", None)
+        found = raw.setdefault("format_version", found)
+        if not isinstance(found, int) or not OLDEST_FORMAT_VERSION <= found <= FORMAT_VERSION:
+            raise IndexFormatError(_why_not_read(path, raw, found), field=str(path))
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -97,3 +127,14 @@ class Manifest(BaseModel):
     def write(self, path: Path) -> None:
         """Writes it, whole or not at all."""
         write_json(path, self.model_dump(mode="json"))
+
+
+def _why_not_read(path: Path, raw: dict[str, Any], found: Any) -> str:
+    reads = f"this one reads format versions {OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}"
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        wrote = raw.get("versions", {}).get("bento-audit", "of an unknown version")
+        return (
+            f"{path} has format version {found}, written by bento-audit {wrote}; {reads}. Install that version or a "
+            "later one, or build the index again: bento-audit index build"
+        )
+    return f"{path} has format version {found!r}; {reads}. Build the index again: bento-audit index build"

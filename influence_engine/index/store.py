@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from influence_engine.digests import described
 from influence_engine.errors import IndexFormatError
 from influence_engine.index.contents import Contents, Inline
 from influence_engine.resources import trim_heap
@@ -218,7 +219,7 @@ def _row(example: Example, label: str, contents: Contents) -> dict[str, Any]:
 
 def _json(value: Mapping[str, Any], example: Example) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=described)
     except TypeError as error:
         raise IndexFormatError(
             f"example {example['example_id']!r} has a field that cannot be kept as JSON: {error}; "

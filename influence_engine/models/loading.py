@@ -16,14 +16,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
-from torch import Tensor, nn
+from torch import nn
 
 from influence_engine.digests import weights_digest
 from influence_engine.errors import ModelError, SettingsError
+from influence_engine.models.adapter_base import (
+    ADAPTER_BASE,
+    as_loaded,
+    base_state,
+    is_adapter,
+    refer_to_base,
+    shared_base,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_BASE = "base"
-"""Folder, within a saved adapter's, of the model that the adapter sits on."""
 PLAIN_WEIGHTS = "weights.safetensors"
 """Weights of a module that does not come from ``transformers``."""
 
@@ -110,19 +116,34 @@ def load_tokenizer(path_or_hub_id: str | os.PathLike[str], *, revision: str | No
         return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
 
 
-def save_model(model: nn.Module, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    base_of: str | os.PathLike[str] | None = None,
+) -> None:
     """Writes what ``load_model`` reads: a whole model, or an adapter and, in ``base``, what it sits on.
 
     A module that is not from ``transformers`` is written as bare weights, for ``load_into``.
+
+    Args:
+        model: The model.
+        folder: Made if missing.
+        tokenizer: Saved with it.
+        base_of: Folder beside this one of a saved adapter on the same base (``adapter_base_digest``), which is then
+            not saved a second time.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     saving: Any = model
     with _quiet():
-        if _is_adapter(model):
+        if is_adapter(model):
             saving.save_pretrained(str(folder), save_embedding_layers=False)
-            base = saving.get_base_model()
-            base.save_pretrained(folder / ADAPTER_BASE, state_dict=_without_adapter(base.state_dict()))
+            if base_of is not None:
+                refer_to_base(model, folder, Path(base_of))
+            else:
+                saving.get_base_model().save_pretrained(folder / ADAPTER_BASE, state_dict=base_state(model))
         elif hasattr(model, "save_pretrained"):
             saving.save_pretrained(folder)
         else:
@@ -225,7 +246,7 @@ def freeze_unchanged(model: nn.Module, base: nn.Module) -> None:
 
 def model_digest(model: nn.Module) -> str:
     """Digest of all weights and persistent buffers, as the 32-bit floats in which ``load_model`` reads them."""
-    return weights_digest({name: _as_loaded(tensor) for name, tensor in model.state_dict().items()})
+    return weights_digest(as_loaded(model.state_dict()))
 
 
 def block_list(model: nn.Module) -> tuple[str, int] | None:
@@ -290,6 +311,9 @@ def _load_adapter(folder: Path, labels: Sequence[str] | None) -> nn.Module:
         named = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if (folder / ADAPTER_BASE).is_dir():
         base = _load_whole(str(folder / ADAPTER_BASE), labels)
+    elif (shared := shared_base(folder)) is not None:
+        base = _load_whole(str(shared.folder), labels)
+        shared.check(model_digest(base))
     elif named and labels is not None:
         base = load_base(named, labels=labels)
     else:
@@ -360,21 +384,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _is_adapter(model: nn.Module) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def _without_adapter(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # PEFT keeps a wrapped layer's own weights in `base_layer`, and a fully trained module's first ones in
-    # `original_module`.
-    return {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-        for name, tensor in state.items()
-        if "lora_" not in name and ".modules_to_save." not in name
-    }
-
-
-def _as_loaded(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -10,6 +10,7 @@ from typing import Any
 from influence_engine.data import rows_digest
 from influence_engine.errors import DataError
 from influence_engine.tasks import CheckingTask, Example, Task, processor_digest, task_digest
+from influence_engine.training.settings import FinetuneSettings
 
 
 def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[str]:
@@ -45,15 +46,30 @@ def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[s
 
 
 def data_digest(examples: Sequence[Example]) -> str:
-    """Digest of the examples' content, independent of their order.
+    """Digest of the examples' content, independent of their order; arrays and tensors count with their bytes.
 
     Raises:
-        DataError: a field cannot be written as JSON.
+        DataError: a field is neither JSON nor an array; the message names it and the example.
     """
     try:
         return rows_digest(examples)
     except (TypeError, ValueError) as error:
-        raise DataError(f"an example has a field that is not JSON: {error}") from error
+        raise _not_json(examples, error) from error
+
+
+def _not_json(examples: Sequence[Example], first: Exception) -> DataError:
+    """Names the first example with a field that cannot be digested."""
+    for example in examples:
+        for name, value in example.items():
+            try:
+                json_digest(value)
+            except (TypeError, ValueError) as error:
+                return DataError(
+                    f"example {example['example_id']!r}: the field {name!r} is not JSON: {error}. Give numbers, texts, "
+                    "lists, arrays or tensors, or a reference to it (a path)",
+                    field=name,
+                )
+    return DataError(f"an example is not JSON: {first}")
 
 
 def task_digests(task: Task) -> dict[str, str | None]:
@@ -62,7 +78,7 @@ def task_digests(task: Task) -> dict[str, str | None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the weights."""
+    """Versions of what computes the weights: provenance, which is recorded and never compared."""
     found = {"python": platform.python_version()}
     for name in ("bento-audit", "torch", "transformers", "peft", "safetensors"):
         try:
@@ -72,13 +88,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two identities differ, one line each: ``settings.epochs: 3 in the run, 4 now``."""
+PROVENANCE = ("versions",)
+"""Entries that identities had until 0.1.0: they say what computed a run, and never decide whether it is the same."""
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, one line each: ``settings.epochs: 3 in the run, 4 now``.
+
+    Versions of code are no difference, and a setting that there was not yet when the run was recorded has its default.
+    """
+    before, after = ({key: one[key] for key in one if key not in PROVENANCE} for one in (recorded, now))
+    if isinstance(before.get("settings"), Mapping):
+        before["settings"] = _filled(before["settings"], FinetuneSettings().model_dump(mode="json"))
+    return _differences(before, after, "")
+
+
+def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **given}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
+            filled[key] = _filled(value, defaults[key])
+    return filled
+
+
+def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
     lines: list[str] = []
     for key in sorted({*recorded, *now}):
         before, after = recorded.get(key), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
+            lines += _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             lines.append(f"{prefix}{key}: {_short(before)} in the run, {_short(after)} now")
     return lines

@@ -22,7 +22,7 @@ from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task, example_sizes
 from influence_engine.training.checkpoints import Checkpoint
 from influence_engine.training.execution import execute, weights_by_row
-from influence_engine.training.identity import check_examples, data_digest, task_digests, versions
+from influence_engine.training.identity import check_examples, data_digest, task_digests
 from influence_engine.training.optimizers import Optimizer, OptimizerState, optimizer_for
 from influence_engine.training.record import Run
 from influence_engine.training.schedule import checkpoint_steps, derived_seed, plan_schedule
@@ -132,7 +132,7 @@ def finetune(
             writing there.
     """
     settings = settings or FinetuneSettings()
-    ids = check_examples(task, train, "training")
+    ids, data = check_examples(task, train, "training"), data_digest(train)
     if validation is not None:
         check_examples(task, validation, "validation")
     example_weights = weights_by_row(ids, weights)
@@ -147,7 +147,7 @@ def finetune(
         writer: RecordWriter | None = None
         if record_to is not None:
             stack.enter_context(exclusively(record_to))
-            identity = _identity(task, model, train, ids, settings, weights)
+            identity = _identity(task, model, data, ids, settings, weights)
             found = matching_run(record_to, identity) if reuse else None
             if found is not None:
                 return found
@@ -246,7 +246,7 @@ def _base_model(
 def _identity(
     task: Task,
     model: nn.Module,
-    train: Sequence[Example],
+    data: str,
     ids: list[str],
     settings: FinetuneSettings,
     weights: Mapping[str, float] | None,
@@ -255,11 +255,10 @@ def _identity(
         "recorded_by": "finetune",
         "base": model_digest(model),
         **task_digests(task),
-        "data": data_digest(train),
+        "data": data,
         "order_of_ids": json_digest(ids),
         "settings": settings.model_dump(mode="json"),
         "weights": _not_one(weights),
-        "versions": versions(),
     }
 
 

@@ -6,13 +6,18 @@ Layout of a run's folder::
     steps.safetensors                    the schedule (rows, a_i, Z_t, learning rates, seeds), losses, clip factors
     examples.json                        example ids in the order of the data set
     checkpoints/step-NNNNNN.safetensors  trained weights and optimiser state after that step; step 0 is the start
-    model/                               the fine-tuned model and its tokenizer
+    model/                               the fine-tuned model and its tokenizer; of adapters, what they sit on in base/,
+                                         on the disk once for all runs in one folder (hard links, by digest)
     run.json                             instead of the manifest while the run is not complete
+
+``format_version`` is raised only by what older code would read wrongly. Entries that this code does not know are left
+alone, and ``versions`` says what computed the run: it never decides whether the run is opened, reused or gone on with.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +86,7 @@ class Run:
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise RecordError(f"{folder / MANIFEST} does not describe a recorded run", field=str(folder))
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise RecordError(
-                f"{folder} has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}",
-                field=str(folder),
-            )
+        check_format_version(manifest, folder)
         if verify:
             verify_folder(folder, manifest["files"])
         return cls(folder, manifest)
@@ -225,6 +226,27 @@ class Run:
             ModelError: the task had none.
         """
         return load_tokenizer(self.folder / MODEL)
+
+
+def check_format_version(about: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a run, complete or not, that newer code wrote in a form that this code does not know.
+
+    Args:
+        about: Its ``manifest.json`` or ``run.json``; one without a ``format_version`` is of version 1.
+        folder: The run's folder.
+
+    Raises:
+        RecordError: the message says what was found and what would be right.
+    """
+    found = about.get("format_version", 1)
+    if isinstance(found, int) and 1 <= found <= FORMAT_VERSION:
+        return
+    wrote = about.get("versions", {}).get("bento-audit", "of an unknown version")
+    raise RecordError(
+        f"{folder} has format version {found}, written by bento-audit {wrote}; this one reads format versions up to "
+        f"{FORMAT_VERSION}. Install that version or a later one to open it.",
+        field=str(folder),
+    )
 
 
 def _why_no_run(folder: Path) -> str:

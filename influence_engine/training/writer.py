@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from influence_engine.digests import folder_digests
+from influence_engine.digests import file_digest, folder_digests
 from influence_engine.errors import RecordError
-from influence_engine.files import read_json, write_json
+from influence_engine.files import read_json, remove_tree, write_json
+from influence_engine.models.adapter_base import ADAPTER_BASE
 from influence_engine.models.loading import model_digest, save_model
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training.checkpoints import Checkpoint, CheckpointWriter, read_checkpoint, saved_steps
@@ -28,6 +29,7 @@ from influence_engine.training.record import (
     MODEL,
     STEPS,
     Run,
+    check_format_version,
 )
 from influence_engine.training.schedule import Schedule
 
@@ -51,7 +53,17 @@ class RecordWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.rglob("*.partial"):
             left.unlink()
-        write_json(self.folder / INCOMPLETE, {"format": FORMAT, "steps": steps, "identity": self._identity})
+        # Steps that other versions have taken are kept; the record says so.
+        self._earlier = [found for found in _versions_of_unfinished(self.folder) if found != versions()]
+        about = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "steps": steps,
+            "identity": self._identity,
+            "versions": versions(),
+            "earlier_versions": self._earlier,
+        }
+        write_json(self.folder / INCOMPLETE, about)
         self.checkpoints = CheckpointWriter(self.folder)
 
     def progressed(self) -> Checkpoint | None:
@@ -91,7 +103,10 @@ class RecordWriter:
         """
         self.checkpoints.wait()
         self.checkpoints.close()
+        # What a killed process left may share a file with another run, which nothing may write to.
+        remove_tree(self.folder / MODEL)
         save_model(model, self.folder / MODEL, tokenizer=tokenizer)
+        known = {**self.checkpoints.digests, **_base_kept_once(self.folder)}
         write_json(self.folder / EXAMPLES, list(example_ids))
         tensors = schedule.tensors() | {
             "losses": torch.tensor(losses, dtype=torch.float64),
@@ -111,8 +126,9 @@ class RecordWriter:
             **facts,
             "identity": self._identity,
             "versions": versions(),
+            **({"earlier_versions": self._earlier} if self._earlier else {}),
             "threads": torch.get_num_threads(),
-            "files": folder_digests(self.folder, skip=(MANIFEST, INCOMPLETE), known=self.checkpoints.digests),
+            "files": folder_digests(self.folder, skip=(MANIFEST, INCOMPLETE), known=known),
         }
         write_json(self.folder / MANIFEST, manifest)
         (self.folder / INCOMPLETE).unlink()
@@ -131,7 +147,9 @@ class RecordWriter:
                 field="record_to",
             )
         if (folder / INCOMPLETE).is_file():
-            lines = differences(read_json(folder / INCOMPLETE)["identity"], self._identity)
+            begun = read_json(folder / INCOMPLETE)
+            check_format_version(begun, folder)
+            lines = differences(begun["identity"], self._identity)
             if lines:
                 raise RecordError(
                     f"{folder} holds an interrupted run that is not this one: {_listed(lines)}. "
@@ -142,6 +160,44 @@ class RecordWriter:
             raise RecordError(
                 f"{folder} is not empty and holds no run; record to a new or empty folder", field="record_to"
             )
+
+
+def _versions_of_unfinished(folder: Path) -> list[dict[str, str]]:
+    """Versions of code that have written to an interrupted run; until 0.1.0 they were part of its identity."""
+    if not (folder / INCOMPLETE).is_file():
+        return []
+    begun = read_json(folder / INCOMPLETE)
+    last = begun.get("versions") or begun["identity"].get("versions")
+    return [*begun.get("earlier_versions", []), *([last] if last else [])]
+
+
+def _base_kept_once(run: Path) -> dict[str, str]:
+    """Lets an adapter's base share its disk space with that of a run beside this one, and gives its files' digests.
+
+    By hard links to files of the same SHA-256: every run's folder is whole, can be copied, moved and deleted alone, and
+    where the file system has no such links the run keeps its own copy.
+    """
+    weights = sorted((run / MODEL / ADAPTER_BASE).glob("*.safetensors"))
+    digests = {path.relative_to(run).as_posix(): file_digest(path) for path in weights}
+    for name, digest in digests.items():
+        for other in run.parent.glob(f"*/{name}"):
+            if other.parents[2] == run or other.stat().st_size != (run / name).stat().st_size:
+                continue
+            # Its own digest, not the one in its manifest: it may have been damaged since.
+            if file_digest(other) == digest and _linked(other, run / name):
+                break
+    return digests
+
+
+def _linked(other: Path, path: Path) -> bool:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(other, aside)
+    except OSError:
+        return False
+    os.replace(aside, path)
+    return True
 
 
 IN_DIGESTS = ("base", "tokenizer", "data", "task")

@@ -13,11 +13,12 @@ from torch import nn
 
 from influence_engine.curvature import Metric, adam_metric, heuristic_damping, identity_metric
 from influence_engine.curvature.gradient_passes import GradientPasses
-from influence_engine.digests import file_digest, json_digest
+from influence_engine.digests import file_digest
 from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building.approximation import Approximation, approximation_of, where_the_way_is_known
+from influence_engine.index.building.build_digest import build_digest
 from influence_engine.index.building.cost_estimate import BuildPlan, plan_build
 from influence_engine.index.building.estimated_training import stand_in
 from influence_engine.index.building.provenance import Provenance
@@ -28,9 +29,10 @@ from influence_engine.index.building.stages import Follower, IndexBuilder
 from influence_engine.index.building.write_table import Rotation, Stages, write_vectors
 from influence_engine.index.contents import Contents, contents_for
 from influence_engine.index.encoding.encoder import LayerCoordinates
-from influence_engine.index.manifest import FORMAT, LayerSummary, Manifest
+from influence_engine.index.known_parts import KNOWN_PARTS
+from influence_engine.index.manifest import MANIFEST, LayerSummary, Manifest
+from influence_engine.index.parts import PartContext, add_parts
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.unrolling.linearization import FIELDS
 from influence_engine.index.unrolling.recorded_steps import RecordedSteps
 from influence_engine.index.unrolling.source_segments import Segments
 from influence_engine.index.unrolling.trajectory import recorded_way, starting_weights, straight_way
@@ -44,15 +46,11 @@ CURRENT = "CURRENT"
 VERSIONS = "versions"
 TABLE = "examples.lance"
 ENCODER = "encoder.safetensors"
-MANIFEST = "manifest.json"
 TRAINING = "training.safetensors"
 """What was estimated of a training without a record, until the index is complete."""
 
 NAME = 16
 """Digits of its digest that a version is named by."""
-
-FORMULA = 3
-"""Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
 
 _BASIS_DTYPES = {"float16": torch.bfloat16, "float32": torch.float32}
 """A basis is only multiplied by, which processors do in bfloat16; vectors are ranked too, and keep more digits."""
@@ -103,7 +101,7 @@ def build_version(
     contents = contents_for(settings.store_examples, key)
     contents.seal("", "", "")  # without its key a build would fail at its very end
     passes, approximation = passes_for(model, task, settings), approximation_of(settings, provenance)
-    digest = _build_digest(passes, settings, provenance, approximation)
+    digest = build_digest(passes, settings, provenance, approximation)
     working = path / "building" / digest[:NAME]
     room = Room(passes, examples, settings, approximation, working)
     try:
@@ -124,30 +122,9 @@ def build_version(
     raise room.disk_ran_out(no_disk)
 
 
-def _build_digest(
-    passes: GradientPasses, settings: IndexSettings, provenance: Provenance, approximation: Approximation
-) -> str:
-    """Of all that an index's vectors depend on."""
-    record = approximation.record
-    return json_digest(
-        {
-            "format": FORMAT,
-            "formula": FORMULA,
-            "digests": provenance.digests,
-            "training": provenance.training_digest(),
-            "record": None if record is None else json_digest(record.manifest["files"]),
-            "steps": None if approximation.steps is None else [one.name for one in FIELDS],
-            "settings": settings.model_dump(mode="json"),
-            "task": describe_task(passes.task),
-            "trained": [layer.name for layer in passes.tracked.layers],
-            "code": versions()["bento-audit"],
-        }
-    )
-
-
 def _version(
     room: Room,
-    build_digest: str,
+    digest: str,
     contents: Contents,
     path: Path,
     provenance: Provenance,
@@ -157,7 +134,7 @@ def _version(
     passes, examples, settings = room.passes, room.examples, room.settings
     task, working = passes.task, room.working
     final = path / VERSIONS / working.name
-    if not (final / MANIFEST).exists():
+    if not (final / MANIFEST).exists() and not (working / MANIFEST).exists():
         room.require()
         training = _of_training(room, provenance, progress)
         approximation = where_the_way_is_known(room.approximation, settings, training.damping is not None)
@@ -195,7 +172,7 @@ def _version(
             progress=progress,
         )
         manifest = Manifest(
-            build_digest=build_digest,
+            build_digest=digest,
             content_digest=content,
             digests=provenance.digests,
             settings=settings.model_dump(mode="json"),
@@ -218,10 +195,12 @@ def _version(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files={ENCODER: file_digest(working / ENCODER)},
         )
+        manifest.write(working / MANIFEST)
+    if (working / MANIFEST).exists():  # complete, and maybe killed before it was published
         for stage in working.glob("*.safetensors"):
             if stage.name != ENCODER:
                 stage.unlink()
-        manifest.write(working / MANIFEST)
+        add_parts(working, KNOWN_PARTS, PartContext(passes.model, task, examples, progress))
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(final)
         working.rename(final)

@@ -14,7 +14,7 @@ from influence_engine.digests import json_digest
 from influence_engine.models.loading import model_digest
 from influence_engine.tasks import Example, Task
 from influence_engine.training.execution import collate_step
-from influence_engine.training.identity import check_examples, data_digest, task_digests, versions
+from influence_engine.training.identity import check_examples, data_digest, task_digests
 from influence_engine.training.record import Run
 from influence_engine.training.schedule import Step, checkpoint_steps, derived_seed, schedule_of
 from influence_engine.training.step import Objective, gradient, trained_parameters
@@ -77,7 +77,6 @@ class TrainerRun:
             "arguments": arguments_of(args),
             "dropout_seed": dropout_seed,
             "weights": {},
-            "versions": versions(),
         }
         self._writer = RecordWriter(record_to, identity, total)
         self._writer.checkpoints.start_over()

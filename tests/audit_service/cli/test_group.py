@@ -38,7 +38,7 @@ def test_help_lists_every_verb_and_exits_0() -> None:
         assert f"  {verb} " in finished.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "index build", "index inspect", "index verify"])
+@pytest.mark.parametrize("verb", [*VERBS, "index build", "index inspect", "index upgrade", "index verify"])
 def test_every_verb_has_a_help_with_an_example(verb: str) -> None:
     finished = bento_audit(*verb.split(), "--help")
 

@@ -237,6 +237,10 @@ def test_a_changed_row_is_found_by_verify(index: InfluenceIndex) -> None:
     lance.dataset(str(index.folder / "examples.lance")).update(
         {"source": "'forged'"}, where="example_id = 'train-0007'"
     )
+    with pytest.raises(DigestMismatchError, match=r"latest_version_hint\.json has changed"):
+        InfluenceIndex.open(index.folder.parent.parent).verify()
+    path = index.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "parts": {}}))
     with pytest.raises(DigestMismatchError, match="content digest"):
         InfluenceIndex.open(index.folder.parent.parent).verify()
 
@@ -248,8 +252,11 @@ def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_an_index_of_an_unknown_format_is_refused(index: InfluenceIndex) -> None:
     path = index.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(IndexFormatError, match="format 99; this version reads format 3"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(
+        IndexFormatError,
+        match=r"format version 99, written by bento-audit .*; this one reads format versions 3 to 3\. Install",
+    ):
         InfluenceIndex.open(index.folder.parent.parent)
 
 

@@ -1,0 +1,118 @@
+"""Keeping an index in order: are its files those that were written, and has it the parts that came later?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from audit_service.artifacts.model_files import load_trained_model, model_digests
+from audit_service.artifacts.training_data import read_training_set
+from audit_service.config import AuditConfig
+from influence_engine.errors import DigestMismatchError
+from influence_engine.index import InfluenceIndex, Manifest, current_version
+from influence_engine.index.building.pipeline import TABLE, VERSIONS
+from influence_engine.index.file_sums import verify_files
+from influence_engine.index.known_parts import KNOWN_PARTS
+from influence_engine.index.manifest import MANIFEST
+from influence_engine.index.parts import IndexPart, Need, PartContext
+from influence_engine.index.store import ExampleTable
+from influence_engine.index.upgrade import plan_upgrade, upgrade
+from influence_engine.progress import Progress
+from influence_engine.training.identity import data_digest
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What the current version of an index has, and what it was given or would be.
+
+    Attributes:
+        folder: The version's.
+        parts: Those it has now, by name: ``version``, ``made_by`` and ``created``.
+        added: Names of the parts that were added.
+        missing: Of a plan: parts that would be added, each with ``needs``, ``seconds``, ``read_bytes``, ``disk_bytes``.
+    """
+
+    folder: Path
+    parts: dict[str, dict[str, Any]]
+    added: list[str]
+    missing: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"folder": str(self.folder), "parts": self.parts, "added": self.added, "missing": self.missing}
+
+
+def verify_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
+    """Reads every file and row of the config's index again, and checks that it is of the config's model.
+
+    Raises:
+        InfluenceError: something has changed, is missing, or is another model's; the message names it.
+    """
+    folder = config.index_folder
+    try:
+        index = InfluenceIndex.open(folder, model_digest=model_digests(config)["model"])
+    except Exception:
+        # A damaged file may not be readable at all, and whoever stumbles over it need not name it.
+        verify_files(folder / VERSIONS / current_version(folder), progress)
+        raise
+    index.verify(progress)
+    return index
+
+
+def planned_upgrade(config: AuditConfig, parts: Sequence[IndexPart] = KNOWN_PARTS) -> Upgrade:
+    """What ``upgrade_index`` would add to the config's index, and what it will take.
+
+    Raises:
+        IndexFormatError: there is no index, or not of a format known here.
+    """
+    missing = [
+        {"part": part.name, "version": part.version, "needs": sorted(part.needs), **vars(cost)}
+        for part, cost in plan_upgrade(config.index_folder, parts)
+    ]
+    folder = config.index_folder / VERSIONS / current_version(config.index_folder)
+    return Upgrade(folder, _parts_of(folder), [], missing)
+
+
+def upgrade_index(config: AuditConfig, progress: Progress, parts: Sequence[IndexPart] = KNOWN_PARTS) -> Upgrade:
+    """Adds to the config's index what came after it was built; one that has it all is left as it is.
+
+    Raises:
+        InfluenceError: there is no index, or model or training data are not those that it was built from.
+        OSError: it cannot be written to.
+    """
+    folder, added = upgrade(config.index_folder, partial(_context, config, progress), parts)
+    return Upgrade(folder, _parts_of(folder), added, [])
+
+
+def _parts_of(version: Path) -> dict[str, dict[str, Any]]:
+    entries = Manifest.read(version / MANIFEST).parts.items()
+    return {name: entry.model_dump(mode="json", include={"version", "made_by", "created"}) for name, entry in entries}
+
+
+def _context(config: AuditConfig, progress: Progress, needs: frozenset[Need], version: Path) -> PartContext:
+    """What parts need beside the index's files, after checking that the index was built from it."""
+    if not needs:
+        return PartContext(progress=progress)
+    digests = Manifest.read(version / MANIFEST).digests
+    served = load_trained_model(config)
+    if served.digests["model"] != digests["model"]:
+        raise DigestMismatchError(
+            f"the index in {version} is of another model than {config.name!r} now has. Build an index for it: "
+            f"bento-audit index build {config.spelled}",
+            field=str(version),
+        )
+    source = config.run_folder / "model" if config.model is None else config.model_folder()
+    assert source is not None  # a config has a run or a model
+    training = read_training_set(config, source, progress)
+    by_id = {str(example["example_id"]): example for example in training.train.examples}
+    if data_digest(training.train.examples) != digests["data"]:
+        raise DigestMismatchError(
+            f"the training data of {config.name!r} are not those that the index in {version} was built from; restore "
+            f"them, or build the index again: bento-audit index build {config.spelled}",
+            field="data.train",
+        )
+    order = ExampleTable(version / TABLE).column("example_id")
+    return PartContext(served.model, training.task, [by_id[example_id] for example_id in order], progress)

@@ -1,0 +1,85 @@
+"""The digest of all that an index's vectors depend on, by which a version is named and found again.
+
+It has to come out the same for the same build for as long as there are indexes: whatever is renamed, added or released
+later must not change it. So nothing here is taken from names or versions of the code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influence_engine.curvature.gradient_passes import GradientPasses
+from influence_engine.digests import json_digest
+from influence_engine.index.building.approximation import Approximation
+from influence_engine.index.building.provenance import Provenance
+from influence_engine.index.settings import IndexSettings
+from influence_engine.tasks import describe_task
+
+FORMULA = 3
+"""Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
+
+_AS_IN_0_1_0 = {"format": 3, "code": "0.1.0"}
+"""Until 0.1.0 the versions of the manifest's format and of the code decided here too. They are provenance now; what
+they were then stays, so that every index of that time is still found."""
+
+_SETTINGS_IN_0_1_0 = (
+    "dimensions",
+    "coordinates",
+    "approximation",
+    "segments",
+    "damping",
+    "metric",
+    "dtype",
+    "store_examples",
+    "unsupported_layers",
+    "batch_tokens",
+    "hessian_directions",
+    "sample",
+    "curvature_draws",
+    "seed",
+)
+"""Settings that are always in the digest; one that came later is only where it is not at its default, which has to be
+what was done before there was such a setting."""
+
+_STEP_TENSORS = (
+    "examples",
+    "pulled",
+    "direct",
+    "late",
+    "curvature",
+    "source",
+    "gradient",
+    "along",
+    "clip",
+    "coupled",
+    "coupled_late",
+    "coupled_along",
+)
+"""What a linearised step consisted of in 0.1.0, under the names of then; changes are for ``FORMULA`` to say."""
+
+
+def build_digest(
+    passes: GradientPasses, settings: IndexSettings, provenance: Provenance, approximation: Approximation
+) -> str:
+    """SHA-256 over model, base, tokenizer, data and task, the record of the training, and the settings."""
+    record = approximation.record
+    return json_digest(
+        {
+            **_AS_IN_0_1_0,
+            "formula": FORMULA,
+            "digests": provenance.digests,
+            "training": provenance.training_digest(),
+            "record": None if record is None else json_digest(record.manifest["files"]),
+            "steps": None if approximation.steps is None else list(_STEP_TENSORS),
+            "settings": digested_settings(settings),
+            "task": describe_task(passes.task),
+            "trained": [layer.name for layer in passes.tracked.layers],
+        }
+    )
+
+
+def digested_settings(settings: IndexSettings) -> dict[str, Any]:
+    """The settings that say which vectors are built, without those that came later and are at their defaults."""
+    default = type(settings)().model_dump(mode="json")
+    found = settings.model_dump(mode="json")
+    return {name: value for name, value in found.items() if name in _SETTINGS_IN_0_1_0 or value != default[name]}

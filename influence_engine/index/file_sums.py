@@ -1,0 +1,123 @@
+"""The part ``file_sums``: SHA-256 of every file that a version was built with, and of its manifest.
+
+``content_digest`` says that two indexes hold the same examples and vectors, whatever the files they lie in; these sums
+say that the files are still those that were written, and which one is not. Files of parts have theirs in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from influence_engine.digests import file_digest, json_digest, verify_folder
+from influence_engine.errors import DigestMismatchError
+from influence_engine.files import read_json, write_json
+from influence_engine.index.manifest import MANIFEST, Manifest
+from influence_engine.index.parts import PARTS, Need, PartContext, PartCost
+from influence_engine.progress import Progress, silent
+
+NAME = "file_sums"
+SUMS = "sums.json"
+SUMMING = "summing files"
+VERIFYING = "verifying files"
+
+MADE_LATER = ("replay.safetensors", "calibration.json", "reference.json")
+"""Beside the vectors, but not of the build: what is replaced during a version's life."""
+
+_PROBED = 2**24
+"""Bytes that are read to say how long reading all of them will take."""
+
+_A_FILE = 128
+"""About so many bytes a file takes in ``sums.json``."""
+
+
+class FileSums:
+    """Sums all files of the build; needs nothing but them."""
+
+    name = NAME
+    version = 1
+    needs: frozenset[Need] = frozenset()
+
+    def cost(self, version: Path) -> PartCost:
+        """From how fast the first megabytes of the largest file are summed."""
+        sizes = {name: (version / name).stat().st_size for name in built_files(version)}
+        total, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
+        with (version / largest).open("rb") as file:
+            began = time.perf_counter()
+            probed = file.read(_PROBED)
+            hashlib.sha256(probed).digest()
+        return PartCost((time.perf_counter() - began) * total / len(probed), total, _A_FILE * len(sizes))
+
+    def add(self, version: Path, into: Path, context: PartContext) -> None:
+        """Writes ``sums.json``: ``files`` by their path in the version's folder, and ``manifest`` without its parts."""
+        files = {name: file_digest(version / name) for name in _told(built_files(version), SUMMING, context.progress)}
+        write_json(into / SUMS, {"files": files, "manifest": _manifest_digest(version)})
+
+
+def built_files(version: Path) -> list[str]:
+    """Paths in the version's folder of the files that its build wrote, the manifest left out."""
+    found = [path.relative_to(version) for path in version.rglob("*") if path.is_file()]
+    return sorted(
+        path.as_posix()
+        for path in found
+        if path.parts[0] != PARTS and path.as_posix() not in (MANIFEST, *MADE_LATER) and path.suffix != ".partial"
+    )
+
+
+def verify_files(version: Path, progress: Progress = silent) -> None:
+    """Reads every file of a version that a digest is known of, and compares.
+
+    A version without the part ``file_sums`` has a digest of its encoder only; its rows have ``content_digest``.
+
+    Raises:
+        DigestMismatchError: a file is missing, has changed, or is not of this version; the message names it.
+        IndexFormatError: the manifest or the sums cannot be read.
+    """
+    manifest = Manifest.read(version / MANIFEST)
+    expected = {**manifest.files}
+    for part in manifest.parts.values():
+        expected |= part.files
+    verify_folder(version, expected)
+    sums = _sums(version, manifest)
+    if sums is None:
+        return
+    for name in _told(list(sums["files"]), VERIFYING, progress):
+        verify_folder(version, {name: sums["files"][name]})
+    strangers = [name for name in built_files(version) if name not in sums["files"]]
+    if strangers:
+        raise DigestMismatchError(
+            f"{version / strangers[0]} is not of this version: it was not there when the version was built. "
+            "Remove it, or restore the version.",
+            field=str(version / strangers[0]),
+        )
+    if (found := _manifest_digest(version)) != sums["manifest"]:
+        raise DigestMismatchError(
+            f"{version / MANIFEST} has changed since it was written: without its parts its digest is {found}, the "
+            f"version's {NAME} say {sums['manifest']}. Restore the file, or build the index again.",
+            field=str(version / MANIFEST),
+        )
+
+
+def _sums(version: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """What ``sums.json`` says, in the form that this code knows; None where there is none."""
+    part = manifest.parts.get(NAME)
+    if part is None or part.version != FileSums.version:
+        return None
+    path = version / next(name for name in part.files if Path(name).name == SUMS)
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def _manifest_digest(version: Path) -> str:
+    """Of the manifest as it lies there, but for its parts, which are added later."""
+    return json_digest({name: value for name, value in read_json(version / MANIFEST).items() if name != "parts"})
+
+
+def _told(names: Sequence[str], stage: str, progress: Progress) -> Iterator[str]:
+    for number, name in enumerate(names):
+        progress(stage, number, len(names), name)
+        yield name
+    progress(stage, len(names), len(names))
