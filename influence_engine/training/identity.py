@@ -1,4 +1,4 @@
-"""What makes a run the run it is: if all of this is equal, so are the weights that come out."""
+"""The identity of a training run: runs with equal identities have equal weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from influence_engine.tasks.text_classification import tokenizer_digest
 
 
 def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[str]:
-    """The ids of labelled examples, in order, after the checks of the task.
+    """Checks labelled examples and returns their ids, in order.
 
     Args:
-        task: Its ``check`` is used where it has one.
+        task: Checks every example, where it has a method ``check``.
         examples: The data set.
-        what: Its name in messages (``training``).
+        what: The data set's name in messages (``training``).
 
     Raises:
         DataError: there is no example, one has no id, an id appears twice, or the task refuses one.
@@ -59,7 +59,7 @@ def data_digest(examples: Sequence[Example]) -> str:
 
 
 def task_digests(task: Task) -> dict[str, str | None]:
-    """Digests of ``task`` and of its ``tokenizer`` (None where it has none)."""
+    """Digests of ``task`` and of its ``tokenizer`` (None for a task without one)."""
     tokenizer = getattr(task, "tokenizer", None)
     return {
         "task": json_digest(describe_task(task)),
@@ -68,7 +68,7 @@ def task_digests(task: Task) -> dict[str, str | None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the weights."""
+    """Versions of Python and of the libraries that compute the weights."""
     found = {"python": platform.python_version()}
     for name in ("bento-audit", "torch", "transformers", "peft", "safetensors"):
         try:
@@ -79,7 +79,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two identities differ, one line each: ``settings.epochs: 3 in the run, 4 now``."""
+    """The differences of two identities, one line each, such as ``settings.epochs: 3 in the run, 4 now``."""
     lines: list[str] = []
     for key in sorted({*recorded, *now}):
         before, after = recorded.get(key), now.get(key)

@@ -1,4 +1,4 @@
-"""Measuring a model on labelled examples that it was not trained on."""
+"""Loss and accuracy of a model on labelled examples that it was not trained on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, PredictingTask, Task
 
 BATCH = 64
+"""Examples in one forward pass."""
 
 
 @runtime_checkable
 class LabellingTask(PredictingTask, Protocol):
-    """A task that predicts one label and names the field with the true one."""
+    """A task that predicts one label and names the field of an example that holds the true one."""
 
     label: str
 
@@ -24,9 +25,10 @@ class LabellingTask(PredictingTask, Protocol):
 def validate(
     task: Task, model: nn.Module, examples: Sequence[Example], progress: Progress = silent
 ) -> dict[str, float]:
-    """Mean ``loss`` and, where the task predicts labels, ``accuracy``, with the number of ``examples``.
+    """Measures a model on labelled examples and leaves it in evaluation mode.
 
-    The model is in evaluation mode afterwards.
+    Returns:
+        ``examples``, their number; their mean ``loss``; and, where the task predicts labels, ``accuracy``.
     """
     model.eval()
     device = next(model.parameters()).device
