@@ -32,17 +32,17 @@ class PreconditionedSpace:
 
     Args:
         tracked: The layers.
-        metric: The index's preconditioner by layer name.
+        preconditioner: The optimiser's, as the index stores it, by layer name.
         device: Of the model.
     """
 
-    def __init__(self, tracked: TrackedLayers, metric: Mapping[str, LayerMetric], device: torch.device) -> None:
+    def __init__(self, tracked: TrackedLayers, preconditioner: Mapping[str, LayerMetric], device: torch.device) -> None:
         self.tracked = tracked
         self.shapes = {layer.name: layer.shape for layer in tracked.layers}
         self.parameters = {name: p for layer in tracked.layers for name, p in layer.parameters().items()}
         scales = [
-            (metric[name].row.unsqueeze(-1) * metric[name].column).flatten()
-            if name in metric
+            (preconditioner[name].row.unsqueeze(-1) * preconditioner[name].column).flatten()
+            if name in preconditioner
             else torch.zeros(shape[0] * shape[1])  # the layer took no part in any forward pass
             for name, shape in self.shapes.items()
         ]

@@ -48,7 +48,7 @@ PASS_COSTS = {"cpu": 64, "cuda": 4096}
 
 
 class FinetuneOptions(TypedDict, total=False):
-    """What ``finetune`` may be told beyond data, settings and the record's folder.
+    """Further options of ``finetune``, beyond data, settings and the record's folder.
 
     Attributes:
         revision: Branch, tag or commit of ``base`` on the hub.

@@ -237,7 +237,7 @@ def _why_no_run(folder: Path) -> str:
         done = max(saved_steps(folder), default=0)
         return (
             f"the run in {folder} was interrupted after step {done} of {begun['steps']}; "
-            "start the same fine-tuning again and it goes on from there"
+            "start the same fine-tuning again to resume it"
         )
     if folder.is_dir():
         return f"{folder} holds no recorded run: it has no {MANIFEST}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class FinetuningResult(Protocol):
-    """What ``finetune`` returns: a ``Finetuned``, or a ``Run`` where it was told ``record_to``.
+    """What ``finetune`` returns: a ``Run`` where ``record_to`` was given, else a ``Finetuned``.
 
     Code that uses these members alone works with either.
     """
