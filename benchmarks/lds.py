@@ -36,9 +36,9 @@ from influence_engine.evaluation import (
     random_removals,
 )
 from influence_engine.index import IndexSettings
-from influence_engine.models.loading import set_trainable
+from influence_engine.models.trainable import set_trainable
 from influence_engine.replay import replay
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 
 ALL: dict[str, Any] = {"coordinates": 262_144, "dimensions": 16_384, "dtype": "float32"}
 """An index with as much as its settings allow."""
@@ -91,10 +91,12 @@ def main() -> None:
         "bytes_an_example": round(stored / len(train)),
     }
     attributor = Attributor(run.load_model(), task, index)
-    kept = KeptSteps()
+    kept = FrozenCache()
     if options.directions and (index.basis is None or index.basis.width != options.directions):
         start = time.perf_counter()
-        basis = build_basis(run, attributor, train, held_out[:-CHECKED], options.directions, kept=kept, progress=shown)
+        basis = build_basis(
+            run, attributor, train, held_out[:-CHECKED], options.directions, frozen_cache=kept, progress=shown
+        )
         report["directions"] = {
             "count": basis.width,
             "seconds": round(time.perf_counter() - start),
@@ -132,7 +134,7 @@ def main() -> None:
         chosen = slice(plan.tuning_of(len(queries)), plan.tuning_of(len(queries)) + options.exact)
         start = time.perf_counter()
         directions = measurement_directions(attributor, queries[chosen], torch.eye(options.exact), run.trainable)
-        exact = replay(run, task, train, directions, keep_in=work.folder / "replays", kept=kept, progress=shown)
+        exact = replay(run, task, train, directions, keep_in=work.folder / "replays", frozen_cache=kept, progress=shown)
         report["exact_replay_s"] = round(time.perf_counter() - start)
         report["on_the_queries_replayed_exactly"] = []
         ids = index.example_ids

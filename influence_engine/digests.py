@@ -66,9 +66,9 @@ def folder_digests(
     """Digest of every file below ``folder``, by its path relative to it.
 
     Args:
-        folder: Where to look.
-        skip: Paths to leave out.
-        known: Digests that the caller took as it wrote the files.
+        folder: The folder.
+        skip: Relative paths to leave out.
+        known: Digests by relative path that the caller took while writing the files.
     """
     root = Path(folder)
     left_out = set(skip)
@@ -78,7 +78,7 @@ def folder_digests(
 
 
 def verify_folder(folder: str | os.PathLike[str], expected: Mapping[str, str]) -> None:
-    """Checks every file that ``expected`` names.
+    """Checks the digest of every file that ``expected`` names by its relative path.
 
     Raises:
         DigestMismatchError: a file is missing or differs; the message names the file and both digests.
@@ -98,13 +98,13 @@ def verify_folder(folder: str | os.PathLike[str], expected: Mapping[str, str]) -
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """The tensor's values as contiguous bytes on the CPU, whatever its dtype (bfloat16 included)."""
+    """A tensor's values as contiguous bytes, whatever its dtype (bfloat16 included) and device."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Digest over names, dtypes, shapes and bytes of all weights, independent of file format and order."""
+    """Digest over names, dtypes, shapes and bytes of named tensors, independent of file format and order."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name]

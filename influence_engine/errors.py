@@ -1,4 +1,4 @@
-"""Every error the engine raises on purpose: what was wrong, where, and what would be right."""
+"""Every error that the engine raises on purpose; its message says what was wrong, where, and what would be right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class InfluenceError(Exception):
     """Base of all errors raised on purpose by ``influence_engine``.
 
     Attributes:
-        code: A stable, machine-readable word for the kind of error (``bad_data``, ``digest_mismatch`` ...).
+        code: A stable, machine-readable name of the kind of error (``bad_data``, ``digest_mismatch`` ...).
         field: The config key, column, file or argument that the error is about, where there is one.
     """
 
@@ -32,19 +32,19 @@ class DataError(InfluenceError):
 
 
 class InputError(DataError):
-    """One query (not the training data) cannot be used."""
+    """A query (not the training data) cannot be used."""
 
     code = "bad_input"
 
 
 class ModelError(InfluenceError):
-    """A model cannot be loaded, or has parts that cannot be attributed."""
+    """A model cannot be loaded, or has parts for which no influence can be computed."""
 
     code = "bad_model"
 
 
 class RecordError(InfluenceError):
-    """A recorded run is missing, incomplete or inconsistent."""
+    """A recorded training run is missing, incomplete or inconsistent."""
 
     code = "bad_record"
 
@@ -62,12 +62,12 @@ class IndexFormatError(InfluenceError):
 
 
 class TierUnavailableError(InfluenceError):
-    """The tier asked for cannot be had for this model and index."""
+    """This model and index do not have the requested tier (estimated, refined, replayed, measured)."""
 
     code = "tier_unavailable"
 
 
 class ResourceError(InfluenceError):
-    """Too little disk or memory for what was asked; the message says what would fit."""
+    """Too little disk or memory for the request; the message says what would fit."""
 
     code = "too_little_room"

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write aside, sync, rename."""
+"""Atomic writing of files: to a temporary file beside them, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from influence_engine.errors import RecordError
 
 
 @contextlib.contextmanager
-def writing_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write to; on success it is synced and renamed over ``path``.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path in the same folder to write to; on success it is synced and renamed to ``path``.
 
-    Readers see the old file or the new one, never a part. On an error the aside file is removed.
+    Other processes see the old file or the new one, never a part. On an error the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
-    aside = Path(name)
+    temporary = Path(name)
     try:
-        yield aside
-        aside.chmod(0o644)
-        sync_file(aside)
-        os.replace(aside, path)
+        yield temporary
+        temporary.chmod(0o644)
+        sync_file(temporary)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes ``text`` as UTF-8, whole or not at all."""
-    with writing_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -66,8 +66,8 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def let_go(path: Path) -> None:
-    """Frees the memory in which the system caches a synced file that will not be read soon.
+def drop_from_page_cache(path: Path) -> None:
+    """Drops a synced file that will not be read soon from the system's page cache.
 
     The next large file is then written to the same memory, where untouched memory costs a virtual machine several
     times the writing itself.
@@ -78,7 +78,7 @@ def let_go(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flushes a folder's entries to the disk, so that a rename in it survives a power cut."""
+    """Flushes a folder's entries to the disk, so that a rename within the folder survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

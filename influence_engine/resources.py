@@ -1,4 +1,4 @@
-"""What the machine has: devices, memory, disk."""
+"""Devices, memory and disk of the machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-"""Where a container sees its own limit, what it uses, and how its statistics are called: versions 2 and 1."""
+"""Control groups, version 2 and 1: their folder, the files with a container's memory limit and use, the prefix of its
+statistics' names."""
 
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
@@ -35,16 +36,16 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",
 )
-"""In the texts of errors that are of no class of their own: torch on the processor, safetensors, cuBLAS."""
+"""Texts of out-of-memory errors that have no exception class of their own: torch on the CPU, safetensors, cuBLAS."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; ``auto`` is the GPU where there is one, else the CPU.
+    """The torch device of that name; ``auto`` is the GPU where there is one, else the CPU.
 
     Raises:
-        SettingsError: torch knows no such device, or it is not there.
+        SettingsError: torch knows no such device, or this machine has none.
     """
-    # Read when the first matrix is multiplied there: without it, equal products may differ in their last bits.
+    # cuBLAS reads this variable at its first product; without it, equal products may differ in their last bits.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,12 +58,12 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device; tensors that are there already are not copied."""
+    """A batch on a device; tensors that are on it already are not copied."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def free_disk(folder: str | os.PathLike[str]) -> int:
-    """Bytes free on the disk that ``folder`` is on, or will be."""
+    """Free bytes on the disk of ``folder``, which need not exist yet."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -70,20 +71,21 @@ def free_disk(folder: str | os.PathLike[str]) -> int:
 
 
 def out_of_disk(error: BaseException) -> int | None:
-    """Which of ``ENOSPC``, ``EDQUOT`` and ``EFBIG`` an error says: the disk takes no more. None for any other error."""
+    """``ENOSPC``, ``EDQUOT`` or ``EFBIG`` where an error means that the disk takes no more bytes; None for others."""
     found = error.errno if isinstance(error, OSError) else None
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        # Lance and safetensors are written in Rust, whose errors have the number in their text only.
+        # Lance and safetensors are written in Rust, whose errors carry the number in their text only.
         if found == code or f"(os error {code})" in str(error):
             return code
     return None
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device can still give this process: the GPU's, or main memory's within the container's limits."""
+    """Bytes that this process can still allocate: on the GPU, or in main memory within the container's limits."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
+        # What torch's caching allocator has reserved and does not use is free, too.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     found = [int(psutil.virtual_memory().available), *(_left_in(*names) for names in _CGROUPS)]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
@@ -92,7 +94,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _left_in(folder: str, most: str, used: str, prefix: str) -> int | None:
-    """Bytes left in the control group that a container's processes are in; None where it has no limit."""
+    """Bytes left in the control group of a container's processes; None where the group has no limit."""
     try:
         limit = int((Path(folder) / most).read_text())
         statistics = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
@@ -104,8 +106,11 @@ def _left_in(folder: str, most: str, used: str, prefix: str) -> int | None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Decompositions of matrices on one thread: beside other work they take 20 times as long on two, which wait for
-    each other at every column, and alone not twice as long on one."""
+    """Runs torch on one thread, for matrix decompositions.
+
+    Two threads wait for each other at every column: beside other work a decomposition takes 20 times as long on two
+    threads, and on an idle machine less than twice as long on one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -115,12 +120,12 @@ def one_thread() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no more memory to give."""
+    """Whether an error means that a device, or the machine, has run out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in _OUT_OF_MEMORY)
 
 
 def release_memory() -> None:
-    """Gives back what nothing refers to any more."""
+    """Returns the memory of unreferenced tensors to the system and to the GPU."""
     gc.collect()
     trim_heap()
     if torch.cuda.is_available():
@@ -128,10 +133,18 @@ def release_memory() -> None:
 
 
 def within_memory(work: Callable[[], T], may_halve: Callable[[], bool], halve: Callable[[], None]) -> T:
-    """The result of ``work``: where memory runs out, begun again after ``halve`` has made it take less.
+    """Runs ``work``; where memory runs out, runs it again from its beginning with half the memory.
+
+    Args:
+        work: What to run.
+        may_halve: Whether ``work`` can still be made to take less memory.
+        halve: Makes ``work`` take about half the memory.
+
+    Returns:
+        The result of ``work``.
 
     Raises:
-        RuntimeError, MemoryError: as ``work`` raised it, where there is nothing left to halve or it is another error.
+        RuntimeError, MemoryError: as ``work`` raised it, where ``may_halve`` says no or it is another error.
     """
     while True:
         try:
@@ -139,43 +152,43 @@ def within_memory(work: Callable[[], T], may_halve: Callable[[], bool], halve: C
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not may_halve():
                 raise
-        # Here, since the error held on to the tensors of where it was raised.
+        # Outside the except clause, since the error's traceback refers to the tensors of the failed attempt.
         release_memory()
         halve()
 
 
 def trim_heap() -> None:
-    """Gives freed pages of main memory back to the system; takes milliseconds.
+    """Returns freed pages of main memory to the system; takes milliseconds.
 
-    Tensors of changing sizes tear glibc's heap to pieces, of which it keeps hundreds of megabytes. Where the C library
-    is another one, nothing is done.
+    Tensors of changing sizes fragment glibc's heap, which then holds hundreds of free megabytes. With another C library
+    nothing is done.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held in main memory so far."""
+    """Peak resident set size of this process so far, in bytes."""
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class SavedBytes:
-    """Counts the bytes of what autograd keeps for a backward pass, each storage once, while it is entered.
+    """Context that counts the bytes of the tensors that autograd saves for a backward pass, each storage once.
 
     Args:
-        beside: Tensors that are there anyway and do not count.
+        beside: Tensors that do not count, since they are in memory anyway (parameters).
     """
 
     def __init__(self, beside: Iterable[Tensor] = ()) -> None:
         self._beside = {tensor.untyped_storage().data_ptr() for tensor in beside}
-        self._kept: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self._saved: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
 
     @property
     def total(self) -> int:
-        """Bytes so far."""
-        return sum(self._kept.values())
+        """Bytes saved so far."""
+        return sum(self._saved.values())
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()
@@ -184,15 +197,15 @@ class SavedBytes:
     def __exit__(self, *raised: object) -> None:
         self._hooks.__exit__(*raised)
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._beside:
-            self._kept[storage.data_ptr()] = storage.nbytes()
+            self._saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
 
 def readable_bytes(count: float) -> str:
-    """``1536`` as ``1.5 kB``."""
+    """A number of bytes for people: ``1536`` as ``1.5 kB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

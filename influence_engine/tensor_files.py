@@ -1,4 +1,4 @@
-"""Tensors in safetensors files that are either whole or absent."""
+"""Tensors in safetensors files, written atomically."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from safetensors.torch import save_file
 from torch import Tensor
 
-from influence_engine.files import writing_aside
+from influence_engine.files import atomic_write
 
 
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors, from whatever device, as one file, whole or not at all."""
-    with writing_aside(path) as aside:
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, aside, None if metadata is None else dict(metadata))
+    """Writes tensors, from whatever device, to one safetensors file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(on_cpu, temporary, None if metadata is None else dict(metadata))

@@ -13,15 +13,8 @@ from audit_service.config import AuditConfig
 from influence_engine.errors import DigestMismatchError
 from influence_engine.files import read_json, write_json
 from influence_engine.models.adapter_base import adapter_base_digest
-from influence_engine.models.loading import (
-    freeze_unchanged,
-    load_base,
-    load_model,
-    load_tokenizer,
-    model_digest,
-    save_model,
-    set_trainable,
-)
+from influence_engine.models.loading import load_base, load_model, load_tokenizer, model_digest, save_model
+from influence_engine.models.trainable import freeze_unchanged, set_trainable
 from influence_engine.training.record import Run
 
 ABOUT = "served.json"

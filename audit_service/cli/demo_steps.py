@@ -20,7 +20,7 @@ from audit_service.workflows import drift_baseline, replay_and_calibration, stag
 from influence_engine.errors import SettingsError
 from influence_engine.index import InfluenceIndex
 from influence_engine.progress import Progress
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 
 HOST = "127.0.0.1"
 DIRECTIONS = 8
@@ -80,7 +80,7 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
 
 def _replay(config: AuditConfig, index: InfluenceIndex, spent: float, progress: Progress) -> None:
     """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
-    kept = KeptSteps()
+    kept = FrozenCache()
     if index.basis is None:
         plan = replay_and_calibration.plan_directions(config, DIRECTIONS, progress)
         if spent + plan.seconds > SECONDS_OF_A_DEMO:

@@ -11,7 +11,7 @@ from audit_service.workflows.evaluation import TRUTHS
 from influence_engine.data.report import plural
 from influence_engine.evaluation import Evaluation
 from influence_engine.evaluation.comparison import by_truth
-from influence_engine.files import writing_aside
+from influence_engine.files import atomic_write
 
 OURS, OTHERS = "#1f6f8b", "#b8b8b8"
 
@@ -44,5 +44,5 @@ def draw_evaluation(found: Evaluation, path: Path) -> None:
             axis.set_xlabel("estimated influence (log-odds)")
             axis.set_ylabel("measured by leaving it out")
             axis.set_title(f"{plural(found.single.examples, 'example')} one at a time, slope {found.single.slope:.2f}")
-        with writing_aside(path) as aside:
+        with atomic_write(path) as aside:
             figure.savefig(aside, format="png", dpi=150)

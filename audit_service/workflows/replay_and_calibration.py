@@ -15,7 +15,7 @@ from influence_engine.index.calibration import Calibration
 from influence_engine.progress import Progress
 from influence_engine.replay import ReplayPlan, plan_replay
 from influence_engine.tasks import Example
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 
 CHECKED_EVERY = 4
 """One held-out example in so many is for the check, the others are for replayed directions."""
@@ -35,7 +35,7 @@ def plan_directions(config: AuditConfig, width: int, progress: Progress) -> Repl
 
 
 def replay_directions(
-    config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress, kept: KeptSteps | None = None
+    config: AuditConfig, index: InfluenceIndex, width: int, progress: Progress, kept: FrozenCache | None = None
 ) -> None:
     """Gives the index a replay basis of ``width`` directions; ``kept`` is of this run, for the check that follows.
 
@@ -56,7 +56,7 @@ def replay_directions(
 
 
 def check_against_retraining(
-    config: AuditConfig, index: InfluenceIndex, progress: Progress, kept: KeptSteps | None = None
+    config: AuditConfig, index: InfluenceIndex, progress: Progress, kept: FrozenCache | None = None
 ) -> Calibration:
     """Trains again without some examples, and gives the index's answers the intervals that follow.
 

@@ -18,7 +18,7 @@ from influence_engine.data import load_examples
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import CrossValidation, Measure, Suspect, rank_suspects, seen_in_training
 from influence_engine.evaluation.baselines import training_losses
-from influence_engine.files import writing_aside
+from influence_engine.files import atomic_write
 from influence_engine.index.ordering import in_index_order
 from influence_engine.progress import Progress
 from influence_engine.training.schedule import plan_schedule
@@ -159,7 +159,7 @@ def write_suspects(path: Path, ranked: Sequence[Suspect]) -> None:
     column before it is left out (as a rule the label). Where there is no value the cell is empty.
     """
     extra = list(dict.fromkeys(name for one in ranked for name in one.fields if name not in MEASURED))
-    with writing_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["rank", *MEASURED, *extra])
         for rank, one in enumerate(ranked, 1):

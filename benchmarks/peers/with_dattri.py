@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from influence_engine.training.checkpoint_intervals import RecordedStates
-from influence_engine.training.reexecution import in_recorded_order
-from influence_engine.training.step import Objective, put_parameters
+from influence_engine.training.recorded_training import RecordedTraining, in_recorded_order
+from influence_engine.training.step import put_parameters
 from peers.common import COLUMNS, Candidate, Classifier, Material, Method, Scored, Seconds, margin
 
 BATCH = 32
@@ -64,9 +64,9 @@ def _dvemb(material: Material, folder: Path) -> Scored:
     prepare, following = Seconds(), Seconds()
     with following.counted():
         followed = work.run.load_model().to(material.device)
-        objective = Objective(followed, work.task, first_position=work.run.first_position)
-        states = RecordedStates(work.run, examples, objective, material.device)
-        pairs = states.stretches()[::-1]
+        training = RecordedTraining(work.run, work.task, examples, followed, material.device)
+        states = RecordedStates(training, training.update_rule())
+        pairs = states.intervals()[::-1]
         steps_of_epoch = -(-len(examples) // len(torch.cat(list(work.run.schedule.step(1).rows))))
     for first, last in pairs:
         with following.counted():

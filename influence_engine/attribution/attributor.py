@@ -18,7 +18,7 @@ from influence_engine.errors import ModelError, SettingsError, TierUnavailableEr
 from influence_engine.gradients import LayerGradient, tracing, track
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
 from influence_engine.index.calibration import unit_of
-from influence_engine.models.frozen_prefix import Kept
+from influence_engine.models.frozen_prefix import CachedPrefix
 from influence_engine.progress import Progress, silent
 from influence_engine.refinement import Refined, Refiner
 from influence_engine.resources import choose_device, to_device
@@ -129,7 +129,7 @@ class Attributor:
             return []
         clock = Clock()
         self._check(queries)
-        keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.keeping()
+        keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.caching()
         with keeping as kept, self._trace(queries) as trace:
             batch = choose_targets(self.task, trace.outputs, trace.batch)
             measured, direction = measured_gradient(self.task, trace.outputs, batch)
@@ -361,7 +361,9 @@ class Attributor:
         changes: list[float] = (after - before).tolist()
         return changes
 
-    def _changes(self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: Kept) -> Changes:
+    def _changes(
+        self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: CachedPrefix
+    ) -> Changes:
         if self.difference is None:
             return Changes([None] * len(measured), None, {})
         outputs, base = self.difference.measure(self.task, batch, kept)

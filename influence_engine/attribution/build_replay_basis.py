@@ -15,7 +15,7 @@ from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
 from influence_engine.tasks import Example, batches_of_like_size
 from influence_engine.training import Run
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 
 DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
 """Of the index's own damping: the grid from which the replayed rows choose."""
@@ -33,7 +33,7 @@ def build_basis(
     keep_in: str | os.PathLike[str] | None = None,
     at_once: int = 1,
     into: nn.Module | None = None,
-    kept: KeptSteps | None = None,
+    kept: FrozenCache | None = None,
     progress: Progress = silent,
 ) -> ReplayBasis:
     """Replays ``width`` directions of the attributor's index and keeps them there, for its ``replayed`` tier.
@@ -45,9 +45,9 @@ def build_basis(
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
         keep_in: Where an unfinished replay is kept; beside the index if left out.
-        at_once: See ``replay``.
-        into: See ``replay``.
-        kept: See ``replay``.
+        at_once: Directions in one backward pass; more take more memory.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        kept: Outputs of frozen layers, shared by all executions of the run on one device.
         progress: Told of every step.
 
     Raises:
@@ -77,7 +77,7 @@ def build_basis(
         at_once=at_once,
         into=into,
         device=str(attributor.device),
-        kept=kept,
+        frozen_cache=kept,
         progress=progress,
     )
     basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})

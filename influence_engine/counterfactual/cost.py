@@ -6,19 +6,16 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
 from influence_engine.counterfactual.tangent import NODES
-from influence_engine.resources import SavedBytes, choose_device, peak_memory
+from influence_engine.resources import SavedBytes, peak_memory
 from influence_engine.tasks import Example, Task
-from influence_engine.training import Run, in_recorded_order
-from influence_engine.training.execution import collate_step
-from influence_engine.training.schedule import Step
-from influence_engine.training.step import Objective, set_dropout, trained_parameters, training_step
+from influence_engine.training import RecordedTraining, Run
+from influence_engine.training.step import Objective, trained_parameters, training_step
 
 PROBED_STEPS = 4
 
@@ -71,25 +68,21 @@ def predict_cost(
         DigestMismatchError: task, tokenizer or data are not the recorded ones.
     """
     run.require_replayable()
-    examples = in_recorded_order(run, task, train)
     held = psutil.Process().memory_info().rss
-    model = run.load_base(into).to(choose_device(device))
-    set_dropout(model, run.dropout)
-    objective = Objective(model, task, first_position=run.first_position)
-    parameters = trained_parameters(model, run.trainable)
-    state = run.optimizer.initial_state(parameters)
+    training = RecordedTraining.load(run, task, train, into=into, device=device)
+    rule, model, state = training.update_rule(), training.model, training.initial_state()
     seconds = []
     total = len(run.schedule)
     for number in range(1, min(PROBED_STEPS, total) + 1):
         begun = time.perf_counter()
-        result = _step(objective, run, run.schedule.step(number), examples, parameters, state)
-        parameters, state = result.parameters, result.state
+        step = run.schedule.step(number)
+        state = training_step(rule, step, training.batches(step), state).state
         seconds.append(time.perf_counter() - begun)
     each = statistics.median(seconds[1:] or seconds)
-    activations = _activations(objective, run, examples)
+    activations = _activations(training, rule.objective)
     model_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-    trained = sum(tensor.nbytes for tensor in parameters.values())
-    kinds = len(state)
+    trained = sum(tensor.nbytes for tensor in state.parameters.values())
+    kinds = len(state.optimizer_state)
     # The model that measures and the one that trains; parameters, moments, their successors and a gradient.
     need = 2 * model_bytes + trained * (3 + 2 * kinds) + activations
     if replay:
@@ -104,14 +97,9 @@ def predict_cost(
     )
 
 
-def _step(objective: Objective, run: Run, step: Step, examples: Sequence[Example], parameters: Any, state: Any) -> Any:
-    device = next(iter(parameters.values())).device
-    batches = collate_step(objective.task, examples, step, device)
-    return training_step(objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm)
-
-
-def _activations(objective: Objective, run: Run, examples: Sequence[Example]) -> int:
+def _activations(training: RecordedTraining, objective: Objective) -> int:
     """Bytes that the backward pass of the largest micro-batch keeps."""
+    run, examples = training.run, training.examples
     sizes = [
         (max(len(str(examples[row])) for row in rows.tolist()) * len(rows), step.number, place)
         for step in run.schedule.steps()
@@ -119,8 +107,7 @@ def _activations(objective: Objective, run: Run, examples: Sequence[Example]) ->
     ]
     _, number, place = max(sizes)
     step = run.schedule.step(number)
-    device = next(objective.model.parameters()).device
-    batch = collate_step(objective.task, examples, step, device)[place]
+    batch = training.batches(step)[place]
     parameters = {
         name: one.requires_grad_() for name, one in trained_parameters(objective.model, run.trainable).items()
     }

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from influence_engine.counterfactual.queries import Queries
 from influence_engine.errors import ModelError, SettingsError
 from influence_engine.tasks import Example, Task
-from influence_engine.training.optimizers import SGD, AdamW, Optimizer
+from influence_engine.training.optimizers import SGD, AdamW, Optimizer, TrainingState
 from influence_engine.training.schedule import Step
-from influence_engine.training.step import Objective, put_parameters, trained_parameters, training_step
+from influence_engine.training.step import Objective, UpdateRule, put_parameters, trained_parameters, training_step
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,19 @@ def train_on_one(
         raise ModelError("no parameter of the model has requires_grad; set it on what was trained")
     model.eval()
     device = next(model.parameters()).device
-    asked, objective, chosen = Queries(model, task, queries), Objective(model, task), known[optimizer]
+    asked, rule = Queries(model, task, queries), UpdateRule(Objective(model, task), known[optimizer])
     before, _ = asked.measured(model)
     batch = {name: tensor.to(device) for name, tensor in task.collate([example]).items()}
     own = trained_parameters(model, names)
-    parameters, state = own, chosen.initial_state(own)
+    state = TrainingState(own, rule.optimizer.initial_state(own))
     losses: list[float] = []
     for number in range(1, steps + 1):
         step = Step(number, [torch.zeros(1, dtype=torch.long)], [torch.ones(1)], 1.0, learning_rate, None)
-        result = training_step(objective, chosen, step, [batch], parameters, state)
-        parameters, state = result.parameters, result.state
+        result = training_step(rule, step, [batch], state)
+        state = result.state
         losses.append(float(result.loss))
     try:
-        put_parameters(model, parameters)
+        put_parameters(model, state.parameters)
         after, _ = asked.measured(model)
         with torch.no_grad():
             last = float(task.loss(task.outputs(model, batch), batch)[0])

@@ -29,8 +29,9 @@ from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Batch, Example, Task
 from influence_engine.training import Run, in_recorded_order
+from influence_engine.training.clipping import clipped
 from influence_engine.training.execution import collate_step, weights_by_row
-from influence_engine.training.optimizers import Parameters, clipped
+from influence_engine.training.optimizers import Parameters
 from influence_engine.training.reexecution import with_replacements
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import (

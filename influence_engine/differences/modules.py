@@ -1,4 +1,4 @@
-"""What fine-tuning changed in one answer: the base model's own answer, and a first-order split over modules."""
+"""Change of an answer by fine-tuning: the base model's own answer, and a first-order split of the change by module."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.gradients import LayerGradient, TrackedLayers
-from influence_engine.models.frozen_prefix import FrozenPrefix, Kept
+from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.tasks import Batch, Task
 
 
 class BaseDifference:
     """Compares a fine-tuned model with the model it was fine-tuned from.
 
-    Frozen weights are shared between the two, so the base costs only its own copy of what was trained.
+    The two models share their frozen weights in memory, so that the base model costs a copy of the trained ones only.
 
     Args:
         model: The fine-tuned model.
-        base: The model before fine-tuning, of the same structure.
+        base: The model before fine-tuning, of the same structure; it is changed to share the frozen weights.
         tracked: The fine-tuned model's layers.
     """
 
@@ -29,7 +29,7 @@ class BaseDifference:
         tuned = dict(model.named_parameters())
         for name, parameter in base.named_parameters():
             shared = not tuned[name].requires_grad and torch.equal(tuned[name], parameter)
-            # Weights read from a file are pages of that file: a copy of the few that differ lets go of all the others.
+            # Weights read from a file are memory-mapped: with a copy of the few that differ, the mapping is released.
             parameter.data = tuned[name].data if shared else parameter.data.clone()
         for buffer in base.buffers():
             buffer.data = buffer.data.clone()
@@ -41,26 +41,29 @@ class BaseDifference:
             for layer in tracked.layers
         }
 
-    def keeping(self) -> AbstractContextManager[Kept]:
-        """While the fine-tuned model runs on a batch: what ``measure`` needs to not compute shared layers again."""
-        return self._tuned_prefix.keeping()
+    def caching(self) -> AbstractContextManager[CachedPrefix]:
+        """Within it the fine-tuned model runs on one batch; yields the outputs of shared layers, for ``measure``."""
+        return self._tuned_prefix.caching()
 
-    def measure(self, task: Task, batch: Batch, kept: Kept) -> tuple[Tensor, Tensor]:
-        """Outputs and measurements of the base model on a batch whose targets are named.
+    def measure(self, task: Task, batch: Batch, cached: CachedPrefix) -> tuple[Tensor, Tensor]:
+        """Outputs and measurements ``[B]`` of the base model on a batch whose targets are named.
 
         Args:
             task: The task.
             batch: The batch that the fine-tuned model has just run on.
-            kept: What ``keeping`` yielded meanwhile.
+            cached: What ``caching`` yielded for it.
         """
-        with torch.no_grad(), self._base_prefix.recalling(kept):
+        with torch.no_grad(), self._base_prefix.reusing(cached):
             outputs = task.outputs(self.base, batch)
             return outputs, task.measurement(outputs, batch)
 
     def split(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
-        """First-order change of each measurement by layer, ``[B]`` each: ``<gradient, trained - base weights>``.
+        """First-order change of each measurement by layer, ``[B]`` each: ``<gradient, fine-tuned - base weights>``.
 
-        The gradient is the fine-tuned model's, so what the layers' changes do to each other's effect is missing; the
-        whole change minus the sum of these is that remainder.
+        This is the first term of a Taylor expansion at the fine-tuned weights. The change of the measurement from base
+        to fine-tuned model, less the sum over layers, is the remainder: curvature and interactions between layers.
+
+        Args:
+            gradients: The fine-tuned model's gradients of the measurements, by layer name.
         """
         return {name: gradient.inner(self._displacements[name]) for name, gradient in gradients.items()}

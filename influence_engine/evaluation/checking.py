@@ -17,7 +17,7 @@ from influence_engine.errors import SettingsError
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Retraining
 from influence_engine.index.calibration import Calibration, TierError, fit_error, unit_of, with_bend
-from influence_engine.training.smoothness import smoother
+from influence_engine.training.smoothness import smoothness_advice
 
 FRACTION = 0.05
 """Of the examples that each random set takes."""
@@ -78,7 +78,7 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
         queries=len(queries),
         nonlinearity=nonlinearity(changes[0], recorded - halved),
         tiers={tier: error_of(one) for tier, one in scores.items()},
-        smoother=smoother(retraining.run.settings),
+        smoother=smoothness_advice(retraining.run.settings),
     )
     index.keep_calibration(found)
     return found

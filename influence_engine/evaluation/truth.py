@@ -18,7 +18,7 @@ from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]
@@ -53,7 +53,7 @@ class Retraining:
         *,
         into: nn.Module | None = None,
         device: str = "auto",
-        kept: KeptSteps | None = None,
+        kept: FrozenCache | None = None,
         progress: Progress = silent,
     ) -> None:
         self.run = run
@@ -64,7 +64,7 @@ class Retraining:
         self.device = choose_device(device)
         self.progress = progress
         self._into = into
-        self._kept = kept or KeptSteps()
+        self._kept = kept or FrozenCache()
         self._identity = {
             "files": run.manifest["files"],
             "queries": json_digest([dict(query) for query in queries]),
@@ -113,7 +113,7 @@ class Retraining:
                 weights=weights,
                 into=self._into,
                 device=str(self.device),
-                kept=self._kept,
+                frozen_cache=self._kept,
             )
             model = self.run.load_model(self._into)
             put_parameters(model, parameters)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from influence_engine.errors import IndexFormatError, RecordError
 from influence_engine.files import read_json, write_json
-from influence_engine.training.smoothness import smoother
+from influence_engine.training.smoothness import smoothness_advice
 
 LEVEL = 0.9
 
@@ -88,7 +88,7 @@ class Calibration(BaseModel):
     queries: int
     nonlinearity: float
     tiers: dict[str, TierError]
-    smoother: str = smoother(None)
+    smoother: str = smoothness_advice(None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it, whole or not at all."""

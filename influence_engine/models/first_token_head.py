@@ -1,8 +1,9 @@
-"""Runs the last layer of a classifier for the first position alone, where its head reads no other.
+"""Runs the last layer of a BERT-like classifier for the first position (the ``[CLS]`` token) alone.
 
-BERT and its relatives classify a text by the last layer's output at the first position. The other positions matter to
-that layer as keys and values only; its feed-forward half, two thirds of the layer, and the product after the attention
-are computed for them and thrown away. Here they are not computed. Values and gradients are the same up to rounding.
+BERT and its relatives classify a text by the last layer's output at the first position. That layer needs the other
+positions as keys and values only; the attention's output projection and the feed-forward block, two thirds of the
+layer, are computed for the other positions and discarded. Within ``first_position_only`` they are not computed. Values
+and gradients are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ _ENCODERS = {
     "CamembertForSequenceClassification": "roberta",
     "ElectraForSequenceClassification": "electra",
 }
-"""Classifiers of ``transformers`` whose head reads the first position, and the name of what they stand on."""
+"""Classifiers of ``transformers`` whose head reads the first position only, with the name of their encoder module."""
 
 
 def reads_first_position(model: nn.Module) -> bool:
-    """Whether ``first_position_only`` can change how the model is computed."""
+    """Whether the model is, or has within it, a classifier that ``first_position_only`` computes in another way."""
     return _classifier(model) is not None
 
 
 @contextlib.contextmanager
 def first_position_only(model: nn.Module) -> Iterator[None]:
-    """While it lasts, calls of the classifier leave out what its head does not read; other calls are as ever.
+    """Within it, calls of the classifier leave out what its head does not read; calls of other modules are unchanged.
 
-    A call that asks for hidden states or attentions gets all of them.
+    A call that asks for hidden states or attentions computes all of them.
 
     Args:
-        model: Any model; one that is no such classifier, or has none within it, is left as it is.
+        model: Any model; one that neither is nor contains such a classifier is left as it is.
     """
     classifier = _classifier(model)
     if classifier is None:
@@ -50,7 +51,7 @@ def first_position_only(model: nn.Module) -> Iterator[None]:
         return attention.output(context[:, :1], hidden[:, :1]), *more
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # An attention that answers with what was kept of it (``FrozenPrefix``) is not to be run at all.
+        # An attention that returns its cached output (``FrozenPrefix.reusing``) is not to be run at all.
         if _asks_for_more(classifier, kwargs) or "forward" in vars(attention):
             return whole(*args, **kwargs)
         # Only for the classifier's own call: another use of its encoder may read every position.
@@ -70,7 +71,7 @@ def first_position_only(model: nn.Module) -> Iterator[None]:
 
 
 def _classifier(model: nn.Module) -> Any:
-    """The one classifier in a model, or None; a class of the same name that is not from ``transformers`` is another."""
+    """The classifier in a model, or None; a class of the same name that is not from ``transformers`` does not count."""
     for module in model.modules():
         kind = type(module)
         if kind.__name__ in _ENCODERS and kind.__module__.startswith("transformers."):

@@ -1,7 +1,7 @@
-"""Runs the frozen layers below the first trained one only once.
+"""Caches the outputs of the frozen layers below the first trained one.
 
-Where training leaves the lower layers frozen, they compute the same on the same batch whatever the trained weights are:
-in the base model and the fine-tuned one, in a step and every later execution of that step.
+Where training leaves the lower layers frozen, they compute the same outputs on the same batch whatever the trained
+weights are: in the base model and the fine-tuned one, in a training step and every later execution of that step.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-Kept = dict[str, list[Any]]
-"""Outputs of frozen modules on one batch, by the module's name, in the order of its calls."""
+CachedPrefix = dict[str, list[Any]]
+"""Outputs of frozen modules on one batch, by module name, in the order of each module's calls."""
 
 
 class FrozenPrefix:
-    """The largest modules without anything trained in them.
+    """The largest modules of a model without any trained parameter.
 
-    Only those that run before the first trained module of a forward pass are kept: what comes later has inputs that
-    depend on trained weights.
+    Only the outputs of modules that run before the first trained module of a forward pass are cached: the inputs of
+    later modules depend on trained weights.
 
     Args:
-        model: A model; another of the same structure has the same names.
+        model: The model; a ``CachedPrefix`` is valid for every model of the same structure and frozen weights.
         trained: Names of the trained parameters.
     """
 
@@ -43,47 +43,49 @@ class FrozenPrefix:
                 self._trained.append(module)
 
     @contextlib.contextmanager
-    def keeping(self) -> Iterator[Kept]:
-        """While the model runs on a batch: yields what ``recalling`` takes, filled as the model runs."""
-        kept: Kept = {}
+    def caching(self) -> Iterator[CachedPrefix]:
+        """Within it the model runs on one batch as ever; the cache that is yielded is filled as the model runs."""
+        cached: CachedPrefix = {}
         reached: list[bool] = []
         handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(lambda *_: reached.append(True)) for module in self._trained
         ]
-        handles += [module.register_forward_hook(_keeper(kept, name, reached)) for name, module in self._frozen.items()]
+        handles += [
+            module.register_forward_hook(_caching_hook(cached, name, reached)) for name, module in self._frozen.items()
+        ]
         try:
-            yield kept
+            yield cached
         finally:
             for handle in handles:
                 handle.remove()
 
     @contextlib.contextmanager
-    def recalling(self, kept: Kept) -> Iterator[None]:
-        """While a model runs on the same batch: the frozen modules answer with what was kept."""
-        recalled = [self._frozen[name] for name in kept]
-        for module, outputs in zip(recalled, kept.values(), strict=True):
-            module.forward = _recall(outputs, module.forward)
+    def reusing(self, cached: CachedPrefix) -> Iterator[None]:
+        """Within it the model runs on the batch of ``cached``; its frozen modules return their cached outputs."""
+        modules = [self._frozen[name] for name in cached]
+        for module, outputs in zip(modules, cached.values(), strict=True):
+            module.forward = _cached_forward(outputs, module.forward)
         try:
             yield
         finally:
-            for module in recalled:
+            for module in modules:
                 del module.forward
 
 
-def kept_bytes(kept: Kept) -> int:
-    """Bytes of the tensors kept."""
-    return sum(tensor.nbytes for outputs in kept.values() for output in outputs for tensor in _tensors(output))
+def cached_bytes(cached: CachedPrefix) -> int:
+    """Bytes of all cached tensors."""
+    return sum(tensor.nbytes for outputs in cached.values() for output in outputs for tensor in _tensors(output))
 
 
-def _keeper(kept: Kept, name: str, reached: list[bool]) -> Any:
+def _caching_hook(cached: CachedPrefix, name: str, reached: list[bool]) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not reached:
-            kept.setdefault(name, []).append(_detached(output))
+            cached.setdefault(name, []).append(_detached(output))
 
     return hook
 
 
-def _recall(outputs: list[Any], compute: Any) -> Any:
+def _cached_forward(outputs: list[Any], compute: Any) -> Any:
     remaining = list(reversed(outputs))
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Loading and saving models, and choosing which of their weights are trained.
+"""Loading and saving models, adapters and tokenizers.
 
 Weights are read from safetensors only and no code that comes with a model is ever run. Attention is the eager kind,
 which can be differentiated twice, and weights are 32-bit floats.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def load_model(folder: str | os.PathLike[str], *, labels: Sequence[str] | None =
 
 
 def load_into(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
-    """Fills a freshly built module that is not from ``transformers`` with the weights that ``save_model`` wrote.
+    """Loads the weights that ``save_model`` wrote into a freshly built module that is not from ``transformers``.
 
     Raises:
         ModelError: the weights are missing or do not fit.
@@ -155,14 +155,14 @@ def save_model(
 def add_lora(
     model: nn.Module, *, r: int, alpha: float, target_modules: Sequence[str] | None = None, seed: int = 0
 ) -> nn.Module:
-    """Puts low-rank adapters into ``model`` (which is changed) and returns it wrapped by PEFT.
+    """Puts low-rank adapters (Hu et al. 2022) into ``model``, which is changed, and returns it wrapped by PEFT.
 
     The head of a classifier is trained along with the adapters.
 
     Args:
         model: The base model.
         r: Rank.
-        alpha: Scale; an adapter adds ``alpha / r * B A x``, with ``B`` zero at first.
+        alpha: Scale; an adapter adds ``alpha / r * B A x`` (Hu et al. 2022, section 4.1), with ``B`` zero at first.
         target_modules: Names of the linear modules; ``None`` is PEFT's choice, or all linear layers where it has none.
         seed: Fixes ``A``; the caller's random state is left alone.
 
@@ -190,93 +190,9 @@ def add_lora(
     return adapted.eval()
 
 
-def choose_trainable(model: nn.Module, trainable: str | int) -> list[str]:
-    """Marks the weights that are trained (``requires_grad``) and freezes all others.
-
-    Args:
-        model: The model; for ``"lora"`` one that ``add_lora`` returned.
-        trainable: ``"all"``, ``"lora"``, or a number of upper layers: the last blocks of the model's longest list of
-            equal blocks, with everything that is registered after that list (final norm, pooler, head).
-
-    Returns:
-        The names of the trained parameters, in the model's order.
-
-    Raises:
-        SettingsError: the choice does not exist for this model.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    if trainable == "all":
-        chosen = names
-    elif trainable == "lora":
-        chosen = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        if not any("lora_" in name for name in chosen):
-            raise SettingsError("trainable is 'lora', but the model has no adapters", field="trainable")
-    elif isinstance(trainable, int) and not isinstance(trainable, bool) and trainable >= 1:
-        chosen = _upper(model, names, trainable)
-    else:
-        raise SettingsError(
-            f"trainable is {trainable!r}; allowed are 'all', 'lora', or a number of upper layers such as 2",
-            field="trainable",
-        )
-    set_trainable(model, chosen)
-    return chosen
-
-
-def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
-    """Trains exactly the parameters named.
-
-    Raises:
-        ModelError: the model has no parameter of such a name.
-    """
-    chosen = set(names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-        chosen.discard(name)
-    if chosen:
-        raise ModelError(f"{type(model).__name__} has no parameter {sorted(chosen)[0]!r}", field="trainable")
-
-
-def freeze_unchanged(model: nn.Module, base: nn.Module) -> None:
-    """Freezes the parameters that are the base model's to the last bit: whoever trained the model left them alone."""
-    before = dict(base.named_parameters())
-    for name, parameter in model.named_parameters():
-        if name in before and torch.equal(parameter, before[name]):
-            parameter.requires_grad_(False)
-
-
 def model_digest(model: nn.Module) -> str:
     """Digest of all weights and persistent buffers, as the 32-bit floats in which ``load_model`` reads them."""
     return weights_digest(as_loaded(model.state_dict()))
-
-
-def block_list(model: nn.Module) -> tuple[str, int] | None:
-    """Name and length of the longest list of two or more blocks of one class; ``None`` where there is none.
-
-    Of several equally long ones, such as an encoder's and a decoder's, it is the last.
-    """
-    best: tuple[str, int] | None = None
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
-            continue
-        if len({type(block) for block in module}) == 1 and (best is None or len(module) >= best[1]):
-            best = (name, len(module))
-    return best
-
-
-def _upper(model: nn.Module, names: list[str], count: int) -> list[str]:
-    found = block_list(model)
-    if found is None:
-        raise SettingsError(
-            f"{type(model).__name__} has no list of layers to take the upper {count} of; use 'all' or 'lora'",
-            field="trainable",
-        )
-    where, length = found
-    if count > length:
-        raise SettingsError(f"trainable is {count}, but the model has {length} layers ({where})", field="trainable")
-    prefix = f"{where}." if where else ""
-    blocks = tuple(f"{prefix}{number}." for number in range(length - count, length))
-    last = max(position for position, name in enumerate(names) if name.startswith(prefix))
-    return [name for position, name in enumerate(names) if name.startswith(blocks) or position > last]
 
 
 def _load_whole(source: str, labels: Sequence[str] | None) -> nn.Module:
@@ -372,7 +288,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences progress bars and the remark that a head is fresh, which is what is wanted here."""
+    """Silences the progress bars of ``transformers`` and its warning that a head is fresh, which is intended here."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""The index's own damped inverse as a preconditioner: the solve begins where the estimated tier ends."""
+"""The index's damped inverse as the preconditioner: the solve's first direction is the estimated tier's solution."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from torch import Tensor
 
 from influence_engine.gradients.coordinates import LayerProjection
 from influence_engine.index.encoding.encoder import Encoder
-from influence_engine.refinement.products import Space
+from influence_engine.refinement.products import PreconditionedSpace
 
 
 class IndexPreconditioner:
-    """``(V diag(eigenvalues) V^T + lambda I)^-1``, with ``V`` the index's eigenvectors and no curvature beside them.
+    """``(V diag(eigenvalues) V^T + lambda I)^-1`` with the index's eigenvectors ``V``: no curvature orthogonal to them.
+
+    By the Woodbury identity it is ``1/lambda I + V (1/(eigenvalues + lambda) - 1/lambda) V^T``.
 
     Args:
-        encoder: Of the index, not packed.
+        encoder: Of the index, with its weights not packed for MKL-DNN.
         damping: ``lambda``.
-        space: Where vectors live.
+        space: The space of the vectors.
     """
 
-    def __init__(self, encoder: Encoder, damping: float, space: Space) -> None:
+    def __init__(self, encoder: Encoder, damping: float, space: PreconditionedSpace) -> None:
         self._projections: Mapping[str, LayerProjection] = encoder.coordinates.projections
         self._space = space
         self._damping = damping
         stored = encoder.basis.float()
-        # As stored the rows are rounded; a longer one would make a curvature negative.
+        # The stored eigenvectors are rounded; one longer than 1 would make the preconditioner indefinite.
         root = torch.linalg.cholesky(stored @ stored.T)
         self._basis = torch.linalg.solve_triangular(root, stored, upper=False)
         self._change = 1 / (encoder.eigenvalues + damping) - 1 / damping
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Applied to vectors ``[Q, P]``."""
+        """Applies the preconditioner to vectors ``[Q, P]``."""
         matrices = self._space.matrices(vectors)
         coordinates = torch.cat([self._project(name, matrices[name]) for name in self._projections], 1)
         changed = (coordinates @ self._basis.T * self._change) @ self._basis

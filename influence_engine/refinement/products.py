@@ -1,8 +1,9 @@
-"""Products with the generalised Gauss-Newton matrix of all training examples, without ever forming it.
+"""Products with the generalised Gauss-Newton matrix of all training examples, without forming the matrix.
 
-``G v = 1/N sum_i J_i^T H_i J_i v``: a forward-mode pass gives ``J_i v``, the loss at the outputs ``H_i`` times it, a
-backward pass ``J_i^T`` of that (Schraudolph 2002). Everything is in the optimiser's metric: a vector here is ``D^1/2``
-times weights, or ``D^-1/2`` times a gradient, laid out as the layers' matrices one after the other.
+``G v = 1/N sum_i J_i^T H_i J_i v``, with ``J_i`` the Jacobian of example ``i``'s outputs and ``H_i`` the Hessian of its
+loss with respect to the outputs: a forward-mode pass gives ``J_i v``, a second derivative of the loss ``H_i J_i v``, a
+backward pass ``J_i^T H_i J_i v`` (Schraudolph 2002). All vectors are preconditioned by the optimiser's ``D``: a vector
+is ``D^1/2`` times weights, or ``D^-1/2`` times a gradient, laid out as the layers' matrices one after the other.
 """
 
 from __future__ import annotations
@@ -20,39 +21,40 @@ from influence_engine.gradients import TrackedLayers
 from influence_engine.gradients.forward_mode import derivative_along
 from influence_engine.resources import to_device
 from influence_engine.tasks import Batch, Example, Task
-from influence_engine.training.frozen_cache import FrozenSteps, KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache, FrozenLayers
 
-Told = Callable[[int], None]
+ReportExamples = Callable[[int], None]
+"""Called with the number of examples done."""
 
 
-class Space:
-    """Where the vectors live: the tracked layers' parameters in the optimiser's metric.
+class PreconditionedSpace:
+    """The vector space of the tracked layers' parameters, preconditioned by the optimiser's ``D``.
 
     Args:
         tracked: The layers.
-        metric: Of the index, by layer name.
+        preconditioner: The optimiser's, as the index stores it, by layer name.
         device: Of the model.
     """
 
-    def __init__(self, tracked: TrackedLayers, metric: Mapping[str, LayerMetric], device: torch.device) -> None:
+    def __init__(self, tracked: TrackedLayers, preconditioner: Mapping[str, LayerMetric], device: torch.device) -> None:
         self.tracked = tracked
         self.shapes = {layer.name: layer.shape for layer in tracked.layers}
         self.parameters = {name: p for layer in tracked.layers for name, p in layer.parameters().items()}
         scales = [
-            (metric[name].row.unsqueeze(-1) * metric[name].column).flatten()
-            if name in metric
-            else torch.zeros(shape[0] * shape[1])  # took no part in any forward pass
+            (preconditioner[name].row.unsqueeze(-1) * preconditioner[name].column).flatten()
+            if name in preconditioner
+            else torch.zeros(shape[0] * shape[1])  # the layer took no part in any forward pass
             for name, shape in self.shapes.items()
         ]
         self._scale = torch.cat([scale.to(device) for scale in scales])
 
     @property
     def size(self) -> int:
-        """Numbers of a vector."""
+        """The dimension of a vector, ``P``."""
         return len(self._scale)
 
     def matrices(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Vectors ``[..., P]`` as one matrix ``[..., d0, d1]`` a layer."""
+        """Vectors ``[..., P]`` as one matrix ``[..., d0, d1]`` for each layer."""
         parts = torch.split(vectors, [d0 * d1 for d0, d1 in self.shapes.values()], -1)
         return {
             name: part.reshape(*part.shape[:-1], *shape)
@@ -60,7 +62,7 @@ class Space:
         }
 
     def of_gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """Gradients by the parameters, in their order, as a vector ``[P]``."""
+        """Gradients with respect to ``parameters``, in their order, as a preconditioned vector ``[P]``."""
         named = {
             name: torch.zeros_like(parameter) if gradient is None else gradient
             for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True)
@@ -69,35 +71,35 @@ class Space:
         return torch.cat([matrices[name].flatten() for name in self.shapes]) * self._scale
 
     def as_weights(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector ``[P]`` as a direction of the weights, by parameter name."""
+        """A vector ``[P]`` as a direction in the weights, by parameter name."""
         return self.tracked.parameters_of(self.matrices(vector * self._scale))
 
 
 class TrainingProducts:
-    """Passes over all training examples.
+    """Products with ``G`` and with all loss gradients, by passes over all training examples.
 
     Args:
         passes: Over the model, which is in evaluation mode.
         examples: The training examples, in the index's order.
-        space: Where vectors live.
+        space: The space of the vectors.
     """
 
-    def __init__(self, passes: GradientPasses, examples: Sequence[Example], space: Space) -> None:
+    def __init__(self, passes: GradientPasses, examples: Sequence[Example], space: PreconditionedSpace) -> None:
         self._model, self._task, self._space = passes.model, passes.task, space
         self._device = passes.device
         self._examples = examples
         self._batches = passes.batches(examples)
-        self._frozen = FrozenSteps(passes.model, list(space.parameters), KeptSteps())
+        self._frozen = FrozenLayers(passes.model, list(space.parameters), FrozenCache())
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def product(self, vectors: Tensor, told: Told) -> tuple[Tensor, Tensor]:
-        """``G v`` for ``Q`` vectors at once, and what the examples' losses do along them.
+    def product(self, vectors: Tensor, report: ReportExamples) -> tuple[Tensor, Tensor]:
+        """``G v`` for ``Q`` vectors at once, and the derivatives of the examples' losses along them.
 
         Args:
             vectors: ``[Q, P]``.
-            told: Of how many examples are done.
+            report: Called after every batch.
 
         Returns:
             ``[Q, P]``; and ``[Q, N]``, the inner products of the vectors with each example's loss gradient.
@@ -113,7 +115,7 @@ class TrainingProducts:
             batch = to_device(self._task.collate([self._examples[place] for place in places]), self._device)
             with sdpa_kernel(SDPBackend.MATH):
                 changes = [self._along(direction, batch, number) for direction in weights]
-                with self._frozen.running(0, number), torch.enable_grad():
+                with self._frozen.micro_batch(0, number), torch.enable_grad():
                     outputs = self._task.outputs(self._model, batch)
                 gradient, curved = _curved(self._task, outputs, batch, changes)
                 for row, (change, along) in enumerate(zip(changes, curved, strict=True)):
@@ -127,13 +129,13 @@ class TrainingProducts:
                     )
                     products[row] += self._space.of_gradient(pulled)
             done += len(places)
-            told(done)
+            report(done)
         return products / len(self._examples), slopes
 
     def _along(self, direction: Mapping[str, Tensor], batch: Batch, number: int) -> Tensor:
-        """``J v`` of a batch."""
+        """``J v`` of a batch, in the shape of its outputs."""
         try:
-            with self._frozen.running(0, number):
+            with self._frozen.micro_batch(0, number):
                 return derivative_along(self._model, self._task.outputs, batch, self._space.parameters, direction)
         except NotImplementedError as error:
             name = type(self._model).__name__
@@ -141,7 +143,7 @@ class TrainingProducts:
 
 
 def _curved(task: Task, outputs: Tensor, batch: Batch, changes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The losses' gradient at the outputs, and their second derivative times each change."""
+    """The losses' gradient ``[B, ...]`` by the outputs, and their Hessian times each of the ``changes``."""
     leaf = outputs.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf, create_graph=True)

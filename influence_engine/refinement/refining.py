@@ -1,4 +1,8 @@
-"""Influence at the final weights without the index's approximations: conjugate gradients with exact products."""
+"""Influence at the final weights without the index's approximations: conjugate gradients with exact products.
+
+But for the optimiser's ``D``, this is the influence function of Koh and Liang (2017, equation 2) with the damped
+Gauss-Newton matrix in place of the Hessian, its inverse applied by conjugate gradients (their section 3).
+"""
 
 from __future__ import annotations
 
@@ -15,26 +19,26 @@ from influence_engine.index.ordering import in_index_order
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
 from influence_engine.refinement.preconditioner import IndexPreconditioner
-from influence_engine.refinement.products import Space, TrainingProducts
+from influence_engine.refinement.products import PreconditionedSpace, TrainingProducts
 from influence_engine.tasks import Example, Task
 
 STAGE = "solving"
 
-MOST_BYTES = 1024**3
-"""Of the vectors that are solved for at once."""
+MAX_BYTES = 1024**3
+"""Memory of the vectors that are solved for at once."""
 
 _VECTORS = 6
-"""A solve holds so many vectors a query: solution, residual, direction, product, preconditioned residual, and one."""
+"""Vectors that a solve holds for a query: right side, residual, direction, product, preconditioned residual, spare."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """What a solve found.
+    """The result of a solve.
 
     Attributes:
-        influences: ``[Q, N]``, in the index's order.
-        changes: ``[Q]``, by how much the last pass changed the influences, relative to them.
-        passes: Over the training examples.
+        influences: ``[Q, N]``, in the index's order, in units of the measurement.
+        changes: ``[Q]``, the norm of the last iteration's change of the influences, relative to their norm.
+        passes: Number of passes over the training examples.
     """
 
     influences: Tensor
@@ -43,7 +47,7 @@ class Refined:
 
     @classmethod
     def joined(cls, parts: Sequence[Refined]) -> Refined:
-        """Of several batches of queries."""
+        """The results of several batches of queries as one."""
         return cls(
             torch.cat([one.influences for one in parts]),
             torch.cat([one.changes for one in parts]),
@@ -52,18 +56,20 @@ class Refined:
 
 
 class Refiner:
-    """Solves for the influence of all training examples on a query, with passes over all of them.
+    """Computes the influence of all training examples on queries, by passes over all of them.
 
-    ``-1/N g_i^T (G + lambda D)^-1 phi``, with the index's damping and metric, exact gradients, and the exact ``G``.
+    The influence of example ``i`` is ``-1/N g_i^T (G + lambda D)^-1 phi``, with its loss gradient ``g_i``, the
+    measurement's gradient ``phi``, the exact Gauss-Newton matrix ``G``, and the index's damping ``lambda`` and
+    preconditioner ``D``.
 
     Args:
         model: The fine-tuned model, in evaluation mode.
         task: Its task.
         index: An index of approximation ``final``.
         train: The training examples, in any order.
-        tolerance: A solve ends when a pass changes the influences by less, relative to them.
-        most_passes: After which it ends in any case.
-        progress: Told of every batch.
+        tolerance: A solve ends when an iteration changes the influences by less, relative to their norm.
+        most_passes: Number of iterations, each a pass over all examples, after which a solve ends in any case.
+        progress: Called after every batch.
 
     Raises:
         DigestMismatchError: the examples are not those of the index.
@@ -82,19 +88,19 @@ class Refiner:
     ) -> None:
         passes = passes_for(model, task, IndexSettings.model_validate(index.manifest.settings))
         encoder = Encoder.load(index.folder / ENCODER).to(index.device)
-        self.space = Space(passes.tracked, encoder.coordinates.metric, index.device)
+        self.space = PreconditionedSpace(passes.tracked, encoder.coordinates.metric, index.device)
         self._products = TrainingProducts(passes, in_index_order(index, train), self.space)
         self._damping = index.manifest.damping
-        self._preconditioned = IndexPreconditioner(encoder, self._damping, self.space)
+        self._precondition = IndexPreconditioner(encoder, self._damping, self.space)
         self._tolerance, self._most_passes, self._progress = tolerance, most_passes, progress
 
     @property
     def at_once(self) -> int:
-        """Queries that share a pass."""
-        return max(1, MOST_BYTES // (4 * _VECTORS * self.space.size))
+        """Number of queries that are solved for together."""
+        return max(1, MAX_BYTES // (4 * _VECTORS * self.space.size))
 
     def refine(self, measured: Tensor) -> Refined:
-        """The influences on measurements ``[Q]`` that still have their graph; ``at_once`` of them at most."""
+        """The influences on measurements ``[Q]``, at most ``at_once``, that have their graph."""
         parameters = list(self.space.parameters.values())
         gradients = [
             torch.autograd.grad(one, parameters, retain_graph=place + 1 < len(measured), allow_unused=True)
@@ -104,10 +110,14 @@ class Refiner:
             return self._solve(torch.stack([self.space.of_gradient(one) for one in gradients]))
 
     def _solve(self, right: Tensor) -> Refined:
-        """Preconditioned conjugate gradients (Polak and Ribiere's form, which bears a preconditioner that rounds)."""
+        """Preconditioned conjugate gradients (Nocedal and Wright 2006, algorithm 5.3), one solve for each query.
+
+        Deviations: ``beta`` is that of Polak and Ribiere, cut off at 0, since the preconditioner is applied with
+        rounding; and a solve ends by the change of the influences instead of the residual.
+        """
         count = len(self._products)
-        along = right.new_zeros(len(right), count)  # inner products of the solution with the loss gradients
-        residual, preconditioned = right.clone(), self._preconditioned(right)
+        along = right.new_zeros(len(right), count)  # [Q, N]: inner products of the solutions with the loss gradients
+        residual, preconditioned = right.clone(), self._precondition(right)
         direction = preconditioned.clone()
         energy = _inner(residual, preconditioned)
         changes = torch.full_like(energy, torch.inf)
@@ -117,20 +127,20 @@ class Refiner:
             if not len(active):
                 break
 
-            def told(examples: int, before: int = done, note: str = f"changes of {float(changes.max()):.1e}") -> None:
+            def report(examples: int, before: int = done, note: str = f"changes of {float(changes.max()):.1e}") -> None:
                 self._progress(STAGE, before * count + examples, self._most_passes * count, note)
 
-            product, slopes = self._products.product(direction[active], told)
+            product, slopes = self._products.product(direction[active], report)
             product += self._damping * direction[active]
             step = (energy[active] / _inner(direction[active], product).clamp_min(1e-30)).unsqueeze(1)
             along[active] += step * slopes
             changes[active] = (step * slopes).norm(dim=1) / along[active].norm(dim=1).clamp_min(1e-30)
             before = residual[active]
             residual[active] = before - step * product
-            preconditioned = self._preconditioned(residual[active])
+            preconditioned = self._precondition(residual[active])
             new = _inner(residual[active], preconditioned)
-            turn = (_inner(residual[active] - before, preconditioned) / energy[active].clamp_min(1e-30)).clamp_min(0)
-            direction[active] = preconditioned + turn.unsqueeze(1) * direction[active]
+            beta = (_inner(residual[active] - before, preconditioned) / energy[active].clamp_min(1e-30)).clamp_min(0)
+            direction[active] = preconditioned + beta.unsqueeze(1) * direction[active]
             energy[active] = new
             done += 1
         self._progress(STAGE, self._most_passes * count, self._most_passes * count, f"{done} passes")
@@ -138,5 +148,5 @@ class Refiner:
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
-    """Inner products of rows."""
+    """Inner products of the rows of two matrices ``[Q, P]``, ``[Q]``."""
     return (first * second).sum(1)

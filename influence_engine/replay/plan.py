@@ -1,8 +1,7 @@
-"""What a replay will take, said before it starts."""
+"""Predicts time, memory and disk of a replay before it starts."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,27 +10,27 @@ import torch
 from torch import nn
 
 from influence_engine.replay.reverse import Adjoint, reverse_step
-from influence_engine.replay.states import recorded_states
 from influence_engine.resources import SavedBytes, readable_bytes
 from influence_engine.tasks import Example, Task
-from influence_engine.training import Run
-from influence_engine.training.frozen_cache import MOST_BYTES, KeptSteps
+from influence_engine.training import RecordedTraining, Run
+from influence_engine.training.checkpoint_intervals import RecordedStates
+from influence_engine.training.frozen_cache import MAX_BYTES, FrozenCache
 from influence_engine.training.step import training_step
 
 _FURTHER = 4
-"""Directions that a step is timed with beyond the first: with fewer, what differs is mostly chance."""
+"""Directions beyond the first with which a step is timed: with fewer, the difference is mostly noise."""
 
 
 @dataclass(frozen=True)
 class ReplayPlan:
-    """Predictions for ``directions`` directions replayed together.
+    """Predicted cost of replaying directions together.
 
     Attributes:
-        directions: How many.
-        steps: Recorded steps to walk back.
-        seconds: Estimated from one step that was really walked back.
-        disk_bytes: Of an interrupted replay, where it is kept.
-        memory_bytes: Beyond what is in use already.
+        directions: Number of directions.
+        steps: Number of recorded steps.
+        seconds: Estimated from one step that was timed in reverse.
+        disk_bytes: Of an interrupted replay, where ``keep_in`` is given.
+        memory_bytes: Beyond the memory that is in use already.
     """
 
     directions: int
@@ -56,40 +55,38 @@ def plan_replay(
     into: nn.Module | None = None,
     device: str = "auto",
 ) -> ReplayPlan:
-    """Walks one step back to see what replaying takes; arguments as for ``replay``.
+    """Times one recorded step in reverse and predicts the cost of a replay.
+
+    Args:
+        run: A run that can be replayed.
+        task: The task that the run was trained with.
+        train: The examples that the run was trained on, in any order.
+        directions: Number of directions.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        device: Where to replay; ``"auto"`` is the GPU if there is one.
 
     Raises:
-        RecordError, DigestMismatchError: as ``replay``.
+        RecordError: the run cannot be replayed; the message says why.
+        DigestMismatchError: task, tokenizer or data are not the recorded ones.
     """
     run.require_replayable("replayed")
-    kept = KeptSteps()
-    recorded = recorded_states(run, task, train, kept, into=into, device=device)
+    cache = FrozenCache()
+    training = RecordedTraining.load(run, task, train, into=into, device=device)
+    recorded = RecordedStates(training, training.update_rule(cache))
     total = len(run.schedule)
-    stretch = max(last - first for first, last in itertools.pairwise(run.checkpoints))
+    interval = max(last - first for first, last in recorded.intervals())
 
-    step, (parameters, state) = run.schedule.step((total + 1) // 2), recorded.checkpoint(total)
+    step, end = run.schedule.step((total + 1) // 2), recorded.checkpoint(total)
+    parameters, state = end
     batches = recorded.batches(step)
     weights = recorded.weights[torch.cat(step.rows)]
 
     def forward() -> None:
-        training_step(
-            recorded.objective, run.optimizer, step, batches, parameters, state, max_grad_norm=run.max_grad_norm
-        )
+        training_step(recorded.rule, step, batches, end)
 
     def back(width: int) -> None:
         adjoint = Adjoint.of({name: one.new_ones(width, *one.shape) for name, one in parameters.items()}, state)
-        reverse_step(
-            recorded.objective,
-            run.optimizer,
-            step,
-            batches,
-            parameters,
-            state,
-            adjoint,
-            weights=weights,
-            max_grad_norm=run.max_grad_norm,
-            at_once=1,
-        )
+        reverse_step(recorded.rule, step, batches, end, adjoint, weights=weights, at_once=1)
 
     with SavedBytes() as graph:
         back(1)
@@ -97,16 +94,16 @@ def plan_replay(
     further = max((_seconds(lambda: back(1 + _FURTHER)) - once) / _FURTHER, 0.1 * once)
     one = sum(tensor.nbytes for tensor in parameters.values())
     moments = sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
-    frozen = min(kept.bytes * (len(run.schedule.batch_offsets) - 1) / len(step.rows), MOST_BYTES)
+    frozen = min(cache.bytes * (len(run.schedule.batch_offsets) - 1) / len(step.rows), MAX_BYTES)
     carried = directions * (one + moments)
     return ReplayPlan(
         directions=directions,
         steps=total,
         seconds=total * (trained + once + (directions - 1) * further),
-        disk_bytes=carried + directions * len(recorded.examples) * 4,
-        # Directions, and those carried back; the states of a stretch; a step's graph, its gradients, what its optimiser
-        # does in reverse, and one direction's results.
-        memory_bytes=int(directions * one + carried + stretch * (one + moments) + graph.total + 6 * one + frozen),
+        disk_bytes=carried + directions * len(training.examples) * 4,
+        # The directions and the adjoint; the states of a checkpoint interval; a step's graph, its gradients, the
+        # optimiser's adjoint, and one direction's results.
+        memory_bytes=int(directions * one + carried + interval * (one + moments) + graph.total + 6 * one + frozen),
     )
 
 

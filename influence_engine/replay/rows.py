@@ -1,11 +1,15 @@
-"""Exact replay: reverse differentiation through the recorded steps (Engstrom et al. 2025).
+"""Exact replay: reverse differentiation through the recorded steps.
 
-``row_k[i] = d <direction_k, theta_T> / d w_i``: by how much the final weights move along a direction when example ``i``
-counts a little more at every step in which it was used. For a measurement's gradient as direction this is, to first
-order, what having had the example in training did to that measurement.
+``row_k[i] = d <direction_k, theta_T> / d w_i``: the displacement of the final weights along a direction, per change of
+the weight of example ``i`` at every step in which it was used. With a measurement's gradient as direction, this is the
+first-order effect of example ``i`` on that measurement: MAGIC (Ilyas and Engstrom 2025, arXiv 2504.16430), whose
+derivative is a metagradient with respect to the data weights at ``w = 1`` (or, here, at the recorded weights), computed
+by the step-wise adjoint recursion of REPLAY (Engstrom et al. 2025, arXiv 2503.13751).
 
-Steps are executed again from one recorded checkpoint to the next, last ones first, and walked back; memory holds the
-states of one such stretch, about the square root of the number of steps.
+The states that the recursion needs in reverse are executed again from one recorded checkpoint to the next. This module
+differs from REPLAY there: the run's checkpoints are about the square root of ``T`` on disk, so memory holds about
+``sqrt(T)`` states and every step is executed once more, where REPLAY's lazy k-ary tree holds ``O(k log_k T)`` states
+and executes steps several times.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from safetensors.torch import load_file
@@ -20,17 +25,20 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest, weights_digest
 from influence_engine.errors import SettingsError
-from influence_engine.progress import Progress, silent
+from influence_engine.options import with_defaults
+from influence_engine.progress import Progress
 from influence_engine.replay.reverse import Adjoint, reverse_step
-from influence_engine.replay.states import recorded_states
 from influence_engine.tasks import Example, Task
-from influence_engine.training import Run
+from influence_engine.training import RecordedTraining, Run
 from influence_engine.training.checkpoint_intervals import RecordedStates
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 from influence_engine.training.optimizers import Parameters
-from influence_engine.training.retraining_cache import SavedWork
+from influence_engine.training.reexecution import EXECUTION_DEFAULTS, RENAMED, ExecutionOptions
+from influence_engine.training.retraining_cache import WorkCheckpoint
 
 STAGE = "replaying the recorded steps"
+
+_DEFAULTS: ExecutionOptions = {**EXECUTION_DEFAULTS, "save_every_s": 60.0}
 
 
 def replay(
@@ -39,106 +47,109 @@ def replay(
     train: Sequence[Example],
     directions: Mapping[str, Tensor],
     *,
-    keep_in: str | os.PathLike[str] | None = None,
-    save_every_s: float = 60.0,
     at_once: int = 1,
     into: nn.Module | None = None,
-    device: str = "auto",
-    kept: KeptSteps | None = None,
-    progress: Progress = silent,
+    **options: Unpack[ExecutionOptions],
 ) -> Tensor:
     """Exact rows of directions, ``[K, N]`` in the order of ``run.example_ids``, single precision, on the CPU.
 
     Args:
         run: A run that can be replayed.
-        task: The one it was trained with.
-        train: The examples it was trained on, in any order.
+        task: The task that the run was trained with.
+        train: The examples that the run was trained on, in any order.
         directions: By name of each trained parameter ``[K, *shape]``.
-        keep_in: A folder; an interrupted replay of the same directions goes on from there, to the same bits.
-        save_every_s: Seconds of work that an interruption may cost.
-        at_once: Directions of one backward pass; more take more memory.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where to replay.
-        kept: Outputs of frozen layers, shared by several replays and retrainings of the run on one device.
-        progress: Told of every step.
+        at_once: Directions in one backward pass; more take more memory.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        options: ``device``, ``frozen_cache``, ``keep_in``, ``save_every_s`` (60 s) and ``progress`` of
+            ``ExecutionOptions``.
 
     Raises:
         RecordError: the run cannot be replayed; the message says why.
         DigestMismatchError: task, data or base model are not the recorded ones, or a library has changed the steps;
             the message names the first step that differs.
         SettingsError: the directions are not of the trained parameters.
+        TypeError: an option is unknown.
     """
+    chosen = with_defaults(replay, _DEFAULTS, options, renamed=RENAMED)
     run.require_replayable("replayed")
     _check(run, directions)
-    player = _Player(recorded_states(run, task, train, kept or KeptSteps(), into=into, device=device))
-    saved = None if keep_in is None else _Saved(Path(keep_in), run, directions, save_every_s)
-    return player.rows({name: tensor.float() for name, tensor in directions.items()}, at_once, saved, progress)
+    training = RecordedTraining.load(run, task, train, into=into, device=chosen["device"])
+    states = RecordedStates(training, training.update_rule(chosen["frozen_cache"] or FrozenCache()))
+    checkpoint = None
+    if chosen["keep_in"] is not None:
+        checkpoint = _ReplayCheckpoint(chosen["keep_in"], run, directions, chosen["save_every_s"])
+    single = {name: tensor.float() for name, tensor in directions.items()}
+    return _rows(states, single, at_once, checkpoint, chosen["progress"])
 
 
-class _Player:
-    def __init__(self, recorded: RecordedStates) -> None:
-        self.recorded, self.run, self.device = recorded, recorded.run, recorded.device
+def _rows(
+    states: RecordedStates,
+    directions: Parameters,
+    at_once: int,
+    checkpoint: _ReplayCheckpoint | None,
+    progress: Progress,
+) -> Tensor:
+    training = states.training
+    total = len(training.run.schedule)
+    end = states.checkpoint(total)
+    last_adjoint = Adjoint.of(
+        {name: directions[name].to(training.device) for name in end.parameters}, end.optimizer_state
+    )
+    rows = torch.zeros(last_adjoint.width, len(training.examples))
+    adjoint, remaining = last_adjoint, total
+    if checkpoint is not None:
+        rows, adjoint, remaining = checkpoint.read(rows, last_adjoint, total, training.device)
+    progress(STAGE, total - remaining, total)
+    for first, last in states.intervals():
+        if last > remaining:
+            continue
+        interval = states.between(first, last)
+        for number in range(last, first, -1):
+            step = training.run.schedule.step(number)
+            uses = torch.cat(step.rows)
+            found = reverse_step(
+                states.rule,
+                step,
+                states.batches(step),
+                interval.pop(),
+                adjoint,
+                weights=states.weights[uses],
+                at_once=at_once,
+            )
+            rows.index_add_(1, uses, found.cpu())
+            progress(STAGE, total - number + 1, total)
+        if checkpoint is not None and first and checkpoint.due():
+            checkpoint.write(rows, adjoint, first)
+    if checkpoint is not None:
+        checkpoint.write(rows, adjoint, 0)
+    return rows
 
-    def rows(self, directions: Parameters, at_once: int, saved: _Saved | None, progress: Progress) -> Tensor:
-        total = len(self.run.schedule)
-        end = self.recorded.checkpoint(total)
-        begun = Adjoint.of({name: directions[name].to(self.device) for name in end[0]}, end[1])
-        rows = torch.zeros(begun.width, len(self.recorded.examples))
-        adjoint, done = begun, total
-        if saved is not None:
-            rows, adjoint, done = saved.read(rows, begun, total, self.device)
-        progress(STAGE, total - done, total)
-        for first, last in self.recorded.stretches():
-            if last > done:
-                continue
-            states = self.recorded.between(first, last)
-            for number in range(last, first, -1):
-                step = self.run.schedule.step(number)
-                uses = torch.cat(step.rows)
-                parameters, state = states.pop()
-                found = reverse_step(
-                    self.recorded.objective,
-                    self.run.optimizer,
-                    step,
-                    self.recorded.batches(step),
-                    parameters,
-                    state,
-                    adjoint,
-                    weights=self.recorded.weights[uses],
-                    max_grad_norm=self.run.max_grad_norm,
-                    at_once=at_once,
-                )
-                rows.index_add_(1, uses, found.cpu())
-                progress(STAGE, total - number + 1, total)
-            if saved is not None and first and saved.due():
-                saved.write(rows, adjoint, first)
-        if saved is not None:
-            saved.write(rows, adjoint, 0)
-        return rows
 
+class _ReplayCheckpoint(WorkCheckpoint):
+    """An unfinished or finished replay of a run along certain directions, on disk."""
 
-class _Saved(SavedWork):
-    """An unfinished replay, or a finished one, on disk."""
-
-    def __init__(self, folder: Path, run: Run, directions: Mapping[str, Tensor], every_s: float) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], run: Run, directions: Mapping[str, Tensor], every_s: float
+    ) -> None:
         key = json_digest({"files": run.manifest["files"], "directions": weights_digest(directions)})
-        super().__init__(folder / f"replay-{key[:32]}.safetensors", every_s)
+        super().__init__(Path(folder) / f"replay-{key[:32]}.safetensors", every_s)
 
     def read(self, rows: Tensor, adjoint: Adjoint, total: int, device: torch.device) -> tuple[Tensor, Adjoint, int]:
-        """Rows so far, adjoint, and the step before which to go on."""
+        """Rows so far, adjoint, and the number of steps that remain; without a file what was given."""
         if not self.path.is_file():
             return rows, adjoint, total
         found = load_file(self.path)
-        done = int(found["done"])
-        if not done:
+        remaining = int(found["done"])
+        if not remaining:
             return found["rows"], adjoint, 0
         tensors = [found[f"adjoint/{number}"].to(device) for number in range(len(adjoint.tensors()))]
-        return found["rows"], adjoint.like(tensors), done
+        return found["rows"], adjoint.like(tensors), remaining
 
-    def write(self, rows: Tensor, adjoint: Adjoint, done: int) -> None:
-        """Keeps it; of a finished one only the rows."""
-        parts = adjoint.tensors() if done else []
-        self.keep({"rows": rows} | {f"adjoint/{number}": part for number, part in enumerate(parts)}, done)
+    def write(self, rows: Tensor, adjoint: Adjoint, remaining: int) -> None:
+        """Writes rows and adjoint; of a finished replay (no step remains) only the rows."""
+        parts = adjoint.tensors() if remaining else []
+        # The key on disk is ``done``: the step up to which the recursion has come from the last one back.
+        self.write_tensors({"rows": rows} | {f"adjoint/{n}": part for n, part in enumerate(parts)}, remaining)
 
 
 def _check(run: Run, directions: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: trained weights, optimiser state, and the log so far, each in one safetensors file."""
+"""Checkpoints of a run, each a safetensors file: trained weights, optimiser state, losses and clip factors so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_engine.digests import file_digest
 from influence_engine.errors import RecordError
-from influence_engine.files import let_go, remove_tree, writing_aside
+from influence_engine.files import atomic_write, drop_from_page_cache, remove_tree
 from influence_engine.training.optimizers import OptimizerState, Parameters
 
 FOLDER = "checkpoints"
@@ -29,14 +29,14 @@ _SPARSE_FROM = 1 << 16
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far a run got.
+    """The state of a run after one of its steps.
 
     Attributes:
-        step: The last step whose result was saved.
-        parameters: After it.
-        state: The optimiser's, after it.
-        losses: Of the steps so far, ``[step]``.
-        clip_factors: Of the steps so far, ``[step]``.
+        step: The number of the step.
+        parameters: The trained parameters after it.
+        state: The optimiser's state after it; empty at step 0.
+        losses: The objective before each step so far, ``[step]``.
+        clip_factors: The factor by which clipping scaled the gradient of each step so far, ``[step]``.
     """
 
     step: int
@@ -47,20 +47,20 @@ class Checkpoint:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run; what waits for the disk does so while training goes on.
+    """Writes the checkpoints of one run; syncing to the disk runs in the background while training goes on.
 
     Args:
         run: The run's folder.
 
     Attributes:
-        digests: SHA-256 of the checkpoints written, by their path in the run.
+        digests: SHA-256 digests of the checkpoints written, by their path within the run's folder.
     """
 
     def __init__(self, run: Path) -> None:
         self.digests: dict[str, str] = {}
         self._run = run
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._settling: Future[None] | None = None
+        self._syncing: Future[None] | None = None
         (run / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def save(
@@ -71,10 +71,10 @@ class CheckpointWriter:
         losses: Sequence[float],
         clip_factors: Sequence[float],
     ) -> None:
-        """Writes one; once ``wait`` has returned it is on the disk, and until then it is absent.
+        """Writes a checkpoint; once ``wait`` has returned it is on the disk, and until then its file is absent.
 
         Raises:
-            OSError: it, or the one before it, could not be written.
+            OSError: this checkpoint or the one before it could not be written.
         """
         self.wait()
         tensors = _named(parameters, state)
@@ -82,52 +82,52 @@ class CheckpointWriter:
         tensors[f"{_LOG}/clip_factors"] = torch.tensor(clip_factors, dtype=torch.float64)
         path = checkpoint_path(self._run, step)
         with contextlib.ExitStack() as stack:
-            aside = stack.enter_context(writing_aside(path))
-            save_file(tensors, aside, metadata={"step": str(step)})
-            rest = stack.pop_all()
-        self._settling = self._background.submit(self._settle, rest, path)
+            temporary = stack.enter_context(atomic_write(path))
+            save_file(tensors, temporary, metadata={"step": str(step)})
+            pending = stack.pop_all()
+        self._syncing = self._background.submit(self._sync, pending, path)
 
     def wait(self) -> None:
-        """Waits until what was saved is on the disk.
+        """Waits until the checkpoint that was saved last is on the disk.
 
         Raises:
             OSError: it could not be written.
         """
-        settling, self._settling = self._settling, None
-        if settling is not None:
-            settling.result()
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
     def close(self) -> None:
-        """Waits, whatever comes of it, and stops."""
+        """Waits for the last checkpoint, written or not, and stops the background thread."""
         self._background.shutdown()
 
-    def start_over(self) -> None:
-        """Forgets what was saved."""
+    def delete_all(self) -> None:
+        """Deletes all checkpoints of the run."""
         self.wait()
         remove_tree(self._run / FOLDER)
         (self._run / FOLDER).mkdir()
 
-    def _settle(self, rest: contextlib.ExitStack, path: Path) -> None:
-        rest.close()  # syncs and renames
+    def _sync(self, pending: contextlib.ExitStack, path: Path) -> None:
+        pending.close()  # syncs and renames
         self.digests[path.relative_to(self._run).as_posix()] = file_digest(path)
-        let_go(path)
+        drop_from_page_cache(path)
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` is."""
+    """The file of the checkpoint after ``step``."""
     return run / FOLDER / f"step-{step:06d}.safetensors"
 
 
 def saved_steps(run: Path) -> list[int]:
-    """The steps after which a checkpoint is there."""
+    """The steps after which there is a checkpoint, in ascending order."""
     return sorted(int(path.stem[5:]) for path in (run / FOLDER).glob("step-*.safetensors"))
 
 
 def read_checkpoint(run: Path, step: int) -> Checkpoint:
-    """The checkpoint after ``step``.
+    """Reads the checkpoint after ``step``.
 
     Raises:
-        RecordError: it is missing or damaged.
+        RecordError: its file is missing or damaged.
     """
     stored = read_tensors(checkpoint_path(run, step))
     kinds: OptimizerState = {}
@@ -142,10 +142,10 @@ def read_checkpoint(run: Path, step: int) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> Parameters:
-    """All tensors of a safetensors file.
+    """Reads all tensors of a safetensors file.
 
     Raises:
-        RecordError: it is missing or damaged.
+        RecordError: the file is missing or damaged.
     """
     if not path.is_file():
         raise RecordError(f"{path} is missing", field=str(path))
@@ -157,9 +157,9 @@ def read_tensors(path: Path) -> Parameters:
 
 
 def _named(parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> Parameters:
-    """Tensors by ``kind/parameter``; of large moments only the rows that are not zero, with their numbers.
+    """Tensors by ``kind/parameter``; of large moments only the rows that are not zero, with their row numbers.
 
-    The moments of a word that has not occurred are zero, and a vocabulary is often most of a model.
+    The moments of the embedding of a token that has not occurred are zero, and embeddings are often most of a model.
     """
     tensors = {f"{_PARAMETERS}/{name}": tensor for name, tensor in parameters.items()}
     for kind, values in state.items():
@@ -175,7 +175,7 @@ def _named(parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Te
 
 
 def _used_rows(tensor: Tensor) -> Tensor | None:
-    """Rows that are not zero bit for bit, where at most half of a large matrix is; ``None`` elsewhere."""
+    """Rows of a large matrix with a bit that is not zero, where these are at most half of all; ``None`` elsewhere."""
     if tensor.dim() != 2 or tensor.numel() < _SPARSE_FROM or tensor.dtype != torch.float32:
         return None
     used = tensor.contiguous().view(torch.int32).any(1)

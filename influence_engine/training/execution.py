@@ -1,4 +1,4 @@
-"""Executing the steps of a schedule one after another: for a first training and for every later one alike."""
+"""Executes the steps of a schedule one after another, for a first training and for every later one alike."""
 
 from __future__ import annotations
 
@@ -7,58 +7,41 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.errors import DataError
 from influence_engine.tasks import Batch, Example, Task
-from influence_engine.training.frozen_cache import FrozenSteps, KeptSteps
-from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters
+from influence_engine.training.optimizers import Parameters, TrainingState
 from influence_engine.training.schedule import Schedule, Step
-from influence_engine.training.step import Objective, StepResult, set_dropout, training_step
+from influence_engine.training.step import StepResult, UpdateRule, training_step
 
-EachStep = Callable[[int, StepResult], None]
+StepCallback = Callable[[int, StepResult], None]
 """Called after every step with its number and result."""
 
-SHOWN = 10
+MAX_LISTED = 10
 """How many examples a message names."""
 
 
 def execute(
-    task: Task,
-    model: nn.Module,
+    rule: UpdateRule,
     examples: Sequence[Example],
     schedule: Schedule,
-    optimizer: Optimizer,
-    parameters: Parameters,
-    state: OptimizerState,
+    start: TrainingState,
     *,
     after: int = 0,
     weights: Tensor | None = None,
-    max_grad_norm: float | None = None,
-    dropout: float = 0.0,
-    each_step: EachStep | None = None,
-    kept: KeptSteps | None = None,
-    first_position: bool = False,
+    on_step: StepCallback | None = None,
 ) -> Parameters:
-    """Runs the steps that follow step ``after``.
-
-    The model's own parameters are not changed; the mode and dropout of its modules are.
+    """Runs the steps that follow step ``after``; the model's own parameters are not changed.
 
     Args:
-        task: Collates the examples and gives their losses.
-        model: On the device where the steps are to run.
-        examples: The data set that ``schedule.rows`` points into.
+        rule: Objective, optimiser and clipping; its model is in the mode in which the steps run (``set_dropout``).
+        examples: The data set whose rows ``schedule.rows`` are.
         schedule: All steps.
-        optimizer: Its step.
-        parameters: The trained parameters after step ``after``, on the model's device.
-        state: The optimiser's state after step ``after``.
-        after: The last step that is already done.
-        weights: The ``w_i``, ``[N]``; None weighs all examples 1.
-        max_grad_norm: Longest gradient that is not scaled down.
-        dropout: Probability of dropout.
-        each_step: Told of every step.
-        kept: Outputs of frozen layers, shared by all executions of these steps; unused where there is dropout.
-        first_position: As for ``Objective``.
+        start: Parameters, on the model's device, and optimiser state after step ``after``.
+        after: The number of the last step that is done already.
+        weights: The ``w_i``, ``[N]``; None for weights of 1.
+        on_step: Called after every step.
 
     Returns:
         The trained parameters after the last step.
@@ -66,27 +49,23 @@ def execute(
     Raises:
         DataError: a loss or gradient is not finite; the message names the step and the examples.
     """
-    set_dropout(model, dropout)
-    frozen = None if kept is None or dropout else FrozenSteps(model, list(parameters), kept)
-    objective = Objective(model, task, frozen, first_position=first_position)
-    device = next(iter(parameters.values())).device
+    state = start
+    device = next(iter(start.parameters.values())).device
     with _deterministic(device):
         for step in schedule.steps(after):
-            batches = collate_step(task, examples, step, device)
-            result = training_step(
-                objective, optimizer, step, batches, parameters, state, weights=weights, max_grad_norm=max_grad_norm
-            )
-            # A norm that is infinite or not a number makes a factor of 0 or one that is not a number.
+            batches = collate_step(rule.objective.task, examples, step, device)
+            result = training_step(rule, step, batches, state, weights=weights)
+            # A gradient norm that is infinite or NaN makes a clip factor of 0 or NaN.
             if not (math.isfinite(float(result.loss)) and float(result.clip_factor) > 0):
                 raise DataError(_not_finite(step, result, examples))
-            parameters, state = result.parameters, result.state
-            if each_step is not None:
-                each_step(step.number, result)
-    return parameters
+            state = result.state
+            if on_step is not None:
+                on_step(step.number, result)
+    return state.parameters
 
 
 def collate_step(task: Task, examples: Sequence[Example], step: Step, device: torch.device) -> list[Batch]:
-    """The micro-batches of a step, on ``device``."""
+    """The collated micro-batches of a step, on ``device``."""
     return [
         {name: tensor.to(device) for name, tensor in task.collate([examples[row] for row in rows.tolist()]).items()}
         for rows in step.rows
@@ -94,7 +73,7 @@ def collate_step(task: Task, examples: Sequence[Example], step: Step, device: to
 
 
 def weights_by_row(example_ids: Sequence[str], weights: Mapping[str, float] | None) -> Tensor | None:
-    """The ``w_i`` as a vector ``[N]``, 1 where not given; None if all are 1.
+    """Weights by example id as a vector ``[N]``, 1 for an id that has none; None if no weight is given.
 
     Raises:
         DataError: an id is not in the data set, or a weight is not finite.
@@ -117,7 +96,8 @@ def _not_finite(step: Step, result: StepResult, examples: Sequence[Example]) -> 
     bad = rows[~torch.cat(result.losses).cpu().isfinite()]
     what = "loss" if len(bad) else "gradient"
     names = [str(examples[row].get("example_id", row)) for row in (bad if len(bad) else rows).tolist()]
-    listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    listed = ", ".join(names[:MAX_LISTED]) + more
     hint = (
         "the model or these examples give no usable loss"
         if step.number == 1

@@ -1,4 +1,4 @@
-"""What makes a run the run it is: if all of this is equal, so are the weights that come out."""
+"""The identity of a training run: runs with equal identities have equal weights."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from influence_engine.data import rows_digest
+from influence_engine.digests import json_digest
 from influence_engine.errors import DataError
 from influence_engine.tasks import CheckingTask, Example, Task, processor_digest, task_digest
 from influence_engine.training.settings import FinetuneSettings
 
 
 def check_examples(task: Task, examples: Sequence[Example], what: str) -> list[str]:
-    """The ids of labelled examples, in order, after the checks of the task.
+    """Checks labelled examples and returns their ids, in order.
 
     Args:
-        task: Its ``check`` is used where it has one.
+        task: Checks every example, where it has a method ``check``.
         examples: The data set.
-        what: Its name in messages (``training``).
+        what: The data set's name in messages (``training``).
 
     Raises:
         DataError: there is no example, one has no id, an id appears twice, or the task refuses one.

@@ -1,15 +1,16 @@
 """Optimiser steps as pure, differentiable functions of parameters, state, gradients and learning rate.
 
-Fine-tuning runs them without a graph, re-execution runs them again, and a replay walks them back by their ``adjoint``,
-which the tests hold against autograd. AdamW keeps its epsilon inside the root, so that a step is smooth where a
-gradient is zero.
+Fine-tuning and re-execution run the steps without a graph; a replay differentiates them in reverse by their
+``adjoint``, which the tests compare with autograd. AdamW has its epsilon inside the square root, so that a step is a
+smooth function of the gradient where the gradient is zero (Engstrom et al. 2025, arXiv 2503.13751, which trains
+smoothly in this way).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -18,14 +19,26 @@ from influence_engine.errors import RecordError
 from influence_engine.training.settings import FinetuneSettings
 
 Parameters = dict[str, Tensor]
-"""Trained tensors by parameter name."""
+"""Tensors by the names of the trained parameters: the parameters themselves, gradients, or one kind of moment."""
 
 OptimizerState = dict[str, Parameters]
-"""What an optimiser carries from step to step: for each kind (``second_moment``) a tensor by parameter name."""
+"""What an optimiser carries from step to step: by kind (``second_moment``) a tensor for each parameter name."""
+
+
+class TrainingState(NamedTuple):
+    """All that a training step starts from, or leads to.
+
+    Attributes:
+        parameters: The trained parameters.
+        optimizer_state: The optimiser's state.
+    """
+
+    parameters: Parameters
+    optimizer_state: OptimizerState
 
 
 class Optimizer(Protocol):
-    """A step is a function; nothing is changed in place."""
+    """An optimiser whose step is a pure function: nothing is changed in place."""
 
     def initial_state(self, parameters: Parameters) -> OptimizerState:
         """The state before the first step: zeros in the shapes of the parameters."""
@@ -36,34 +49,45 @@ class Optimizer(Protocol):
         """Parameters and state after step ``number`` (the first is 1)."""
 
     def adjoint(self, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int) -> StepAdjoint:
-        """The step's derivative in reverse; ``state`` is the one before it."""
+        """The reverse derivative (vector-Jacobian product) of step ``number``.
+
+        Args:
+            state: The optimiser's state before the step.
+            gradients: The step's gradients after clipping.
+            learning_rate: Of the step.
+            number: Of the step; the first is 1.
+        """
 
     def describe(self) -> dict[str, Any]:
-        """A JSON value from which ``optimizer_from_description`` makes the same optimiser."""
+        """Type and hyperparameters as JSON, of which ``optimizer_from_description`` makes the same optimiser."""
 
 
 class StepAdjoint(Protocol):
-    """One step in reverse, without what gradients depend on."""
+    """The reverse derivative of one optimiser step, with the gradients held constant."""
 
     def pull_back(self, parameters: Parameters, state: OptimizerState) -> Parameters:
-        """From derivatives after a step to those before it, in place; returns those by the step's gradients.
+        """Turns the derivatives of ``K`` scalars with respect to a step's results into those to its inputs, in place.
 
         Args:
-            parameters: By name ``[K, *shape]``, of ``K`` scalars by the parameters.
-            state: The same for the state.
+            parameters: The derivatives with respect to the parameters, ``[K, *shape]`` by name.
+            state: The derivatives with respect to the optimiser's state, in the same shapes.
+
+        Returns:
+            The derivatives with respect to the step's gradients, ``[K, *shape]`` by name.
         """
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay and epsilon inside the root (Kingma & Ba 2015; Loshchilov & Hutter 2019).
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) with epsilon inside the square root.
 
-    ``theta' = (1 - lr * decay) theta - lr * m_hat / sqrt(v_hat + epsilon**2)``, with the bias-corrected moments.
+    ``theta' = (1 - lr * decay) theta - lr * m_hat / sqrt(v_hat + epsilon**2)``, with the bias-corrected moments
+    ``m_hat`` and ``v_hat`` of Kingma and Ba (2015, algorithm 1). The papers have ``sqrt(v_hat) + epsilon``.
 
     Attributes:
         betas: Decay rates of the first and second moment.
         epsilon: In the units of a gradient.
-        weight_decay: Decay by parameter name; names that are missing do not decay.
+        weight_decay: Decoupled weight decay by parameter name; parameters whose name is missing do not decay.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -78,37 +102,34 @@ class AdamW:
         self, parameters: Parameters, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int
     ) -> tuple[Parameters, OptimizerState]:
         """Parameters and state after step ``number`` (the first is 1)."""
+        rule = AdamWUpdate(learning_rate, number, self.betas, self.epsilon)
         updated: Parameters = {}
         moments: OptimizerState = {"first_moment": {}, "second_moment": {}}
         for name, parameter in parameters.items():
-            updated[name], moments["first_moment"][name], moments["second_moment"][name] = adamw_update(
+            updated[name], moments["first_moment"][name], moments["second_moment"][name] = rule.apply(
                 parameter,
                 gradients[name],
                 state["first_moment"][name],
                 state["second_moment"][name],
-                learning_rate=learning_rate,
-                number=number,
-                betas=self.betas,
-                epsilon=self.epsilon,
                 weight_decay=self.weight_decay.get(name, 0.0),
             )
         return updated, moments
 
     def adjoint(self, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int) -> StepAdjoint:
-        """See ``Optimizer``."""
+        """The reverse derivative of step ``number``; ``state`` is the state before it, ``gradients`` are clipped."""
         beta1, beta2 = self.betas
+        rule = AdamWUpdate(learning_rate, number, self.betas, self.epsilon)
         by_first: Parameters = {}
         by_second: Parameters = {}
         for name, gradient in gradients.items():
-            before = state["first_moment"][name], state["second_moment"][name]
-            first, _, root = _moments(gradient, *before, number=number, betas=self.betas, epsilon=self.epsilon)
+            first, _, root = rule.moments(gradient, state["first_moment"][name], state["second_moment"][name])
             by_first[name] = (-learning_rate / (1.0 - beta1**number)) / root
             by_second[name] = first.mul_(by_first[name]).div_(root.square_().mul_(-2.0 * (1.0 - beta2**number)))
-        left = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
-        return _AdamWAdjoint(self.betas, gradients, by_first, by_second, left)
+        shrinkage = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
+        return _AdamWAdjoint(self.betas, gradients, by_first, by_second, shrinkage)
 
     def describe(self) -> dict[str, Any]:
-        """Type, betas, epsilon and the decay of each name."""
+        """Type, betas, epsilon and the weight decay of each parameter name, as JSON."""
         return {
             "type": "adamw",
             "betas": list(self.betas),
@@ -121,11 +142,12 @@ class AdamW:
 class SGD:
     """Stochastic gradient descent with momentum and decoupled weight decay.
 
-    ``u' = momentum * u + g``, ``theta' = (1 - lr * decay) theta - lr * u'``.
+    ``u' = momentum * u + g``, ``theta' = (1 - lr * decay) theta - lr * u'`` (SGDW, Loshchilov and Hutter 2019,
+    algorithm 1, with the velocity ``u`` free of the learning rate, as in ``torch.optim.SGD``).
 
     Attributes:
-        momentum: Share of the velocity that is kept.
-        weight_decay: Decay by parameter name; names that are missing do not decay.
+        momentum: Decay rate of the velocity.
+        weight_decay: Decoupled weight decay by parameter name; parameters whose name is missing do not decay.
     """
 
     momentum: float = 0.9
@@ -148,24 +170,27 @@ class SGD:
         return updated, {"velocity": velocity}
 
     def adjoint(self, state: OptimizerState, gradients: Parameters, learning_rate: float, number: int) -> StepAdjoint:
-        """See ``Optimizer``."""
-        left = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
-        return _SGDAdjoint(self.momentum, learning_rate, left)
+        """The reverse derivative of a step; it depends neither on ``state`` nor on ``number``."""
+        shrinkage = {name: 1.0 - learning_rate * self.weight_decay.get(name, 0.0) for name in gradients}
+        return _SGDAdjoint(self.momentum, learning_rate, shrinkage)
 
     def describe(self) -> dict[str, Any]:
-        """Type, momentum and the decay of each name."""
+        """Type, momentum and the weight decay of each parameter name, as JSON."""
         return {"type": "sgd", "momentum": self.momentum, "weight_decay": dict(self.weight_decay)}
 
 
 @dataclass(frozen=True)
 class _AdamWAdjoint:
-    """``theta' = left theta + by_first m'``; ``by_second`` is its derivative by ``v'``."""
+    """Reverse derivative of ``theta' = shrinkage theta + by_first m'``; ``by_second`` is ``d theta' / d v'``.
+
+    With ``m' = b1 m + (1 - b1) g`` and ``v' = b2 v + (1 - b2) g^2``, by the chain rule.
+    """
 
     betas: tuple[float, float]
     gradients: Parameters
     by_first: Parameters
     by_second: Parameters
-    left: Mapping[str, float]
+    shrinkage: Mapping[str, float]
 
     def pull_back(self, parameters: Parameters, state: OptimizerState) -> Parameters:
         beta1, beta2 = self.betas
@@ -177,19 +202,21 @@ class _AdamWAdjoint:
             found[name] = torch.mul(first, 1.0 - beta1).addcmul_(second, gradient, value=2.0 * (1.0 - beta2))
             first.mul_(beta1)
             second.mul_(beta2)
-            parameters[name].mul_(self.left[name])
+            parameters[name].mul_(self.shrinkage[name])
         return found
 
 
 @dataclass(frozen=True)
 class _SGDAdjoint:
+    """Reverse derivative of ``theta' = shrinkage theta - lr u'`` with ``u' = momentum u + g``, by the chain rule."""
+
     momentum: float
     learning_rate: float
-    left: Mapping[str, float]
+    shrinkage: Mapping[str, float]
 
     def pull_back(self, parameters: Parameters, state: OptimizerState) -> Parameters:
         found: Parameters = {}
-        for name, factor in self.left.items():
+        for name, factor in self.shrinkage.items():
             velocity = state["velocity"][name]
             found[name] = velocity.add_(parameters[name], alpha=-self.learning_rate).clone()
             velocity.mul_(self.momentum)
@@ -197,80 +224,47 @@ class _SGDAdjoint:
         return found
 
 
-def adamw_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    first_moment: Tensor,
-    second_moment: Tensor,
-    *,
-    learning_rate: float,
-    number: int,
-    betas: tuple[float, float],
-    epsilon: float,
-    weight_decay: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One tensor's step: new parameter, first and second moment. ``number`` counts from 1."""
-    first, second, root = _moments(gradient, first_moment, second_moment, number=number, betas=betas, epsilon=epsilon)
-    scale = -learning_rate / (1.0 - betas[0] ** number)
-    return (parameter * (1.0 - learning_rate * weight_decay)).addcdiv_(first, root, value=scale), first, second
+@dataclass(frozen=True)
+class AdamWUpdate:
+    """One AdamW step, for one tensor at a time.
 
-
-def _moments(
-    gradient: Tensor,
-    first_moment: Tensor,
-    second_moment: Tensor,
-    *,
-    number: int,
-    betas: tuple[float, float],
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Both moments after a step, and ``sqrt(v_hat + epsilon**2)``."""
-    beta1, beta2 = betas
-    # In place only on tensors made here: half the memory traffic, and autograd sees the same function.
-    first = torch.lerp(first_moment, gradient, 1.0 - beta1)
-    second = (second_moment * beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-    return first, second, (second / (1.0 - beta2**number)).add_(epsilon**2).sqrt_()
-
-
-def gradient_norm(gradients: Parameters) -> Tensor:
-    """The norm of all of them together, a scalar."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
-
-
-def clipped(gradients: Parameters, max_norm: float | None) -> tuple[Parameters, Tensor]:
-    """Gradients scaled down to a global norm of ``max_norm``, and the factor (1 where they were short enough).
-
-    The same formula as ``torch.nn.utils.clip_grad_norm_``, kept differentiable.
+    Attributes:
+        learning_rate: Of the step.
+        number: Of the step; the first is 1.
+        betas: Decay rates of the first and second moment.
+        epsilon: In the units of a gradient, inside the square root.
     """
-    if max_norm is None:
-        return gradients, torch.ones(())
-    norm = gradient_norm(gradients)
-    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    return {name: gradient * factor for name, gradient in gradients.items()}, factor
 
+    learning_rate: float
+    number: int
+    betas: tuple[float, float]
+    epsilon: float
 
-def clipping_pulled_back(pulled: Parameters, gradients: Parameters, norm: float, max_norm: float | None) -> Parameters:
-    """From derivatives by gradients that ``clipped`` gave to those by the gradients it was given, in place.
+    def apply(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        first_moment: Tensor,
+        second_moment: Tensor,
+        *,
+        weight_decay: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The tensor's new value, first and second moment."""
+        first, second, root = self.moments(gradient, first_moment, second_moment)
+        scale = -self.learning_rate / (1.0 - self.betas[0] ** self.number)
+        return (parameter * (1.0 - self.learning_rate * weight_decay)).addcdiv_(first, root, value=scale), first, second
 
-    Args:
-        pulled: ``[K, *shape]`` by name.
-        gradients: What ``clipped`` was given.
-        norm: Their ``gradient_norm``, which is the same for every direction.
-        max_norm: As given to ``clipped``.
-    """
-    if max_norm is None or max_norm / (norm + 1e-6) > 1.0:
-        return pulled
-    # factor = max_norm / (norm + 1e-6); its derivative is along the gradient.
-    factor, bent = max_norm / (norm + 1e-6), -max_norm / ((norm + 1e-6) ** 2 * norm)
-    along = torch.stack([pulled[name].flatten(1) @ gradient.flatten() for name, gradient in gradients.items()]).sum(0)
-    for name, gradient in gradients.items():
-        scale = (bent * along).view(-1, *[1] * gradient.ndim)
-        pulled[name].mul_(factor).addcmul_(scale, gradient)
-    return pulled
+    def moments(self, gradient: Tensor, first_moment: Tensor, second_moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both moments after the step, and ``sqrt(v_hat + epsilon**2)``."""
+        beta1, beta2 = self.betas
+        # In place only on tensors made here: half the memory traffic, and autograd sees the same function.
+        first = torch.lerp(first_moment, gradient, 1.0 - beta1)
+        second = (second_moment * beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        return first, second, (second / (1.0 - beta2**self.number)).add_(self.epsilon**2).sqrt_()
 
 
 def optimizer_for(settings: FinetuneSettings, parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The optimiser of the settings; only tensors of two or more dimensions decay."""
+    """The optimiser of the settings; weight decay is for tensors of two or more dimensions only."""
     decay: dict[str, float] = {}
     if settings.weight_decay:
         decay = {name: settings.weight_decay for name, parameter in parameters.items() if parameter.ndim >= 2}
@@ -280,10 +274,10 @@ def optimizer_for(settings: FinetuneSettings, parameters: Mapping[str, Tensor]) 
 
 
 def optimizer_from_description(description: Mapping[str, Any]) -> Optimizer:
-    """The optimiser that a record describes.
+    """The optimiser that ``Optimizer.describe`` has described in a recorded run.
 
     Raises:
-        RecordError: the record's optimiser has no pure step here.
+        RecordError: it is of another type, whose steps cannot be executed again.
     """
     kind = description.get("type")
     if kind == "adamw":
@@ -295,14 +289,14 @@ def optimizer_from_description(description: Mapping[str, Any]) -> Optimizer:
 
 
 class SmoothAdamW(torch.optim.Optimizer):
-    """``AdamW`` above as an optimiser of torch, for ``Trainer(optimizers=(SmoothAdamW(...), None))``.
+    """``AdamW`` as a ``torch.optim.Optimizer``, for ``Trainer(optimizers=(SmoothAdamW(...), None))``.
 
     Args:
         parameters: Parameters, or groups of them with their own ``weight_decay``; frozen ones are left out.
         lr: Learning rate, changed by whatever scheduler is used.
         betas: Decay rates of the first and second moment.
-        epsilon: In the units of a gradient, inside the root.
-        weight_decay: Decoupled decay.
+        epsilon: In the units of a gradient, inside the square root.
+        weight_decay: Decoupled weight decay.
     """
 
     def __init__(
@@ -342,15 +336,12 @@ class SmoothAdamW(torch.optim.Optimizer):
             state["first_moment"] = torch.zeros_like(parameter)
             state["second_moment"] = torch.zeros_like(parameter)
         state["step"] += 1
-        updated, state["first_moment"], state["second_moment"] = adamw_update(
+        rule = AdamWUpdate(float(group["lr"]), state["step"], group["betas"], group["epsilon"])
+        updated, state["first_moment"], state["second_moment"] = rule.apply(
             parameter,
             torch.zeros_like(parameter) if parameter.grad is None else parameter.grad,
             state["first_moment"],
             state["second_moment"],
-            learning_rate=float(group["lr"]),
-            number=state["step"],
-            betas=group["betas"],
-            epsilon=group["epsilon"],
             weight_decay=group["weight_decay"],
         )
         parameter.copy_(updated)

@@ -1,12 +1,12 @@
-"""A recorded run: everything that executing its steps again needs, with a digest of every file.
+"""A recorded run on disk: all that executing its steps again takes, with a digest of every file.
 
 Layout of a run's folder::
 
     manifest.json                        digests, settings, versions, whether the run can be replayed; written last
     steps.safetensors                    the schedule (rows, a_i, Z_t, learning rates, seeds), losses, clip factors
-    examples.json                        example ids in the order of the data set
-    checkpoints/step-NNNNNN.safetensors  trained weights and optimiser state after that step; step 0 is the start
-    model/                               the fine-tuned model and its tokenizer; of adapters, what they sit on in base/,
+    examples.json                        example ids in recorded order: the rows that the schedule refers to
+    checkpoints/step-NNNNNN.safetensors  trained weights and optimiser state after that step; step 0: before the first
+    model/                               the fine-tuned model and its processor; of adapters, what they sit on in base/,
                                          on the disk once for all runs in one folder (hard links, by digest)
     run.json                             instead of the manifest while the run is not complete
 
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from influence_engine.digests import verify_folder
 from influence_engine.errors import RecordError
 from influence_engine.files import read_json
-from influence_engine.models.loading import load_into, load_model, load_tokenizer, set_trainable
+from influence_engine.models.loading import load_into, load_model, load_tokenizer
+from influence_engine.models.trainable import set_trainable
 from influence_engine.training.checkpoints import read_checkpoint, read_tensors, saved_steps
 from influence_engine.training.optimizers import (
     Optimizer,
@@ -48,15 +49,15 @@ MODEL = "model"
 
 
 class Run:
-    """A complete recorded run.
+    """A complete recorded training run; a ``FinetuningResult``.
 
     Attributes:
-        folder: Where it is.
-        manifest: All of ``manifest.json``.
-        schedule: The order, weights, learning rates and seeds of all steps.
-        losses: The objective before each step, ``[T]``.
-        clip_factors: What each step's gradient was multiplied with, ``[T]``; not a number where it is unknown.
-        example_ids: In the order of the data set; ``schedule.rows`` points into it.
+        folder: The run's folder.
+        manifest: The content of ``manifest.json``.
+        schedule: Examples, their weights, learning rate and seed of every step.
+        losses: The objective before each step, ``[T]``, float64; NaN where it is unknown.
+        clip_factors: The factor by which clipping scaled each step's gradient, ``[T]``; NaN where it is unknown.
+        example_ids: In recorded order: ``schedule.rows`` are rows of it.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -74,7 +75,7 @@ class Run:
 
         Args:
             folder: The run's folder.
-            verify: False trusts the files, for a caller who has just written or checked them.
+            verify: False trusts the files, for a caller that has just written or verified them.
 
         Raises:
             RecordError: there is no complete run of a known format.
@@ -93,7 +94,7 @@ class Run:
 
     @property
     def settings(self) -> FinetuneSettings | None:
-        """What ``finetune`` was called with; None for a run of another trainer."""
+        """The settings that ``finetune`` was called with; None for a run of another trainer."""
         found = self.manifest["settings"]
         return None if found is None else FinetuneSettings.model_validate(found)
 
@@ -104,7 +105,7 @@ class Run:
 
     @property
     def clipped_learning_rates(self) -> Tensor:
-        """``learning_rates`` times the factors of clipping, for a clipped step is a shorter one; unknown ones are 1."""
+        """``learning_rates`` times ``clip_factors``, since clipping shortens a step; unknown factors count as 1."""
         return self.learning_rates * self.clip_factors.nan_to_num(1.0)
 
     @property
@@ -124,14 +125,17 @@ class Run:
 
     @property
     def why_not_replayable(self) -> str | None:
-        """The reasons, for people; None for a run that can be replayed."""
+        """Why the recorded steps cannot be executed again, in words; None for a run that can be replayed."""
         return self.manifest["why_not_replayable"]
 
     def require_replayable(self, what: str = "executed again") -> None:
-        """Refuses what takes the recorded steps, where they do not lead to the recorded weights.
+        """Refuses a run whose recorded steps do not lead to the recorded weights.
+
+        Args:
+            what: What was to be done with the run, for the message.
 
         Raises:
-            RecordError: they do not; the message says why.
+            RecordError: the run cannot be replayed; the message says why.
         """
         if not self.replayable:
             raise RecordError(f"the run in {self.folder} cannot be {what}: {self.why_not_replayable}")
@@ -141,7 +145,7 @@ class Run:
         """The optimiser whose steps the run consists of.
 
         Raises:
-            RecordError: it was one whose steps cannot be executed here.
+            RecordError: it is of another type, whose steps cannot be executed again.
         """
         return optimizer_from_description(self.manifest["optimizer"])
 
@@ -153,7 +157,7 @@ class Run:
 
     @property
     def max_grad_norm(self) -> float | None:
-        """Longest gradient that was not scaled down; None where none was."""
+        """The global norm to which longer gradients were scaled down; None for a run without clipping."""
         return self.manifest["max_grad_norm"]
 
     @property
@@ -163,7 +167,7 @@ class Run:
 
     @property
     def first_position(self) -> bool:
-        """Whether the steps left out what the model's head does not read."""
+        """Whether the steps left out what the model's head does not read (``first_position_only``)."""
         return bool(self.manifest.get("first_position", False))
 
     @property
@@ -173,7 +177,7 @@ class Run:
 
     @property
     def validation(self) -> dict[str, float] | None:
-        """``examples``, mean ``loss`` and, for classifiers, ``accuracy`` on the validation examples."""
+        """On the validation examples: ``examples``, mean ``loss`` and, for classifiers, ``accuracy``."""
         return self.manifest["validation"]
 
     @property
@@ -185,7 +189,7 @@ class Run:
         """Trained weights and optimiser state after a step of ``checkpoints``; at step 0 the state is empty.
 
         Raises:
-            RecordError: none was saved after that step.
+            RecordError: there is no checkpoint after that step.
         """
         saved = read_checkpoint(self.folder, step)
         return saved.parameters, saved.state
@@ -203,7 +207,7 @@ class Run:
         """The fine-tuned model, in evaluation mode, with ``requires_grad`` on what was trained.
 
         Args:
-            into: For a module that is not from ``transformers``: a freshly built one, which is filled.
+            into: For a model that is not from ``transformers``: a freshly built module, which is filled.
         """
         model = load_model(self.folder / MODEL) if into is None else load_into(into, self.folder / MODEL)
         set_trainable(model, self.trainable)
@@ -213,7 +217,7 @@ class Run:
         """The model before the first step: the base with its fresh head, or with adapters that add nothing yet.
 
         Args:
-            into: As for ``load_model``.
+            into: For a model that is not from ``transformers``: a freshly built module, which is filled.
         """
         model = self.load_model(into)
         put_parameters(model, self.checkpoint(0)[0])
@@ -223,7 +227,7 @@ class Run:
         """The tokenizer saved with the run.
 
         Raises:
-            ModelError: the task had none.
+            ModelError: the task had no tokenizer.
         """
         return load_tokenizer(self.folder / MODEL)
 
@@ -255,7 +259,7 @@ def _why_no_run(folder: Path) -> str:
         done = max(saved_steps(folder), default=0)
         return (
             f"the run in {folder} was interrupted after step {done} of {begun['steps']}; "
-            "start the same fine-tuning again and it goes on from there"
+            "start the same fine-tuning again to resume it"
         )
     if folder.is_dir():
         return f"{folder} holds no recorded run: it has no {MANIFEST}"

@@ -1,27 +1,63 @@
-"""Executing a recorded run's steps again: to check the record, and to train without or with other examples."""
+"""Executes a recorded run's steps again: to check the record, and to train without or with other examples."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
-from influence_engine.errors import DataError, DigestMismatchError
+from influence_engine.errors import DataError
+from influence_engine.options import with_defaults
 from influence_engine.progress import Progress, silent
-from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task
 from influence_engine.training.checkpoint_intervals import check_loss
 from influence_engine.training.execution import execute, weights_by_row
-from influence_engine.training.frozen_cache import KeptSteps
-from influence_engine.training.identity import check_examples, data_digest, task_digests
+from influence_engine.training.frozen_cache import FrozenCache
+from influence_engine.training.identity import check_examples, data_digest
+from influence_engine.training.optimizers import TrainingState
 from influence_engine.training.record import Run
-from influence_engine.training.retraining_cache import SavedTraining
-from influence_engine.training.step import StepResult, trained_parameters
+from influence_engine.training.recorded_training import RecordedTraining
+from influence_engine.training.retraining_cache import RetrainingCheckpoint
+from influence_engine.training.step import StepResult
 
 STAGE = "executing the recorded steps"
+
+
+class ExecutionOptions(TypedDict, total=False):
+    """How recorded steps are executed again, by ``reexecute`` and ``replay``.
+
+    Attributes:
+        device: Where to execute; ``"auto"``, the default, is the GPU if there is one.
+        frozen_cache: Outputs of frozen layers, shared by all executions of the run on one device: frozen layers run in
+            the first one only.
+        keep_in: A folder for unfinished and finished work: the same call later resumes it, to the same bits, or reads
+            the result.
+        save_every_s: Seconds of work that an interruption may cost, where ``keep_in`` is given.
+        progress: Called after every step.
+    """
+
+    device: str
+    frozen_cache: FrozenCache | None
+    keep_in: str | os.PathLike[str] | None
+    save_every_s: float
+    progress: Progress
+
+
+EXECUTION_DEFAULTS: ExecutionOptions = {
+    "device": "auto",
+    "frozen_cache": None,
+    "keep_in": None,
+    "save_every_s": 20.0,
+    "progress": silent,
+}
+
+RENAMED = {"kept": "frozen_cache"}
+"""Options of ``ExecutionOptions`` that had another name before."""
 
 
 def reexecute(
@@ -32,11 +68,7 @@ def reexecute(
     weights: Mapping[str, float] | None = None,
     replaced: Mapping[str, Example] | None = None,
     into: nn.Module | None = None,
-    device: str = "auto",
-    kept: KeptSteps | None = None,
-    keep_in: str | os.PathLike[str] | None = None,
-    save_every_s: float = 20.0,
-    progress: Progress = silent,
+    **options: Unpack[ExecutionOptions],
 ) -> dict[str, Tensor]:
     """Executes all recorded steps from the start: same order, learning rates, ``Z_t`` and seeds.
 
@@ -45,17 +77,13 @@ def reexecute(
 
     Args:
         run: A run that can be replayed.
-        task: The one it was trained with.
-        train: The examples it was trained on, in any order.
+        task: The task that the run was trained with.
+        train: The examples that the run was trained on, in any order.
         weights: The ``w_i`` by example id, 1 where not given; None takes the recorded ones.
-        replaced: By example id, what stands in an example's place: with another label or another text.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where to execute; ``"auto"`` is the GPU if there is one.
-        kept: Shared by several executions of this run on one device, frozen layers run in the first one only. Not
-            used where examples are replaced.
-        keep_in: A folder; an interrupted execution goes on from there to the same bits, a finished one is read.
-        save_every_s: Seconds of work that an interruption may cost.
-        progress: Told of every step.
+        replaced: By example id, the example that is trained on in its place: with another label or another text.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        options: ``device``, ``frozen_cache`` (not used where examples are replaced), ``keep_in``, ``save_every_s``
+            (20 s) and ``progress`` of ``ExecutionOptions``.
 
     Returns:
         The trained parameters after the last step, by name, on the CPU.
@@ -64,58 +92,47 @@ def reexecute(
         RecordError: the run cannot be replayed; the message says why.
         DigestMismatchError: task, tokenizer or data are not the recorded ones, or a step before the first changed
             example does not come out as recorded; the message names it.
-        DataError: a weight or another example is given for one that is not there, or the task refuses the other one.
+        DataError: a weight or replacement is given for an unknown example, or the task refuses the replacement.
+        TypeError: an option is unknown.
     """
     run.require_replayable()
-    examples = with_replacements(run, task, in_recorded_order(run, task, train), replaced or {})
+    chosen = with_defaults(reexecute, EXECUTION_DEFAULTS, options, renamed=RENAMED)
+    training = RecordedTraining.load(run, task, train, into=into, device=chosen["device"])
+    training = replace(training, examples=with_replacements(run, task, training.examples, replaced or {}))
     given = run.weights if weights is None else weights
     example_weights = weights_by_row(run.example_ids, given)
-    model = run.load_base(into).to(choose_device(device))
-    optimizer = run.optimizer
-    parameters = trained_parameters(model, run.trainable)
-    state, after, total = optimizer.initial_state(parameters), 0, len(run.schedule)
-    saved = None
-    if keep_in is not None:
-        key = {"files": run.manifest["files"], "weights": dict(given), "replaced": data_digest(_listed(replaced))}
-        saved = SavedTraining(keep_in, json_digest(key), save_every_s)
-        found = saved.read(next(iter(parameters.values())).device)
+    rule = training.update_rule(None if replaced else chosen["frozen_cache"])
+    state, after, total = training.initial_state(), 0, len(run.schedule)
+    progress, checkpoint = chosen["progress"], None
+    if chosen["keep_in"] is not None:
+        key = {"files": run.manifest["files"], "weights": dict(given), "replaced": data_digest(_with_ids(replaced))}
+        checkpoint = RetrainingCheckpoint(chosen["keep_in"], json_digest(key), chosen["save_every_s"])
+        found = checkpoint.read(training.device)
         if found is not None:
-            after, parameters, state = found
+            after, state = found
             progress(STAGE, after, total)
     changed = {name for name in {*given, *run.weights} if dict(given).get(name, 1.0) != run.weights.get(name, 1.0)}
     as_recorded = first_use(run, {*changed, *(replaced or {})}) - 1
 
-    def told(number: int, result: StepResult) -> None:
+    def on_step(number: int, result: StepResult) -> None:
         if number <= as_recorded:
-            check_loss(run, number, float(result.loss))  # if they do not come out so, nothing can be measured
-        if saved is not None and number < total and saved.due():
-            saved.write(number, result.parameters, result.state)
+            check_loss(run, number, float(result.loss))  # if they do not come out as recorded, nothing can be measured
+        if checkpoint is not None and number < total and checkpoint.due():
+            checkpoint.write(number, result.state)
         progress(STAGE, number, total, f"loss {float(result.loss):.3f}")
 
+    parameters = state.parameters
     if after < total:
         parameters = execute(
-            task,
-            model,
-            examples,
-            run.schedule,
-            optimizer,
-            parameters,
-            state,
-            after=after,
-            weights=example_weights,
-            max_grad_norm=run.max_grad_norm,
-            dropout=run.dropout,
-            each_step=told,
-            kept=None if replaced else kept,
-            first_position=run.first_position,
+            rule, training.examples, run.schedule, state, after=after, weights=example_weights, on_step=on_step
         )
-        if saved is not None:
-            saved.write(total, parameters, {})
+        if checkpoint is not None:
+            checkpoint.write(total, TrainingState(parameters, {}))
     return {name: parameter.cpu() for name, parameter in parameters.items()}
 
 
 def first_use(run: Run, example_ids: Collection[str]) -> int:
-    """The first step that uses one of the examples; one after the last step where none does."""
+    """The number of the first step that uses one of the examples; the number of steps plus one where none does."""
     chosen = torch.tensor([example_id in example_ids for example_id in run.example_ids], dtype=torch.bool)
     for step in run.schedule.steps():
         if bool(chosen[torch.cat(step.rows)].any()):
@@ -126,39 +143,27 @@ def first_use(run: Run, example_ids: Collection[str]) -> int:
 def with_replacements(
     run: Run, task: Task, examples: Sequence[Example], replaced: Mapping[str, Example]
 ) -> list[Example]:
-    """The examples, in the recorded order, with others in the place of some.
+    """The examples of a run in recorded order, some of them replaced.
+
+    Args:
+        run: The run.
+        task: Checks the replacements.
+        examples: The run's examples in recorded order.
+        replaced: The replacements, by the id of the example that each replaces; they take over this id.
 
     Raises:
-        DataError: there is none of that id to replace, or the task refuses what takes its place.
+        DataError: there is no example of such an id, or the task refuses a replacement.
     """
     known = set(run.example_ids)
     for example_id in replaced:
         if example_id not in known:
             raise DataError(f"{example_id!r} is to be replaced, which is not in the training data", field="example_id")
-    given = [{**example, "example_id": example_id} for example_id, example in replaced.items()]
+    given = _with_ids(replaced)
     if given:
         check_examples(task, given, "changed")
     by_id: dict[str, Example] = {str(example["example_id"]): example for example in given}
     return [by_id.get(example_id, example) for example_id, example in zip(run.example_ids, examples, strict=True)]
 
 
-def _listed(replaced: Mapping[str, Example] | None) -> list[Example]:
+def _with_ids(replaced: Mapping[str, Example] | None) -> list[Example]:
     return [{**example, "example_id": example_id} for example_id, example in (replaced or {}).items()]
-
-
-def in_recorded_order(run: Run, task: Task, train: Sequence[Example]) -> list[Example]:
-    """The examples of the run in the order that its schedule points into.
-
-    Raises:
-        DigestMismatchError: task, tokenizer or data are not the recorded ones; the message says which.
-    """
-    now = {**task_digests(task), "data": data_digest(train)}
-    for what, digest in now.items():
-        if digest != run.digests[what]:
-            raise DigestMismatchError(
-                f"the {what} given is not that of the run in {run.folder}: its digest is {digest}, recorded is "
-                f"{run.digests[what]}",
-                field=what,
-            )
-    by_id = {example["example_id"]: example for example in train}
-    return [by_id[example_id] for example_id in run.example_ids]

@@ -1,4 +1,4 @@
-"""A retraining on disk, unfinished or finished: what was done is not done again."""
+"""Unfinished or finished work in one file on disk, so that it is resumed after an interruption and never done twice."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from influence_engine.tensor_files import write_tensors
-from influence_engine.training.optimizers import OptimizerState, Parameters
+from influence_engine.training.optimizers import OptimizerState, Parameters, TrainingState
 
 
-class SavedWork:
-    """What was done of some work, in one file that is whole or absent.
+class WorkCheckpoint:
+    """The state of resumable work, in one file that is written atomically.
 
     Args:
         path: The file.
@@ -29,37 +29,34 @@ class SavedWork:
         self._written = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time to write again."""
+        """Whether the file was written long enough ago to write it again."""
         return time.monotonic() - self._written >= self._every_s
 
-    def keep(self, tensors: Mapping[str, Tensor], done: int) -> None:
-        """Writes ``tensors``, which are of ``done`` steps."""
+    def write_tensors(self, tensors: Mapping[str, Tensor], done: int) -> None:
+        """Writes the state after ``done`` units of work."""
         write_tensors(self.path, {**tensors, "done": torch.tensor(done)})
         self._written = time.monotonic()
 
 
-class SavedTraining(SavedWork):
-    """Parameters and optimiser state after some step, in one file that is whole or absent.
+class RetrainingCheckpoint(WorkCheckpoint):
+    """Trained parameters and optimiser state after some step of a retraining; of a finished one the parameters only.
 
     Args:
-        folder: Where it lies.
-        key: Digest of everything that the steps depend on.
+        folder: The file's folder.
+        key: Digest of everything that the retraining depends on; it names the file.
         every_s: Seconds of work that an interruption may cost.
     """
 
     def __init__(self, folder: str | os.PathLike[str], key: str, every_s: float = 20.0) -> None:
         super().__init__(Path(folder) / f"retraining-{key[:32]}.safetensors", every_s)
 
-    def read(self, device: torch.device) -> tuple[int, Parameters, OptimizerState] | None:
-        """The last step that is done, and what follows it starts from; None where nothing is saved.
-
-        A file that cannot be read counts as none: its steps are executed again.
-        """
+    def read(self, device: torch.device) -> tuple[int, TrainingState] | None:
+        """The number of the last finished step and the state after it; None where there is no readable file."""
         if not self.path.is_file():
             return None
         try:
             found = load_file(self.path)
-        except Exception:  # whatever is wrong with it, the steps are still there
+        except Exception:  # whatever is wrong with the file, its steps can be executed again
             return None
         done = int(found.pop("done"))
         parameters: Parameters = {}
@@ -70,11 +67,11 @@ class SavedTraining(SavedWork):
                 parameters[name] = tensor.to(device)
             else:
                 state.setdefault(kind, {})[name] = tensor.to(device)
-        return done, parameters, state
+        return done, TrainingState(parameters, state)
 
-    def write(self, done: int, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Keeps what was reached after step ``done``; without ``state``, for a training that is finished."""
-        tensors = {f"parameters/{name}": tensor for name, tensor in parameters.items()}
-        for kind, named in state.items():
+    def write(self, done: int, state: TrainingState) -> None:
+        """Writes the state after step ``done``; without an optimiser state for a retraining that is finished."""
+        tensors = {f"parameters/{name}": tensor for name, tensor in state.parameters.items()}
+        for kind, named in state.optimizer_state.items():
             tensors |= {f"{kind}/{name}": tensor for name, tensor in named.items()}
-        self.keep(tensors, done)
+        self.write_tensors(tensors, done)

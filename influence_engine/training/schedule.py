@@ -1,4 +1,4 @@
-"""The recorded order of a run: which examples each step saw, with which weights, learning rate and seed."""
+"""The steps of a run: the examples of each step, their weights, learning rate and seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from influence_engine.training.settings import FinetuneSettings
 
 NO_SEED = -1
-"""In ``Schedule.seeds``: the step draws no random numbers."""
+"""Value in ``Schedule.seeds`` of a step that draws no random numbers."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Step:
 
     Attributes:
         number: Counts from 1.
-        rows: For each micro-batch the examples' rows in the data set, ``[B]``.
-        shares: For each micro-batch the ``a_i``, ``[B]``.
-        normalizer: ``Z_t``.
+        rows: For each micro-batch the rows of its examples in the data set, ``[B]``.
+        shares: For each micro-batch the ``a_i`` of its examples, ``[B]``: how much each counts in this step.
+        normalizer: ``Z_t``, which never depends on ``w``.
         learning_rate: The step's learning rate.
-        seed: Seeds the random numbers of the step (dropout), or None where it draws none.
+        seed: Of the step's random numbers (dropout); None where it draws none.
     """
 
     number: int
@@ -40,16 +40,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All steps of a run as flat tensors, as stored: ``T`` steps, ``K`` micro-batches, ``M`` uses of an example.
+    """All steps of a run as flat tensors: ``T`` steps, ``K`` micro-batches, ``M`` uses of an example in a step.
 
     Attributes:
-        rows: Row in the data set of each use, in order, ``[M]``, int64.
+        rows: For each use the example's row in the data set, in the order of the steps, ``[M]``, int64.
         shares: The ``a_i`` of each use, ``[M]``, float32.
-        batch_offsets: Where each micro-batch begins in ``rows``, and the end, ``[K + 1]``, int64.
-        step_offsets: Where each step begins among the micro-batches, and the end, ``[T + 1]``, int64.
+        batch_offsets: Where each micro-batch begins in ``rows``, and the end of the last, ``[K + 1]``, int64.
+        step_offsets: The first micro-batch of each step, and the end of the last, ``[T + 1]``, int64.
         normalizers: ``Z_t``, ``[T]``, float64.
-        learning_rates: ``[T]``, float64.
-        seeds: ``[T]``, int64; ``NO_SEED`` where a step draws no random numbers.
+        learning_rates: Of each step, ``[T]``, float64.
+        seeds: Of each step, ``[T]``, int64; ``NO_SEED`` where a step draws no random numbers.
     """
 
     rows: Tensor
@@ -84,7 +84,10 @@ class Schedule:
         return (self.step(number) for number in range(after + 1, len(self) + 1))
 
     def split(self, most: int) -> Schedule:
-        """The same steps in micro-batches of at most ``most`` examples. Dropout would be another."""
+        """The same steps in micro-batches of at most ``most`` examples; only for steps without dropout.
+
+        A seeded step would draw other dropout masks.
+        """
         return schedule_of(
             [
                 replace(
@@ -98,15 +101,16 @@ class Schedule:
 
     @property
     def largest(self) -> int:
-        """Examples of the largest micro-batch."""
+        """Number of examples of the largest micro-batch."""
         return int(self.batch_offsets.diff().max()) if len(self) else 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """What ``schedule_from`` reads."""
+        """All fields by name, for a file that ``schedule_from`` reads."""
         return {name: getattr(self, name) for name in FIELDS}
 
 
 FIELDS = ("rows", "shares", "batch_offsets", "step_offsets", "normalizers", "learning_rates", "seeds")
+"""Names of a schedule's tensors in files."""
 
 
 def schedule_from(tensors: Mapping[str, Tensor]) -> Schedule:
@@ -115,7 +119,7 @@ def schedule_from(tensors: Mapping[str, Tensor]) -> Schedule:
 
 
 def schedule_of(steps: Sequence[Step]) -> Schedule:
-    """Puts steps into flat tensors."""
+    """The schedule of the given steps."""
     batches = [rows for step in steps for rows in step.rows]
     shares = [share for step in steps for share in step.shares]
     return Schedule(
@@ -132,16 +136,16 @@ def schedule_of(steps: Sequence[Step]) -> Schedule:
 def plan_schedule(
     settings: FinetuneSettings, examples: int, sizes: Sequence[int] | None = None, *, pass_cost: int = 0
 ) -> Schedule:
-    """The steps that the settings make of ``examples`` examples: each epoch in a seeded order of its own.
+    """The steps of a fine-tuning run on ``examples`` examples: each epoch in a seeded order of its own.
 
     Every example has ``a_i = 1``, and ``Z_t`` is the number of examples in the step.
 
     Args:
-        settings: How to train.
-        examples: How many there are.
-        sizes: Positions that each takes alone, ``[N]``. With them the examples of a step share a micro-batch with
-            those of like size, which changes nothing but the order of a sum, and saves computing on padding.
-        pass_cost: What a further micro-batch costs, in positions.
+        settings: Epochs, batch size, learning rate and seed.
+        examples: Number of training examples.
+        sizes: Positions (tokens) of each example without padding, ``[N]``. With them, the examples of a step are
+            grouped into micro-batches by size, which saves computing on padding and changes only the order of a sum.
+        pass_cost: Cost of a further micro-batch, in positions.
     """
     per_step = settings.batch_size * settings.accumulation
     total = settings.epochs * math.ceil(examples / per_step)
@@ -169,9 +173,18 @@ def plan_schedule(
 
 
 def group_by_size(rows: Tensor, sizes: Sequence[int], most: int, pass_cost: int) -> list[Tensor]:
-    """Micro-batches of at most ``most`` rows with the least padded positions, a pass counted as ``pass_cost`` more."""
+    """Groups rows by size into micro-batches of the least cost, by dynamic programming.
+
+    A micro-batch costs its padded positions and ``pass_cost`` more.
+
+    Args:
+        rows: Rows of the examples of a step, ``[B]``.
+        sizes: Positions of each example of the data set, ``[N]``.
+        most: Rows in a micro-batch, at most.
+        pass_cost: In positions.
+    """
     ordered = sorted(rows.tolist(), key=lambda row: -sizes[row])
-    # cheapest[n]: cost of the first n rows, and where their last micro-batch begins.
+    # cheapest[n]: least cost of the n largest rows, and where their last micro-batch begins.
     cheapest = [(0, 0)]
     for end in range(1, len(ordered) + 1):
         costs = (
@@ -201,18 +214,18 @@ def learning_rate_at(settings: FinetuneSettings, number: int, total: int) -> flo
 
 
 def checkpoint_steps(total: int, count: int | None) -> list[int]:
-    """The steps after which weights and optimiser state are saved: evenly spaced, with the start and the end.
+    """The steps after which weights and optimiser state are saved: evenly spaced, with step 0 and the last step.
 
     Args:
-        total: Steps of the run.
-        count: How many after the start; None takes about the square root of ``total``.
+        total: Number of steps of the run.
+        count: Number of checkpoints after step 0; None takes about the square root of ``total``.
     """
     parts = min(total, count or round(math.sqrt(total)))
     return [round(total * part / parts) for part in range(parts + 1)]
 
 
 def derived_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed of its own for one purpose and number, below 2**63."""
+    """A seed below ``2**63`` of its own for one purpose (such as ``order``) and number (such as the epoch's)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:8], "big") >> 1
 
 

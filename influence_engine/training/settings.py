@@ -1,4 +1,4 @@
-"""What may be chosen about a fine-tuning run, with defaults that work."""
+"""Settings of a fine-tuning run, with defaults that work."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Trainable = Literal["all", "lora"] | Annotated[int, Field(ge=1, strict=True)]
-"""``"all"`` weights, ``"lora"`` adapters, or a number of upper layers (with all that comes after them: the head)."""
+from influence_engine.models.trainable import CHOICES
+
+ModuleName = Annotated[str, Field(min_length=1)]
+
+Trainable = (
+    Literal["all", "lora"] | Annotated[int, Field(ge=1, strict=True)] | Annotated[list[ModuleName], Field(min_length=1)]
+)
+"""``"all"`` weights; ``"lora"`` adapters; a number of upper layers, with all that comes after them (the head); or a
+list of names and glob patterns of parameters and modules."""
 
 
 class LoraSettings(BaseModel):
@@ -16,8 +23,8 @@ class LoraSettings(BaseModel):
     Attributes:
         r: Rank of each adapter.
         alpha: Scale; an adapter adds ``alpha / r * B A x``.
-        target_modules: Names of the linear modules that get one; ``None`` takes PEFT's choice for the architecture,
-            and every linear layer where it has none.
+        target_modules: Names of the linear modules that get an adapter; ``None`` takes PEFT's choice for the
+            architecture, and every linear layer where it has none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,25 +35,26 @@ class LoraSettings(BaseModel):
 
 
 class FinetuneSettings(BaseModel):
-    """One fine-tuning run; together with model, data and library versions it fixes the resulting weights.
+    """Settings of one fine-tuning run; with model, data and library versions they determine the resulting weights.
 
     Attributes:
-        trainable: Which weights are trained.
+        trainable: Which weights are trained: ``"all"``, ``"lora"``, a number of upper layers, or a list of names and
+            glob patterns such as ``["classifier", "bert.encoder.layer.5.*"]`` (``choose_trainable``).
         lora: The adapters, where ``trainable`` is ``"lora"``.
         epochs: Passes over the training examples, each in its own seeded order.
-        batch_size: Examples in one forward and backward pass, at most: those of like length share one.
+        batch_size: Examples in one forward and backward pass, at most; those of similar length share one.
         accumulation: A step takes ``batch_size * accumulation`` examples.
-        learning_rate: Its highest value.
-        schedule: What the learning rate does after the warm-up: fall to 0 linearly or along a cosine, or stay.
+        learning_rate: The highest learning rate, at the end of the warm-up.
+        schedule: The learning rate after the warm-up: it falls to 0 linearly or along a cosine, or is constant.
         warmup_ratio: Share of the steps over which the learning rate rises linearly from 0.
-        optimizer: AdamW with epsilon inside the root, or SGD with momentum.
+        optimizer: AdamW with epsilon inside the square root, or SGD with momentum.
         momentum: SGD's momentum.
         betas: AdamW's decay rates of the first and second moment.
         epsilon: AdamW's epsilon, in the units of a gradient: the step is ``m / sqrt(v + epsilon**2)``.
         weight_decay: Decoupled decay, applied to matrices only (not to biases and normalisation weights).
-        max_grad_norm: Longer gradients are scaled down to this norm; ``None`` never scales.
+        max_grad_norm: Gradients of a larger global norm are scaled down to this one; ``None`` never scales.
         dropout: Probability of every dropout layer. 0 trains in evaluation mode; otherwise each step has a seed.
-        seed: Fixes the fresh head, the adapters, the order of the examples and the dropout masks.
+        seed: Determines the fresh head, the adapters, the order of the examples and the dropout masks.
         checkpoints: How many times a recorded run saves weights and optimiser state (the start not counted);
             ``None`` takes about the square root of the number of steps.
     """
@@ -76,6 +84,7 @@ class FinetuneSettings(BaseModel):
     def _one_message_for_trainable(cls, value: Any) -> Any:
         # Left to itself, the union would answer with one error for each of its members.
         number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not number and value not in ("all", "lora"):
-            raise ValueError(f"got {value!r}; allowed are 'all', 'lora', or a number of upper layers such as 2")
-        return value
+        names = isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) and one for one in value)
+        if not number and not names and value not in ("all", "lora"):
+            raise ValueError(f"got {value!r}; allowed are {CHOICES}")
+        return list(value) if names else value

@@ -1,9 +1,10 @@
-"""Which settings to change where training answers its examples too unevenly for a derivative to describe.
+"""Advice on fine-tuning settings where the trained model is too nonlinear a function of its examples' weights.
 
-What was measured, each at about the same loss after training: half of the steps as warm-up instead of a tenth took a
-fifth to a third off the nonlinearity, since Adam's first steps are little more than signs; so did adapters of a larger
-scale at a smaller learning rate, whose inner factor then stays where it was drawn. A larger epsilon, other betas or
-plain gradient descent did not help (``benchmarks/RESULTS.md``).
+Then no derivative, exact or not, describes what removing examples does. What was measured, each at about the same loss
+after training: half of the steps as warm-up instead of a tenth reduced the nonlinearity by a fifth to a third, since
+Adam's first updates are close to the gradient's signs; so did adapters of a larger scale at a smaller learning rate,
+whose ``A`` then stays close to its initial value. A larger epsilon, other betas or plain gradient descent did not help
+(``benchmarks/RESULTS.md``).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ LARGE_SCALE = 16.0
 """Scale ``alpha / r`` of adapters from which on a larger one brings little."""
 
 
-def smoother(settings: FinetuneSettings | None) -> str:
-    """What to change, in words; ``settings`` are None where another trainer's are not known."""
+def smoothness_advice(settings: FinetuneSettings | None) -> str:
+    """Which settings to change, in words; ``settings`` are None for a run of another trainer."""
     if settings is None:
         return "fine-tune with a longer warm-up, a lower learning rate or fewer epochs"
     changes = []

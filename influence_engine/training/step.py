@@ -1,7 +1,7 @@
 """One training step as a function of parameters, optimiser state and example weights.
 
-Fine-tuning and re-execution call it without a graph. A replay differentiates the same ``gradient`` with respect to
-weights and parameters; with ``differentiable=True`` the whole step can be differentiated.
+Fine-tuning and re-execution call ``training_step`` without a graph. A replay differentiates the same ``gradient`` with
+respect to weights and parameters; with ``differentiable=True`` the whole step can be differentiated.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from torch.func import functional_call
 
 from influence_engine.errors import ModelError
 from influence_engine.models.first_token_head import first_position_only
+from influence_engine.models.trainable import has_running_statistics
 from influence_engine.tasks import Batch, Task
-from influence_engine.training.frozen_cache import FrozenSteps
-from influence_engine.training.optimizers import Optimizer, OptimizerState, Parameters, clipped
+from influence_engine.training.clipping import clipped
+from influence_engine.training.frozen_cache import FrozenLayers
+from influence_engine.training.optimizers import Optimizer, Parameters, TrainingState
 from influence_engine.training.schedule import Step
 
 _PREFIX = "model."
 
 
 class Objective(nn.Module):
-    """The loss of a micro-batch as a module, so that its parameters can be handed in from outside.
+    """The weighted loss of a micro-batch as a module, so that its parameters can be handed in from outside.
 
     Args:
         model: The model.
         task: Its task.
-        frozen: Takes the outputs of frozen layers from there instead of computing them in every execution.
-        first_position: Leaves out what the model's head does not read, see ``first_position_only``. A run's steps come
-            out bit for bit only with what it was recorded with.
+        frozen: Takes the outputs of frozen layers from its cache instead of computing them in every execution.
+        first_position: Leaves out what the model's head does not read (``first_position_only``). A run's steps come
+            out bit for bit only with the value that they were recorded with.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, frozen: FrozenSteps | None = None, *, first_position: bool = False
+        self, model: nn.Module, task: Task, frozen: FrozenLayers | None = None, *, first_position: bool = False
     ) -> None:
         super().__init__()
         self.model = model
@@ -44,9 +46,9 @@ class Objective(nn.Module):
         self._frozen = frozen
         self._first_position = first_position
 
-    def running(self, step: int, micro_batch: int) -> contextlib.AbstractContextManager[None]:
-        """While that micro-batch of that step runs."""
-        return contextlib.nullcontext() if self._frozen is None else self._frozen.running(step, micro_batch)
+    def micro_batch(self, step: int, number: int) -> contextlib.AbstractContextManager[None]:
+        """Within it the model runs on micro-batch ``number`` of a step, and on nothing else."""
+        return contextlib.nullcontext() if self._frozen is None else self._frozen.micro_batch(step, number)
 
     def forward(self, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``sum_i coefficients_i l_i`` and the losses ``l_i``, ``[B]``."""
@@ -59,63 +61,72 @@ class Objective(nn.Module):
             return self.task.outputs(self.model, batch)
 
     def evaluate(self, parameters: Parameters, batch: Batch, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """The same at the given parameters; those not named keep the module's own values."""
+        """What ``forward`` returns, at the given parameters; those not named have the model's own values."""
         named = {_PREFIX + name: parameter for name, parameter in parameters.items()}
         result: tuple[Tensor, Tensor] = functional_call(self, named, (batch, coefficients))
         return result
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step leads to.
+class UpdateRule:
+    """What turns a step's examples into an update: gradient of the objective, clipping by global norm, optimiser.
 
     Attributes:
-        parameters: After the step.
-        state: The optimiser's state after the step.
-        loss: The objective before the step, a scalar.
-        losses: For each micro-batch the losses of its examples, ``[B]``.
-        clip_factor: What the gradient was multiplied with, a scalar, 1 where it was not clipped.
+        objective: Model and task.
+        optimizer: Its step.
+        max_grad_norm: Longest gradient that is not scaled down; None never scales.
     """
 
-    parameters: Parameters
-    state: OptimizerState
+    objective: Objective
+    optimizer: Optimizer
+    max_grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of one training step.
+
+    Attributes:
+        state: Parameters and optimiser state after the step.
+        loss: The objective before the step, a scalar.
+        losses: For each micro-batch the losses of its examples, ``[B]``.
+        clip_factor: The factor by which clipping scaled the gradient, a scalar; 1 where it did not.
+    """
+
+    state: TrainingState
     loss: Tensor
     losses: list[Tensor]
     clip_factor: Tensor
 
 
 def training_step(
-    objective: Objective,
-    optimizer: Optimizer,
+    rule: UpdateRule,
     step: Step,
     batches: Sequence[Batch],
-    parameters: Parameters,
-    state: OptimizerState,
+    start: TrainingState,
     *,
     weights: Tensor | None = None,
-    max_grad_norm: float | None = None,
     differentiable: bool = False,
 ) -> StepResult:
     """Gradient of ``sum_i w_i a_i l_i / Z_t``, clipping by global norm, optimiser step.
 
     Args:
-        objective: Model and task.
-        optimizer: Its step.
-        step: Which examples, and how they count.
+        rule: Objective, optimiser and clipping.
+        step: Its examples, their ``a_i``, ``Z_t``, learning rate and seed.
         batches: For each micro-batch of ``step`` its collated examples.
-        parameters: The trained parameters before the step.
-        state: The optimiser's state before the step.
-        weights: The ``w_i`` of every example of the data set, ``[N]``; None weighs all 1.
-        max_grad_norm: Longest gradient that is not scaled down.
-        differentiable: Keeps the graph from weights, parameters and state to the result.
+        start: Parameters and optimiser state before the step.
+        weights: The ``w_i`` of every example of the data set, ``[N]``; None for weights of 1.
+        differentiable: Keeps the graph from weights, parameters and optimiser state to the result.
     """
-    inputs = {name: _input(parameter, differentiable) for name, parameter in parameters.items()}
+    inputs = {name: _input(parameter, differentiable) for name, parameter in start.parameters.items()}
     with seeded(step.seed):
-        gradients, loss, losses = gradient(objective, step, batches, inputs, weights, differentiable=differentiable)
+        gradients, loss, losses = gradient(
+            rule.objective, step, batches, inputs, weights, differentiable=differentiable
+        )
     with contextlib.nullcontext() if differentiable else torch.no_grad():
-        gradients, clip_factor = clipped(gradients, max_grad_norm)
-        updated, new_state = optimizer.step(inputs, state, gradients, step.learning_rate, step.number)
-    return StepResult(updated, new_state, loss, losses, clip_factor)
+        gradients, clip_factor = clipped(gradients, rule.max_grad_norm)
+        updated = rule.optimizer.step(inputs, start.optimizer_state, gradients, step.learning_rate, step.number)
+    return StepResult(TrainingState(*updated), loss, losses, clip_factor)
 
 
 def gradient(
@@ -127,9 +138,10 @@ def gradient(
     *,
     differentiable: bool = False,
 ) -> tuple[Parameters, Tensor, list[Tensor]]:
-    """The step's gradient summed over its micro-batches, its objective, and the losses of each micro-batch.
+    """The step's gradient before clipping, its objective, and the losses of each micro-batch.
 
-    A parameter that the outputs do not depend on has gradient zero.
+    A parameter that the outputs do not depend on has gradient zero. The arguments are those of ``training_step``;
+    ``parameters`` require gradients.
     """
     total: Parameters = {}
     loss = torch.zeros(())
@@ -152,11 +164,14 @@ def gradients_of_micro_batches(
     *,
     differentiable: bool = False,
 ) -> Iterator[tuple[Parameters, Tensor, Tensor]]:
-    """Each micro-batch's part of the step's gradient and of its objective, and its losses; none is held on to here."""
+    """For each micro-batch its share of the step's gradient and of its objective, and its losses ``[B]``.
+
+    The arguments are those of ``gradient``. The graph of a micro-batch is freed once the caller drops its tensors.
+    """
     for number, (rows, shares, batch) in enumerate(zip(step.rows, step.shares, batches, strict=True)):
-        counted = shares if weights is None else shares * weights[rows]
-        with objective.running(step.number, number):
-            part, each = objective.evaluate(parameters, batch, counted / step.normalizer)
+        weighted = shares if weights is None else shares * weights[rows]
+        with objective.micro_batch(step.number, number):
+            part, each = objective.evaluate(parameters, batch, weighted / step.normalizer)
         parts = torch.autograd.grad(
             part, list(parameters.values()), create_graph=differentiable, allow_unused=True, materialize_grads=True
         )
@@ -179,7 +194,7 @@ def trained_parameters(model: nn.Module, names: Sequence[str]) -> Parameters:
 
 @contextlib.contextmanager
 def parameters_put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """The named parameters have the values that they have now again afterwards, whatever is put there meanwhile."""
+    """Restores the present values of the named parameters at its end, whatever is copied into the model within it."""
     own = trained_parameters(model, names)
     try:
         yield
@@ -188,7 +203,7 @@ def parameters_put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None
 
 
 def put_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Copies the given values into the model."""
+    """Copies the given values into the model's parameters of these names."""
     found = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in parameters.items():
@@ -196,14 +211,14 @@ def put_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Training mode with dropout of the given probability everywhere; 0 is evaluation mode.
+    """Puts a model into training mode with dropout of one probability everywhere; 0 is evaluation mode.
 
-    Normalisation over a batch stays in evaluation mode: its running averages would make the loss of an example
-    depend on its neighbours.
+    Normalisation by running statistics stays in evaluation mode, its statistics constant, whether its weights are
+    trained or not: batch statistics would make the loss of an example depend on the other examples of its batch.
     """
     model.train(probability > 0)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if has_running_statistics(module):
             module.eval()
         if not probability:
             continue
@@ -223,7 +238,7 @@ def _input(parameter: Tensor, differentiable: bool) -> Tensor:
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """While a step's random numbers (dropout) are drawn; None draws none."""
+    """Draws torch's random numbers (dropout) from a seed within it; None leaves the random state alone."""
     if seed is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Measuring a model on examples that it was not trained on."""
+"""Loss and accuracy of a model on examples that it was not trained on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, Task, is_right, predictions_of, predicts_labels
 
 BATCH = 64
+"""Examples in one forward pass."""
 
 
 def validate(
     task: Task, model: nn.Module, examples: Sequence[Example], progress: Progress = silent
 ) -> dict[str, float]:
-    """Mean ``loss`` and, where the task predicts labels, ``accuracy``, with the number of ``examples``.
+    """Measures a model on labelled examples and leaves it in evaluation mode.
 
-    The model is in evaluation mode afterwards.
+    Returns:
+        ``examples``, their number; their mean ``loss``; and, where the task predicts labels, ``accuracy``.
     """
     model.eval()
     device = next(model.parameters()).device

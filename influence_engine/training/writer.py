@@ -1,4 +1,4 @@
-"""Writing a recorded run, so that it is complete or recognisably not, and never replaces another."""
+"""Writes a recorded run, which is complete or recognisably incomplete, and never replaces another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,28 @@ from influence_engine.training.record import (
 from influence_engine.training.schedule import Schedule
 
 
+@dataclass(frozen=True)
+class ExecutedSteps:
+    """All steps of a finished training.
+
+    Attributes:
+        schedule: The steps.
+        losses: The objective before each step.
+        clip_factors: The factor by which clipping scaled each step's gradient.
+    """
+
+    schedule: Schedule
+    losses: Sequence[float]
+    clip_factors: Sequence[float]
+
+
 class RecordWriter:
     """Writes one run into one folder.
 
     Args:
         folder: Made if missing; must be empty, or hold the same run, interrupted.
         identity: All that determines the run's result; a run with another identity is not touched.
-        steps: How many steps it will have.
+        steps: Number of steps that the run will have.
 
     Raises:
         RecordError: the folder holds a complete run, another run, or something else.
@@ -70,19 +86,17 @@ class RecordWriter:
         """The newest checkpoint of an interrupted run; None where there is none.
 
         Raises:
-            RecordError: it is damaged; the message names it.
+            RecordError: its file is damaged; the message names it.
         """
         steps = saved_steps(self.folder)
         return read_checkpoint(self.folder, steps[-1]) if steps else None
 
     def finish(
         self,
-        *,
         model: nn.Module,
+        steps: ExecutedSteps,
+        *,
         tokenizer: Any,
-        schedule: Schedule,
-        losses: Sequence[float],
-        clip_factors: Sequence[float],
         example_ids: Sequence[str],
         optimizer: Mapping[str, Any],
         reasons: Sequence[str] = (),
@@ -91,14 +105,12 @@ class RecordWriter:
         """Completes the record and opens it.
 
         Args:
-            model: After the last step.
-            tokenizer: Saved beside it; None where the task has none.
-            schedule: All steps.
-            losses: The objective before each step.
-            clip_factors: What each step's gradient was multiplied with.
-            example_ids: In the order of the data set.
-            optimizer: ``Optimizer.describe()``.
-            reasons: Why the run cannot be replayed; none if it can.
+            model: The model after the last step.
+            steps: All steps.
+            tokenizer: Saved beside the model; None where the task has none.
+            example_ids: The rows that the schedule refers to.
+            optimizer: What ``Optimizer.describe`` returns.
+            reasons: Why the run cannot be replayed; none if it can be.
             facts: Further entries of the manifest that ``Run`` reads.
         """
         self.checkpoints.wait()
@@ -108,9 +120,9 @@ class RecordWriter:
         save_model(model, self.folder / MODEL, tokenizer=tokenizer)
         known = {**self.checkpoints.digests, **_base_kept_once(self.folder)}
         write_json(self.folder / EXAMPLES, list(example_ids))
-        tensors = schedule.tensors() | {
-            "losses": torch.tensor(losses, dtype=torch.float64),
-            "clip_factors": torch.tensor(clip_factors, dtype=torch.float64),
+        tensors = steps.schedule.tensors() | {
+            "losses": torch.tensor(steps.losses, dtype=torch.float64),
+            "clip_factors": torch.tensor(steps.clip_factors, dtype=torch.float64),
         }
         write_tensors(self.folder / STEPS, tensors)
         manifest = {
@@ -121,7 +133,7 @@ class RecordWriter:
             "why_not_replayable": "; ".join(reasons) or None,
             "optimizer": dict(optimizer),
             "checkpoints": saved_steps(self.folder),
-            "steps": len(schedule),
+            "steps": len(steps.schedule),
             "examples": len(example_ids),
             **facts,
             "identity": self._identity,
@@ -206,7 +218,7 @@ IN_DIGESTS = ("base", "tokenizer", "data", "task")
 
 @contextlib.contextmanager
 def exclusively(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps other processes from recording into ``folder`` meanwhile; the system lifts the lock if this one dies.
+    """Locks ``folder`` against other recording processes; the system releases the lock if this process dies.
 
     Raises:
         RecordError: another process is recording there, or the folder cannot be made.

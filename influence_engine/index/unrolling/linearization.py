@@ -31,13 +31,13 @@ from influence_engine.progress import Progress
 from influence_engine.resources import within_memory
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
-from influence_engine.training import Run
+from influence_engine.training import RecordedTraining, Run
 from influence_engine.training.checkpoint_intervals import RecordedStates
-from influence_engine.training.frozen_cache import FrozenSteps, KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache, FrozenLayers
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.schedule import Step
 from influence_engine.training.sensitivity import Sensitivity, sensitivity_of
-from influence_engine.training.step import Objective, parameters_put_back, put_parameters, set_dropout
+from influence_engine.training.step import Objective, UpdateRule, parameters_put_back, put_parameters, set_dropout
 
 STAGE = "linearising the recorded steps"
 SUMS = "sums.safetensors"
@@ -124,18 +124,19 @@ class StepLineariser:
         self.run, self.passes, self.examples, self.folder, self.progress = run, passes, examples, folder, progress
         model = passes.model
         self._pairs = adapter_pairs(passes.tracked)
-        self._kept = KeptSteps()
-        frozen = None if run.dropout else FrozenSteps(model, run.trainable, self._kept)
+        self._kept = FrozenCache()
+        frozen = None if run.dropout else FrozenLayers(model, run.trainable, self._kept)
         self._objective = Objective(model, passes.task, frozen, first_position=run.first_position)
         self._residual = ResidualObjective(model, passes.task, frozen, first_position=run.first_position)
-        self._states = RecordedStates(run, examples, self._objective, passes.device)
+        rule = UpdateRule(self._objective, run.optimizer, run.max_grad_norm)
+        self._states = RecordedStates(RecordedTraining(run, passes.task, examples, model, passes.device), rule)
 
     def sampled(self, most: int) -> Batches:
         """Examples as the model met them: batches from the steps after each checkpoint but the last.
 
         The model has the checkpoint's weights while a batch is yielded. ``most`` examples in all.
         """
-        stretches = self._states.stretches()[::-1]
+        stretches = self._states.intervals()[::-1]
         for number, (first, last) in enumerate(stretches):
             quota = most * (number + 1) // len(stretches) - most * number // len(stretches)
             schedule = self.run.schedule
@@ -168,7 +169,7 @@ class StepLineariser:
             done = int(kept.pop("done"))
             sensitivity.restore(kept)
         paths: list[Path] = []
-        for first, last in self._states.stretches():
+        for first, last in self._states.intervals():
             path = self.folder / f"steps-{first:09d}.safetensors"
             paths.insert(0, path)
             if last > done:
@@ -217,7 +218,7 @@ class StepLineariser:
             number = first + len(states)
             before = states.pop()
             step = self._states.schedule.step(number)
-            *kinds, gradient = sensitivity.back(number, step.learning_rate, before[1], after[1])
+            *kinds, gradient = sensitivity.backward(number, step.learning_rate, before[1], after[1])
             move = StepMove.of(seen.coordinates, self.passes.tracked, kinds, gradient)
             products = None
             if seen.hessian is not None:
@@ -242,7 +243,7 @@ class StepLineariser:
         for number, (rows, shares) in enumerate(zip(step.rows, step.shares, strict=True)):
             source = (shares / step.normalizer).to(self.passes.device)
             weight = source * self._states.weights[rows].to(source)
-            with self._objective.running(step.number, number):
+            with self._objective.micro_batch(step.number, number):
                 for row in self.passes.rows([self.examples[place] for place in rows.tolist()]):
                     parts["examples"].append(rows)
                     parts["pulled"].append(coordinates(row.gradients))

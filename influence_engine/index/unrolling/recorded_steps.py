@@ -59,7 +59,7 @@ class RecordedSteps:
             directions = leading_directions(torch.cat(some), width).to(self.passes.device)
         stretches = self._lineariser.stretches(coordinates, basis, directions)
         sensitivity = sensitivity_of(self.run.optimizer, {})
-        direct, late = sensitivity.releases(self.run.learning_rates)
+        direct, late = sensitivity.impulse_responses(self.run.learning_rates)
         paths = []
         for start in range(0, len(self.examples), RESPONSE_SHARD):
             count = min(RESPONSE_SHARD, len(self.examples) - start)

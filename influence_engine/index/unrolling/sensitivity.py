@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from influence_engine.index.unrolling.linearization import LinearStep
-from influence_engine.training.sensitivity import Release
+from influence_engine.training.sensitivity import ImpulseResponse
 
 
 class Response:
@@ -40,8 +40,8 @@ class Response:
         first: int,
         count: int,
         dimensions: int,
-        direct: Release,
-        late: Release | None,
+        direct: ImpulseResponse,
+        late: ImpulseResponse | None,
         decays: Tensor,
         device: torch.device,
     ) -> None:
@@ -81,7 +81,7 @@ class Response:
 
 
 class _Channel:
-    def __init__(self, release: Release, pending: Tensor) -> None:
+    def __init__(self, release: ImpulseResponse, pending: Tensor) -> None:
         self._rates, self._totals, self._decay = release.rates.tolist(), release.totals().tolist(), release.decay
         self._pending = pending
 

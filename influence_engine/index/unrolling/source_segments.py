@@ -27,7 +27,7 @@ from influence_engine.curvature.gradient_passes import Batches, GradientPasses
 from influence_engine.index.encoding.encoder import LayerCoordinates
 from influence_engine.index.sizes import SHARD, shard_path
 from influence_engine.index.unrolling.trajectory import Point
-from influence_engine.models.frozen_prefix import FrozenPrefix, Kept
+from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
 from influence_engine.tensor_files import write_tensors
@@ -153,10 +153,10 @@ class Segments:
         done = 0
         with parameters_put_back(self.passes.model, self._names):
             for positions, examples in self.passes.grouped(self.examples, chosen):
-                kept: Kept | None = None
+                kept: CachedPrefix | None = None
                 for number, point in enumerate(self.points):
                     put_parameters(self.passes.model, point.weights)
-                    with self._prefix.keeping() if kept is None else self._prefix.recalling(kept) as found:
+                    with self._prefix.caching() if kept is None else self._prefix.reusing(kept) as found:
                         work(number, positions, examples)
                     kept = kept or found
                 done += len(positions)

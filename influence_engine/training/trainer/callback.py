@@ -1,7 +1,7 @@
-"""Recording a run of the Trainer of ``transformers``.
+"""Records a run of the Trainer of ``transformers``.
 
 A callback of the Trainer never sees the batch, and the Trainer drops columns that the model does not know. So the
-data set's items carry their row, the collator passes it on, and a hook takes it off again before the model sees it::
+data set's items carry their row, the collator adds it to the batch, and a hook removes it before the model runs::
 
     recording = RecordingCallback(task, "runs/mine")
     Trainer(
@@ -13,7 +13,7 @@ data set's items carry their row, the collator passes it on, and a hook takes it
         callbacks=[recording],
     ).train()
 
-Whatever the run is like, it proceeds; the record says whether its steps can be executed again, and if not, why.
+The run is never interfered with: the record says whether its steps can be executed again, and if not, why.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from transformers import TrainerCallback
 
 from influence_engine.errors import SettingsError
 from influence_engine.tasks import Example, Task
-from influence_engine.training.trainer.hooks import ROWS, BatchReader
-from influence_engine.training.trainer.run import TrainerRun
+from influence_engine.training.trainer.hooks import ROWS, TrainerHooks
+from influence_engine.training.trainer.run import TrainerRun, TrainerSetup
 
 
 class RecordedItem(NamedTuple):
-    """An example with its row; not a dict, so the Trainer leaves it alone."""
+    """An example with its row in the data set; not a dict, of which the Trainer would drop unknown columns."""
 
     row: int
     example: Example
 
 
 class RecordingDataset(Dataset[RecordedItem]):
-    """Examples as a data set whose items know their row. For evaluation as well, so that one collator serves both."""
+    """A data set whose items carry their row; for training and evaluation, so that one collator serves both."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
@@ -62,13 +62,13 @@ class RecordingDataset(Dataset[RecordedItem]):
 
 
 class RecordingCollator:
-    """Collates as the task does and adds the rows of the examples."""
+    """Collates as the task does and adds the rows of the examples to the batch."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
 
     def __call__(self, items: Sequence[RecordedItem]) -> dict[str, Tensor]:
-        """The batch, with ``ROWS`` ``[B]``."""
+        """The collated batch, with the rows ``[B]`` under the key ``ROWS``."""
         batch = self._task.collate([item.example for item in items])
         return {**batch, ROWS: torch.tensor([item.row for item in items])}
 
@@ -77,10 +77,10 @@ class RecordingCallback(TrainerCallback):
     """Writes the record that ``finetune`` writes, for a run of the Trainer.
 
     Args:
-        task: Collates the examples; its loss must be the one that the model computes.
+        task: Collates the examples; its loss must be the loss that the model computes.
         record_to: A new or empty folder.
         dropout_seed: Seeds torch's random numbers at every step, so that a run with dropout can be executed again;
-            None leaves them alone.
+            None leaves torch's random state alone.
         checkpoints: How many times weights and optimiser state are saved; None takes about the square root of the
             number of steps.
 
@@ -101,17 +101,17 @@ class RecordingCallback(TrainerCallback):
         self._record_to = record_to
         self._dropout_seed = dropout_seed
         self._checkpoints = checkpoints
-        self._reader: BatchReader | None = None
+        self._hooks: TrainerHooks | None = None
         self._run: TrainerRun | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
-        """Takes rows off the model's inputs from now on, as evaluation before training has them too."""
-        self._reader = BatchReader(model)
+        """Adds the hooks that remove rows from the model's inputs; evaluation before training has them, too."""
+        self._hooks = TrainerHooks(model)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Any, **kwargs: Any
     ) -> None:
-        """Saves what the run starts from.
+        """Begins the record with the weights before the first step.
 
         Raises:
             SettingsError: the Trainer's data set is not a ``RecordingDataset``.
@@ -123,34 +123,33 @@ class RecordingCallback(TrainerCallback):
                 f"train_dataset is a {type(data).__name__}; wrap the examples in RecordingDataset(examples)",
                 field="train_dataset",
             )
-        if self._reader is None:
-            # Added by add_callback, after the Trainer had been made.
-            self._reader = BatchReader(model)
-        self._run = TrainerRun(
+        if self._hooks is None:
+            # The callback was added by add_callback, after the Trainer had been made.
+            self._hooks = TrainerHooks(model)
+        setup = TrainerSetup(
             task=self._task,
             model=model,
             # accelerate wraps the optimiser; the wrapped one has the state.
             optimizer=getattr(optimizer, "optimizer", optimizer),
             examples=data.examples,
-            reader=self._reader,
-            record_to=self._record_to,
-            args=args,
+            arguments=args,
             steps_done=state.global_step,
-            total=state.max_steps,
-            dropout_seed=self._dropout_seed,
-            checkpoints=self._checkpoints,
+            total_steps=state.max_steps,
+        )
+        self._run = TrainerRun(
+            setup, self._hooks, self._record_to, dropout_seed=self._dropout_seed, checkpoints=self._checkpoints
         )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A step begins."""
+        """Clears the hooks' log and seeds the step."""
         self._current().begin_step()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All gradients of the step are there, clipped."""
+        """Records what the step consists of, once all of its gradients are there, clipped."""
         self._current().before_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The weights are updated."""
+        """Writes a checkpoint of the updated weights after the chosen steps."""
         self._current().after_update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

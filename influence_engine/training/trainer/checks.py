@@ -1,4 +1,4 @@
-"""What of a run of the Trainer can be executed again, and what of it keeps that from being possible."""
+"""Describes a run of the Trainer for its record, and finds what keeps its steps from being executed again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from influence_engine.models.trainable import has_running_statistics
 from influence_engine.training.optimizers import SGD, AdamW, OptimizerState, SmoothAdamW
 
-_ARGUMENTS = (
+_RECORDED_ARGUMENTS = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
@@ -36,13 +37,13 @@ _ARGUMENTS = (
 
 
 @dataclass(frozen=True)
-class OptimizerFacts:
+class OptimizerDescription:
     """An optimiser of torch as a record describes it.
 
     Attributes:
-        description: As ``Optimizer.describe()``.
-        moments: Names of its state in torch by their names in a record.
-        reasons: Why its steps cannot be executed again; none if they can.
+        description: What ``Optimizer.describe`` returns for the equivalent optimiser of this package.
+        moments: By the name of a kind of state in a record, its name in torch.
+        reasons: Why the optimiser's steps cannot be executed again; none if they can be.
     """
 
     description: dict[str, Any]
@@ -50,7 +51,7 @@ class OptimizerFacts:
     reasons: list[str]
 
     def state(self, optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> OptimizerState:
-        """The present state by kind and parameter name; what the optimiser has not made yet is zero."""
+        """The optimiser's present state by kind and parameter name; zero where it has none yet."""
         state: OptimizerState = {kind: {} for kind in self.moments}
         for parameter, name in names.items():
             found = optimizer.state.get(parameter, {})
@@ -61,13 +62,13 @@ class OptimizerFacts:
 
 
 def arguments_of(args: Any) -> dict[str, Any]:
-    """The Trainer's arguments that bear on the result, as JSON."""
-    values = {name: getattr(args, name, None) for name in _ARGUMENTS}
+    """The Trainer's arguments that determine the trained weights, as JSON."""
+    values = {name: getattr(args, name, None) for name in _RECORDED_ARGUMENTS}
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
 
-def optimizer_facts(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> OptimizerFacts:
-    """Describes an optimiser; ``names`` are those of the parameters that it should train."""
+def describe_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> OptimizerDescription:
+    """Describes an optimiser of torch; ``names`` are those of the parameters that it should train."""
     groups = optimizer.param_groups
     decay = {names[p]: float(g.get("weight_decay", 0.0)) for g in groups for p in g["params"] if p in names}
     reasons = []
@@ -79,21 +80,21 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str
     first = groups[0]
     if isinstance(optimizer, SmoothAdamW):
         description = AdamW(tuple(first["betas"]), first["epsilon"], decay).describe()
-        return OptimizerFacts(description, {kind: kind for kind in ("first_moment", "second_moment")}, reasons)
+        return OptimizerDescription(description, {kind: kind for kind in ("first_moment", "second_moment")}, reasons)
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         reasons.append("torch's Adam has its epsilon outside the root; pass optimizers=(SmoothAdamW(...), None)")
         description = AdamW(tuple(first["betas"]), first["eps"], decay).describe()
-        return OptimizerFacts(description, {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}, reasons)
+        return OptimizerDescription(description, {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}, reasons)
     if isinstance(optimizer, torch.optim.SGD):
         if decay or first["nesterov"] or first["dampening"]:
             reasons.append("of torch's SGD only plain momentum without weight decay can be executed again")
-        return OptimizerFacts(SGD(first["momentum"]).describe(), {"velocity": "momentum_buffer"}, reasons)
+        return OptimizerDescription(SGD(first["momentum"]).describe(), {"velocity": "momentum_buffer"}, reasons)
     reasons.append(f"the optimiser is {type(optimizer).__name__}; pass optimizers=(SmoothAdamW(...), None)")
-    return OptimizerFacts({"type": type(optimizer).__name__}, {}, reasons)
+    return OptimizerDescription({"type": type(optimizer).__name__}, {}, reasons)
 
 
 def obstacles(args: Any, model: nn.Module, *, steps_done: int, dropout_seed: int | None) -> list[str]:
-    """Why a run with these arguments and this model cannot be executed again; none if it can."""
+    """Why the steps of a run with these arguments and this model cannot be executed again; none if they can be."""
     reasons = [
         f"trained in {kind}; train in 32-bit floats ({kind}=False)" for kind in ("bf16", "fp16") if getattr(args, kind)
     ]
@@ -109,8 +110,8 @@ def obstacles(args: Any, model: nn.Module, *, steps_done: int, dropout_seed: int
         reasons.append("dropout without recorded seeds; set it to 0 in the model's config, or pass dropout_seed")
     if len(rates) > 1:
         reasons.append(f"dropout differs from layer to layer ({sorted(rates)}); use one value")
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        reasons.append("batch normalisation in training mode makes an example's loss depend on its neighbours")
+    if any(has_running_statistics(module) for module in model.modules()):
+        reasons.append("batch normalisation in training mode makes an example's loss depend on the rest of its batch")
     if args.label_smoothing_factor:
         reasons.append("label smoothing changes the Trainer's loss; put it into the task's loss instead")
     if getattr(args, "neftune_noise_alpha", None):
@@ -123,7 +124,7 @@ def obstacles(args: Any, model: nn.Module, *, steps_done: int, dropout_seed: int
 
 
 def dropout_rates(model: nn.Module) -> set[float]:
-    """The probabilities of all dropout that is not 0, in layers or kept as numbers by attention modules."""
+    """All dropout probabilities but 0, of dropout layers and of attention modules that hold theirs as a number."""
     rates: set[float] = set()
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

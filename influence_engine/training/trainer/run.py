@@ -1,10 +1,11 @@
-"""One run of the Trainer, step by step, on its way into a record."""
+"""Follows one run of the Trainer step by step and writes its record."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,55 +19,68 @@ from influence_engine.training.identity import check_examples, data_digest, task
 from influence_engine.training.record import Run
 from influence_engine.training.schedule import Step, checkpoint_steps, derived_seed, schedule_of
 from influence_engine.training.step import Objective, gradient, trained_parameters
-from influence_engine.training.trainer.checks import arguments_of, dropout_rates, obstacles, optimizer_facts
-from influence_engine.training.trainer.hooks import BatchReader
-from influence_engine.training.writer import RecordWriter
+from influence_engine.training.trainer.checks import arguments_of, describe_optimizer, dropout_rates, obstacles
+from influence_engine.training.trainer.hooks import TrainerHooks
+from influence_engine.training.writer import ExecutedSteps, RecordWriter
 
 TOLERANCE = 1e-3
-"""Largest relative difference between the Trainer's first gradient and the same gradient computed again."""
+"""Largest relative difference between the Trainer's first gradient and the task's gradient of the same step."""
+
+
+@dataclass(frozen=True)
+class TrainerSetup:
+    """A training as the Trainer has set it up.
+
+    Attributes:
+        task: Its loss is the loss that the model computes.
+        model: The model that is trained.
+        optimizer: Torch's optimiser.
+        examples: The data set whose rows the batches carry.
+        arguments: The Trainer's ``TrainingArguments``.
+        steps_done: Number of steps that the Trainer has done already, where it resumes a training.
+        total_steps: Number of steps at the end of the training.
+    """
+
+    task: Task
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    examples: Sequence[Example]
+    arguments: Any
+    steps_done: int
+    total_steps: int
 
 
 class TrainerRun:
     """Follows a run from its first step to its last.
 
     Args:
-        task: Whose loss the model computes.
-        model: What is trained.
-        optimizer: Torch's optimiser.
-        examples: The data set that rows point into.
-        reader: On the model.
+        setup: The training.
+        hooks: On the model.
         record_to: The record's folder.
-        args: The Trainer's arguments.
-        steps_done: Steps that the Trainer has done already.
-        total: Steps that it will have done.
-        dropout_seed: Seeds every step; None leaves torch's random numbers alone.
-        checkpoints: How many times weights and optimiser state are saved.
+        dropout_seed: Seeds every step; None leaves torch's random state alone.
+        checkpoints: How many times weights and optimiser state are saved; None takes about the square root of the
+            number of steps.
     """
 
     def __init__(
         self,
-        *,
-        task: Task,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        examples: Sequence[Example],
-        reader: BatchReader,
+        setup: TrainerSetup,
+        hooks: TrainerHooks,
         record_to: str | os.PathLike[str],
-        args: Any,
-        steps_done: int,
-        total: int,
+        *,
         dropout_seed: int | None,
         checkpoints: int | None,
     ) -> None:
-        self._task, self._model, self._optimizer, self._examples = task, model, optimizer, examples
-        self._reader, self._args, self._seed = reader, args, dropout_seed
+        task, model, examples, args = setup.task, setup.model, setup.examples, setup.arguments
+        self._task, self._model, self._optimizer, self._examples = task, model, setup.optimizer, examples
+        self._hooks, self._args, self._seed = hooks, args, dropout_seed
         self._ids = check_examples(task, examples, "training")
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self._facts = optimizer_facts(optimizer, self._names)
+        self._described = describe_optimizer(setup.optimizer, self._names)
         self._dropout = max(dropout_rates(model), default=0.0)
         self._reasons = [
-            *self._facts.reasons,
-            *obstacles(args, model, steps_done=steps_done, dropout_seed=dropout_seed),
+            *self._described.reasons,
+            *obstacles(args, model, steps_done=setup.steps_done, dropout_seed=dropout_seed),
         ]
         identity = {
             "recorded_by": "transformers.Trainer",
@@ -78,33 +92,33 @@ class TrainerRun:
             "dropout_seed": dropout_seed,
             "weights": {},
         }
-        self._writer = RecordWriter(record_to, identity, total)
-        self._writer.checkpoints.start_over()
-        self._save_after = set(checkpoint_steps(total, checkpoints))
+        self._writer = RecordWriter(record_to, identity, setup.total_steps)
+        self._writer.checkpoints.delete_all()
+        self._save_after = set(checkpoint_steps(setup.total_steps, checkpoints))
         self._steps: list[Step] = []
         self._losses: list[float] = []
         self._clip_factors: list[float] = []
         self._scaled_by_items: bool | None = None
         self._norms: dict[Tensor, Tensor] = {}
-        # Nobody is told the norm before clipping, so it is taken as gradients accumulate; the last value counts.
+        # The Trainer does not report the norm before clipping, so it is taken as gradients accumulate; the last counts.
         watched: list[Any] = list(self._names) if args.max_grad_norm else []
-        self._handles = [parameter.register_post_accumulate_grad_hook(self._note_norm) for parameter in watched]
+        self._handles = [parameter.register_post_accumulate_grad_hook(self._record_norm) for parameter in watched]
         self._writer.checkpoints.save(0, self._parameters(), {}, [], [])
 
     def begin_step(self) -> None:
-        """Forgets the last step's batches and, if wanted, seeds this one."""
-        self._reader.clear()
+        """Clears the log of the last step's batches and, where there is a dropout seed, seeds this step."""
+        self._hooks.clear()
         if self._seed is not None:
             torch.manual_seed(derived_seed(self._seed, "step", len(self._steps) + 1))
 
     def before_update(self) -> None:
-        """Notes what the step consists of; for the first one, checks that its gradient comes out again."""
-        rows, items, losses = self._reader.rows, self._reader.items, self._reader.losses
+        """Records what the step consists of; for the first step, checks that the task has the same gradient."""
+        rows, items, losses = self._hooks.rows, self._hooks.items, self._hooks.losses
         if not rows:
-            self._because("the batches carry no rows; pass data_collator=recording.collate")
+            self._add_reason("the batches carry no rows; pass data_collator=recording.collate")
         rates = {float(group["lr"]) for group in self._optimizer.param_groups}
         if len(rates) > 1:
-            self._because("the optimiser's groups have different learning rates")
+            self._add_reason("the optimiser's groups have different learning rates")
         number = len(self._steps) + 1
         seeded = self._seed is not None and self._dropout > 0
         shares, normalizer = self._weights(rows, items, losses)
@@ -125,7 +139,7 @@ class TrainerRun:
         self._losses.append(sum(losses) / divisor if losses else math.nan)
 
     def after_update(self) -> None:
-        """Saves weights and optimiser state after the chosen steps."""
+        """Writes a checkpoint after the chosen steps."""
         if len(self._steps) in self._save_after:
             self._save()
 
@@ -136,13 +150,11 @@ class TrainerRun:
         if self._steps and len(self._steps) not in self._save_after:
             self._save()
         return self._writer.finish(
-            model=self._model,
+            self._model,
+            ExecutedSteps(schedule_of(self._steps), self._losses, self._clip_factors),
             tokenizer=getattr(self._task, "tokenizer", None),
-            schedule=schedule_of(self._steps),
-            losses=self._losses,
-            clip_factors=self._clip_factors,
             example_ids=self._ids,
-            optimizer=self._facts.description,
+            optimizer=self._described.description,
             reasons=self._reasons,
             recorded_by="transformers.Trainer",
             settings=None,
@@ -154,7 +166,7 @@ class TrainerRun:
             validation=None,
         )
 
-    def _because(self, reason: str) -> None:
+    def _add_reason(self, reason: str) -> None:
         if reason not in self._reasons:
             self._reasons.append(reason)
 
@@ -162,10 +174,10 @@ class TrainerRun:
         return trained_parameters(self._model, list(self._names.values()))
 
     def _save(self) -> None:
-        state = self._facts.state(self._optimizer, self._names)
+        state = self._described.state(self._optimizer, self._names)
         self._writer.checkpoints.save(len(self._steps), self._parameters(), state, self._losses, self._clip_factors)
 
-    def _note_norm(self, parameter: Tensor) -> None:
+    def _record_norm(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self._norms[parameter] = torch.linalg.vector_norm(parameter.grad)
 
@@ -178,10 +190,11 @@ class TrainerRun:
     def _weights(
         self, rows: Sequence[Tensor], items: float | None, losses: Sequence[float]
     ) -> tuple[list[Tensor], float]:
-        """The ``a_i`` and ``Z_t`` with which the Trainer really weighed the losses of the step.
+        """The ``a_i`` and ``Z_t`` by which the Trainer has in fact weighted the losses of the step.
 
-        ``items`` is the number of labels in the step, which the Trainer hands to the model to divide its loss by. A
-        model that ignores it returns the mean over each micro-batch, and then nobody divides by how many there are.
+        ``items`` is the number of labels in the step, which the Trainer gives to the model to divide its loss by. A
+        model that ignores it returns the mean over each micro-batch, and the sum of these means is not divided by the
+        number of micro-batches.
         """
         if items is not None and len(rows) > 1 and self._scaled_by_items is None:
             self._scaled_by_items = self._is_scaled_by_items(rows[0], items, losses)
@@ -196,7 +209,7 @@ class TrainerRun:
     def _is_scaled_by_items(self, rows: Tensor, items: float, losses: Sequence[float]) -> bool:
         if not losses or not losses[0] > 0:
             return True
-        with torch.no_grad(), self._reader.paused():
+        with torch.no_grad(), self._hooks.paused():
             device = next(self._model.parameters()).device
             batch = self._task.collate([self._examples[row] for row in rows.tolist()])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -210,7 +223,7 @@ class TrainerRun:
     def _check_gradient(self, step: Step, clip_factor: float) -> None:
         parameters = {name: parameter.requires_grad_() for name, parameter in self._parameters().items()}
         batches = collate_step(self._task, self._examples, step, next(iter(parameters.values())).device)
-        with self._reader.paused(), torch.random.fork_rng():
+        with self._hooks.paused(), torch.random.fork_rng():
             if step.seed is not None:
                 torch.manual_seed(step.seed)
             expected, _, _ = gradient(Objective(self._model, self._task), step, batches, parameters)
@@ -220,7 +233,7 @@ class TrainerRun:
             difference += float((found - expected[name]).square().sum())
             size += float(expected[name].square().sum())
         if not difference <= TOLERANCE**2 * size:
-            self._because(
-                "computing the first gradient again gives another one (relative difference "
+            self._add_reason(
+                "the task's gradient of the first step is not the Trainer's (relative difference "
                 f"{math.sqrt(difference / max(size, 1e-30)):.2g}), so the Trainer's loss is not the task's"
             )

@@ -27,9 +27,9 @@ from influence_engine.counterfactual import (
 )
 from influence_engine.errors import DataError, SettingsError
 from influence_engine.replay import replay
-from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune, in_recorded_order
+from influence_engine.training import FinetuneSettings, LoraSettings, RecordedTraining, Run, finetune
 from influence_engine.training.execution import collate_step
-from influence_engine.training.step import Objective, set_dropout, trained_parameters, training_step
+from influence_engine.training.step import training_step
 
 OTHER = {"negative": "positive", "positive": "negative"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -52,9 +52,8 @@ def changed(task: Any, train: list[dict[str, Any]]) -> Change:
 
 def whole_graph(run: Run, task: Any, train: Any, queries: Any, change: Change, at: float) -> Tensor:
     """The derivative with all steps in one autograd graph, both examples in every step."""
-    model = run.load_base()
-    set_dropout(model, run.dropout)
-    own = in_recorded_order(run, task, train)
+    training = RecordedTraining.load(run, task, train, device="cpu")
+    model, own, rule, state = training.model, training.examples, training.update_rule(), training.initial_state()
     rows = {name: row for row, name in enumerate(run.example_ids)}
     examples = [*own, *change.replaced.values()]
     successor = {rows[name]: len(own) + number for number, name in enumerate(change.replaced)}
@@ -65,29 +64,16 @@ def whole_graph(run: Run, task: Any, train: Any, queries: Any, change: Change, a
     direction[[rows[name] for name in change.example_ids]] = -1
     direction[len(own) :] = 1
     weights = weights + share * direction
-    objective = Objective(model, task, first_position=run.first_position)
-    parameters = trained_parameters(model, run.trainable)
-    state = run.optimizer.initial_state(parameters)
     for step in run.schedule.steps():
         uses, shares = torch.cat(step.rows).tolist(), torch.cat(step.shares)
         more = [place for place, row in enumerate(uses) if row in successor]
         if more:
             added = torch.tensor([successor[uses[place]] for place in more])
             step = replace(step, rows=[*step.rows, added], shares=[*step.shares, shares[more]])
-        result = training_step(
-            objective,
-            run.optimizer,
-            step,
-            collate_step(task, examples, step, torch.device("cpu")),
-            parameters,
-            state,
-            weights=weights,
-            max_grad_norm=run.max_grad_norm,
-            differentiable=True,
-        )
-        parameters, state = result.parameters, result.state
+        batches = collate_step(task, examples, step, torch.device("cpu"))
+        state = training_step(rule, step, batches, state, weights=weights, differentiable=True).state
     model.eval()
-    outputs = torch.func.functional_call(model, parameters, (), task.model_inputs(task.collate(queries))).logits
+    outputs = torch.func.functional_call(model, state.parameters, (), task.model_inputs(task.collate(queries))).logits
     batch = dict(task.collate(queries))
     batch["labels"] = run.load_model()(**task.model_inputs(batch)).logits.argmax(-1)
     measured = task.measurement(outputs, batch)

@@ -13,7 +13,7 @@ from torch import nn
 from influence_engine.counterfactual import Change, editing, measure, members, relabelling, removal
 from influence_engine.errors import DataError, DigestMismatchError, InputError, SettingsError
 from influence_engine.training import FinetuneSettings, Run, finetune, reexecute
-from influence_engine.training.retraining_cache import SavedTraining
+from influence_engine.training.retraining_cache import RetrainingCheckpoint
 
 OTHER = {"negative": "positive", "positive": "negative"}
 SETTINGS = FinetuneSettings(epochs=2, batch_size=4, learning_rate=5e-3, seed=3)
@@ -126,7 +126,8 @@ def test_a_damaged_file_of_a_retraining_is_done_again(task: Any, run: Run, train
     first = reexecute(run, task, train, weights={"0-2": 0.0}, keep_in=tmp_path / "kept")
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert SavedTraining(tmp_path / "kept", file.stem.removeprefix("retraining-")).read(torch.device("cpu")) is None
+    key = file.stem.removeprefix("retraining-")
+    assert RetrainingCheckpoint(tmp_path / "kept", key).read(torch.device("cpu")) is None
     again = reexecute(run, task, train, weights={"0-2": 0.0}, keep_in=tmp_path / "kept")
     assert all(torch.equal(again[name], first[name]) for name in first)
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from influence_engine.curvature.gradient_passes import GradientPasses
 from influence_engine.gradients import track
 from influence_engine.models.first_token_head import first_position_only
-from influence_engine.models.loading import add_lora, choose_trainable
+from influence_engine.models.loading import add_lora
+from influence_engine.models.trainable import choose_trainable
 from influence_engine.tasks import Batch, Task
 
 

@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig,
 
 from influence_engine.curvature.gradient_passes import GradientPasses
 from influence_engine.gradients import track
-from influence_engine.models.loading import add_lora, choose_trainable
+from influence_engine.models.loading import add_lora
+from influence_engine.models.trainable import choose_trainable
 
 TEXTS = st.lists(st.sampled_from(["bad", "good", "the", "film", "plot"]), min_size=1, max_size=8)
 

@@ -143,18 +143,18 @@ def test_a_class_of_ones_own_with_the_same_name_is_left_as_it_is(batch: dict[str
     assert not reads_first_position(model)
 
 
-def test_a_last_attention_that_answers_with_what_was_kept_is_left_alone(batch: dict[str, Tensor]) -> None:
+def test_a_last_attention_that_returns_its_cached_output_is_left_alone(batch: dict[str, Tensor]) -> None:
     model = made(KINDS["bert"])
     trained = [name for name, _ in model.named_parameters() if "layer.1.output" in name or "classifier" in name]
     prefix = FrozenPrefix(model, trained)
     whole = model(**batch).logits
     with first_position_only(model):
-        with prefix.keeping() as kept:
+        with prefix.caching() as cached:
             model(**batch)
         for _ in range(2):
-            with prefix.recalling(kept):
+            with prefix.reusing(cached):
                 torch.testing.assert_close(model(**batch).logits, whole, rtol=1e-10, atol=1e-12)
-    assert any(name.endswith("layer.1.attention") for name in kept)
+    assert any(name.endswith("layer.1.attention") for name in cached)
     torch.testing.assert_close(model(**batch).logits, whole, rtol=0, atol=0)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_engine.models.frozen_prefix import FrozenPrefix, kept_bytes
+from influence_engine.models.frozen_prefix import FrozenPrefix, cached_bytes
 
 
 class Blocks(nn.Module):
@@ -44,9 +44,9 @@ def test_base_outputs_are_unchanged(trained: tuple[str, ...]) -> None:
     ids = torch.randint(0, 9, (3, 5))
     expected = base(ids)
     for _ in range(2):
-        with of_model.keeping() as kept:
+        with of_model.caching() as cached:
             model(ids)
-        with of_base.recalling(kept):
+        with of_base.reusing(cached):
             assert torch.equal(base(ids), expected)
     assert torch.equal(base(ids), expected)
 
@@ -57,19 +57,19 @@ def test_shared_layers_below_the_trained_ones_are_not_computed_again() -> None:
     computed: list[str] = []
     for name in ("blocks.0.0", "blocks.2.0", "blocks.3.0"):
         base.get_submodule(name).register_forward_hook(lambda *_, name=name: computed.append(name))
-    with of_model.keeping() as kept:
+    with of_model.caching() as cached:
         model(ids)
-    with of_base.recalling(kept):
+    with of_base.reusing(cached):
         base(ids)
     assert computed == ["blocks.3.0"]
-    assert kept_bytes(kept) == (1 + 2 + 3) * 3 * 5 * 6 * 4
+    assert cached_bytes(cached) == (1 + 2 + 3) * 3 * 5 * 6 * 4
 
 
 def test_a_shared_layer_that_also_runs_above_trained_ones_is_computed_there() -> None:
     model, base, of_model, of_base = pair(("blocks.3", "head"))
     ids = torch.randint(0, 9, (3, 5))
-    with of_model.keeping() as kept:
+    with of_model.caching() as cached:
         model(ids)
-    with of_base.recalling(kept):
+    with of_base.reusing(cached):
         recalled = base(ids)
     torch.testing.assert_close(recalled, base(ids))

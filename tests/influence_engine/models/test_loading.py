@@ -16,33 +16,20 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForSequenceClassification,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from influence_engine.errors import ModelError, SettingsError
 from influence_engine.models.loading import (
     add_lora,
-    block_list,
-    choose_trainable,
-    freeze_unchanged,
     load_base,
     load_into,
     load_model,
     load_tokenizer,
     model_digest,
     save_model,
-    set_trainable,
 )
+from influence_engine.models.trainable import choose_trainable
 
 LABELS = ("negative", "positive")
 BERT: dict[str, Any] = {
@@ -239,115 +226,6 @@ def test_an_architecture_unknown_to_peft_gets_adapters_in_its_linear_layers() ->
     assert len([name for name in choose_trainable(adapted, "lora") if "lora_A" in name]) >= 1
 
 
-SMALL: dict[str, Any] = {"num_labels": 2}
-ARCHITECTURES = {
-    "bert": (bert, "bert.encoder.layer", ("bert.pooler.", "classifier.")),
-    "distilbert": (
-        lambda: DistilBertForSequenceClassification(
-            DistilBertConfig(vocab_size=20, dim=8, n_layers=3, n_heads=2, hidden_dim=12, **SMALL)
-        ),
-        "distilbert.transformer.layer",
-        ("pre_classifier.", "classifier."),
-    ),
-    "gpt2": (
-        lambda: GPT2ForSequenceClassification(GPT2Config(vocab_size=20, n_embd=8, n_layer=3, n_head=2, **SMALL)),
-        "transformer.h",
-        ("transformer.ln_f.", "score."),
-    ),
-    "llama": (
-        lambda: LlamaForSequenceClassification(
-            LlamaConfig(
-                vocab_size=20,
-                hidden_size=8,
-                intermediate_size=12,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                **SMALL,
-            )
-        ),
-        "model.layers",
-        ("model.norm.", "score."),
-    ),
-    "vit": (
-        lambda: ViTForImageClassification(
-            ViTConfig(
-                image_size=8,
-                patch_size=4,
-                hidden_size=8,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                intermediate_size=12,
-                **SMALL,
-            )
-        ),
-        None,
-        ("vit.layernorm.", "classifier."),
-    ),
-    "t5": (
-        lambda: T5ForSequenceClassification(
-            T5Config(vocab_size=20, d_model=8, d_ff=12, num_layers=3, num_heads=2, d_kv=4, **SMALL)
-        ),
-        "transformer.decoder.block",
-        ("transformer.decoder.final_layer_norm.", "classification_head."),
-    ),
-}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_upper_layers_are_the_last_blocks_and_what_follows_them_in_any_architecture(architecture: str) -> None:
-    make, where, after = ARCHITECTURES[architecture]
-    model = make()
-
-    names = choose_trainable(model, 2)
-
-    found = block_list(model)
-    assert found is not None
-    assert found[1] == 3
-    assert where in (None, found[0])
-    blocks = {name.removeprefix(found[0] + ".").split(".")[0] for name in names if name.startswith(found[0] + ".")}
-    assert blocks == {"1", "2"}
-    rest = [name for name in names if not name.startswith(found[0])]
-    assert rest
-    assert all(name.startswith(after) for name in rest)
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(names)
-
-
-def test_all_weights_can_be_trained_again_after_a_choice() -> None:
-    model = bert()
-    choose_trainable(model, 1)
-
-    assert choose_trainable(model, "all") == [name for name, _ in model.named_parameters()]
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("trainable", "message"),
-    [
-        ("upper", "'all', 'lora', or a number"),
-        (0, "'all', 'lora', or a number"),
-        (True, "'all', 'lora', or a number"),
-        (4, "the model has 3 layers"),
-        ("lora", "the model has no adapters"),
-    ],
-)
-def test_a_choice_that_does_not_exist_is_refused(trainable: Any, message: str) -> None:
-    with pytest.raises(SettingsError, match=message) as caught:
-        choose_trainable(bert(), trainable)
-
-    assert caught.value.field == "trainable"
-
-
-def test_a_model_without_layers_has_no_upper_ones() -> None:
-    with pytest.raises(SettingsError, match="no list of layers"):
-        choose_trainable(nn.Linear(2, 2), 1)
-
-
-def test_a_name_that_is_no_parameter_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no parameter .classifier\.bais."):
-        set_trainable(bert(), ["classifier.bais"])
-
-
 def test_a_module_of_ones_own_is_filled_again_or_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     save_model(model, tmp_path)
@@ -367,18 +245,3 @@ def test_the_digest_of_a_model_in_bfloat16_is_that_of_what_is_loaded(tmp_path: P
     save_model(model, tmp_path)
 
     assert model_digest(load_model(tmp_path)) == model_digest(model)
-
-
-def test_what_the_base_model_left_alone_was_not_trained() -> None:
-    base, model = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)) for _ in range(2))
-    model.load_state_dict(base.state_dict())
-    with torch.no_grad():
-        model[1].weight[0, 0] += 1e-6
-    freeze_unchanged(model, base)
-    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["1.weight"]
-
-
-def test_parameters_that_the_base_model_lacks_or_has_in_another_shape_were_trained() -> None:
-    base, model = nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    freeze_unchanged(model, base)
-    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from influence_engine.errors import DigestMismatchError, RecordError, SettingsError
 from influence_engine.evaluation import Removal, Retraining
 from influence_engine.replay import replay
-from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune, in_recorded_order
-from influence_engine.training.execution import collate_step
-from influence_engine.training.frozen_cache import KeptSteps
-from influence_engine.training.step import Objective, set_dropout, trained_parameters, training_step
+from influence_engine.training import FinetuneSettings, LoraSettings, RecordedTraining, Run, finetune
+from influence_engine.training.frozen_cache import FrozenCache
+from influence_engine.training.step import training_step
 from tests.influence_engine.conftest import make_network
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -40,26 +39,12 @@ def directions_for(run: Run, width: int) -> dict[str, Tensor]:
 
 def whole_graph(run: Run, task: Any, train: Any, directions: dict[str, Tensor]) -> Tensor:
     """The same derivatives with all steps in one autograd graph."""
-    model = run.load_base()
-    set_dropout(model, run.dropout)
-    examples = in_recorded_order(run, task, train)
-    objective = Objective(model, task, first_position=run.first_position)
-    weights = torch.ones(len(examples), requires_grad=True)
-    parameters = trained_parameters(model, run.trainable)
-    state = run.optimizer.initial_state(parameters)
+    training = RecordedTraining.load(run, task, train, device="cpu")
+    rule, state = training.update_rule(), training.initial_state()
+    weights = torch.ones(len(train), requires_grad=True)
     for step in run.schedule.steps():
-        result = training_step(
-            objective,
-            run.optimizer,
-            step,
-            collate_step(task, examples, step, torch.device("cpu")),
-            parameters,
-            state,
-            weights=weights,
-            max_grad_norm=run.max_grad_norm,
-            differentiable=True,
-        )
-        parameters, state = result.parameters, result.state
+        state = training_step(rule, step, training.batches(step), state, weights=weights, differentiable=True).state
+    parameters = state.parameters
     rows = []
     for number in range(next(iter(directions.values())).shape[0]):
         end = sum((parameters[name] * directions[name][number]).sum() for name in parameters)
@@ -77,9 +62,9 @@ def test_rows_are_the_derivatives_through_all_steps_whatever_is_trained_and_how(
     run = finetune(task, make_model(dropout=0.1), train, settings=settings, record_to=tmp_path)
     directions = directions_for(run, 3)
 
-    kept = KeptSteps()
-    one_by_one = replay(run, task, list(reversed(train)), directions, kept=kept)
-    together = replay(run, task, train, directions, at_once=2, kept=kept)
+    cache = FrozenCache()
+    one_by_one = replay(run, task, list(reversed(train)), directions, frozen_cache=cache)
+    together = replay(run, task, train, directions, at_once=2, frozen_cache=cache)
 
     expected = whole_graph(run, task, train, directions)
     scale = float(expected.abs().max())

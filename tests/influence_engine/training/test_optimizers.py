@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.errors import RecordError
+from influence_engine.training.clipping import clipped, clipping_adjoint, gradient_norm
 from influence_engine.training.optimizers import (
     SGD,
     AdamW,
     Optimizer,
     SmoothAdamW,
-    clipped,
-    clipping_pulled_back,
-    gradient_norm,
     optimizer_for,
     optimizer_from_description,
 )
@@ -216,7 +214,7 @@ def test_a_step_walked_back_by_formula_has_the_derivatives_of_autograd(
     before = {kind: {name: one.detach() for name, one in part.items()} for kind, part in state.items()}
     adjoint = optimizer.adjoint(before, {name: one.detach() for name, one in used.items()}, 0.05, 2)
     pulled = adjoint.pull_back(by_parameters, by_state)
-    by_gradients = clipping_pulled_back(pulled, plain, float(gradient_norm(plain)), longest)
+    by_gradients = clipping_adjoint(pulled, plain, float(gradient_norm(plain)), longest)
 
     found = [*by_parameters.values(), *(one for part in by_state.values() for one in part.values())]
     for one, other in zip([*found, *by_gradients.values()], expected, strict=True):

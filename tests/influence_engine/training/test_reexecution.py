@@ -13,7 +13,7 @@ from torch import nn
 from influence_engine.errors import DataError, DigestMismatchError
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, LoraSettings, Run, finetune, reexecute
-from influence_engine.training.frozen_cache import KeptSteps
+from influence_engine.training.frozen_cache import FrozenCache
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
@@ -64,10 +64,13 @@ def test_leaving_examples_out_of_the_record_is_fine_tuning_without_them(
     run = finetune(task, make_model(), train, settings=settings_of(variant), record_to=tmp_path)
     without = finetune(task, make_model(), train, settings=settings_of(variant), weights=out)
 
-    kept = KeptSteps()
-    reexecute(run, task, train, kept=kept)
+    cache = FrozenCache()
+    reexecute(run, task, train, frozen_cache=cache)
     # With frozen layers from the execution before, and computed anew.
-    for found in (reexecute(run, task, train, weights=out, kept=kept), reexecute(run, task, train, weights=out)):
+    for found in (
+        reexecute(run, task, train, weights=out, frozen_cache=cache),
+        reexecute(run, task, train, weights=out),
+    ):
         assert all(torch.equal(found[name], without.model.get_parameter(name)) for name in without.trainable)
 
 
@@ -76,14 +79,14 @@ def test_frozen_layers_run_once_for_all_executions_of_a_run(
 ) -> None:
     train = make_examples(18)
     run = finetune(task, make_model(), train, settings=settings_of("upper layer"), record_to=tmp_path)
-    kept, little = KeptSteps(), KeptSteps(at_most=1)
-    reexecute(run, task, train, kept=kept)
-    reexecute(run, task, train, kept=little)
-    assert kept.bytes > 0
+    cache, little = FrozenCache(), FrozenCache(max_bytes=1)
+    reexecute(run, task, train, frozen_cache=cache)
+    reexecute(run, task, train, frozen_cache=little)
+    assert cache.bytes > 0
     assert little.bytes == 0
-    before = kept.bytes
-    reexecute(run, task, train, kept=kept)
-    assert kept.bytes == before
+    before = cache.bytes
+    reexecute(run, task, train, frozen_cache=cache)
+    assert cache.bytes == before
 
 
 def test_a_record_of_a_weighted_run_remembers_its_weights(

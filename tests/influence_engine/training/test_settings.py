@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from influence_engine.training import FinetuneSettings
 
 
-@pytest.mark.parametrize("value", ["upper", "2", 0, -1, True, 2.5, [2], None])
+@pytest.mark.parametrize("value", ["upper", "2", 0, -1, True, 2.5, [2], [], ["head", ""], ["head", 2], None])
 def test_an_unknown_choice_of_weights_is_one_error_that_names_the_choices(value: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         FinetuneSettings(trainable=value)
@@ -53,7 +53,7 @@ def test_a_value_out_of_range_or_an_unknown_key_is_refused(key: str, value: Any)
     assert caught.value.errors()[0]["loc"][0] == key
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora", 2])
+@pytest.mark.parametrize("trainable", ["all", "lora", 2, ["classifier", "bert.encoder.layer.5.*"]])
 def test_settings_survive_json(trainable: Any) -> None:
     settings = FinetuneSettings(trainable=trainable, betas=(0.8, 0.99), max_grad_norm=None)
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from influence_engine.errors import ModelError
 from influence_engine.tasks import TextClassification
 from influence_engine.training.execution import collate_step
-from influence_engine.training.optimizers import SGD, AdamW, Optimizer
+from influence_engine.training.optimizers import SGD, AdamW, Optimizer, TrainingState
 from influence_engine.training.schedule import Step, plan_schedule
 from influence_engine.training.settings import FinetuneSettings
 from influence_engine.training.step import (
     Objective,
+    UpdateRule,
     gradient,
     put_parameters,
     set_dropout,
@@ -87,15 +88,13 @@ def test_frozen_weights_get_no_gradient_and_stay(
     parameters = trained_parameters(model, trained)
 
     result = training_step(
-        Objective(model, task),
-        optimizer,
+        UpdateRule(Objective(model, task), optimizer),
         step,
         collate_step(task, examples, step, CPU),
-        parameters,
-        optimizer.initial_state(parameters),
+        TrainingState(parameters, optimizer.initial_state(parameters)),
     )
 
-    assert list(result.parameters) == trained
+    assert list(result.state.parameters) == trained
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -155,21 +154,12 @@ def test_several_steps_differentiate_to_what_finite_differences_of_the_weights_g
 
     def measured(weights: Tensor, differentiable: bool) -> Tensor:
         parameters = trained_parameters(model, trained)
-        state = optimizer.initial_state(parameters)
+        state = TrainingState(parameters, optimizer.initial_state(parameters))
+        rule = UpdateRule(Objective(model, task), optimizer, max_grad_norm=0.3)
         for step in schedule.steps():
-            result = training_step(
-                Objective(model, task),
-                optimizer,
-                step,
-                collate_step(task, examples, step, CPU),
-                parameters,
-                state,
-                weights=weights,
-                max_grad_norm=0.3,
-                differentiable=differentiable,
-            )
-            parameters, state = result.parameters, result.state
-        return (parameters["classifier.weight"] * direction).sum()
+            batches = collate_step(task, examples, step, CPU)
+            state = training_step(rule, step, batches, state, weights=weights, differentiable=differentiable).state
+        return (state.parameters["classifier.weight"] * direction).sum()
 
     ones = torch.ones(len(examples), dtype=torch.float64)
     weights = ones.clone().requires_grad_()
@@ -195,8 +185,8 @@ def test_a_seeded_step_drops_the_same_units_again_and_leaves_the_callers_random_
     def loss(seed: int) -> float:
         step = Step(1, [torch.arange(4)], [torch.ones(4)], 4.0, 0.1, seed)
         batches = collate_step(task, examples, step, CPU)
-        state = optimizer.initial_state(parameters)
-        return float(training_step(Objective(model, task), optimizer, step, batches, parameters, state).loss)
+        state = TrainingState(parameters, optimizer.initial_state(parameters))
+        return float(training_step(UpdateRule(Objective(model, task), optimizer), step, batches, state).loss)
 
     torch.manual_seed(9)
     expected = torch.rand(1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from influence_engine.errors import RecordError, SettingsError
-from influence_engine.models.loading import add_lora, choose_trainable, model_digest
+from influence_engine.models.loading import add_lora, model_digest
+from influence_engine.models.trainable import choose_trainable
 from influence_engine.training import Run, reexecute
 from influence_engine.training.optimizers import SmoothAdamW
 from influence_engine.training.trainer.callback import RecordingCallback, RecordingDataset
