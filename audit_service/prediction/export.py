@@ -23,11 +23,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from influence_engine.digests import folder_digests, json_digest, verify_folder
+from influence_engine.digests import folder_digests, verify_folder
 from influence_engine.errors import DigestMismatchError, ModelError, RecordError
 from influence_engine.files import read_json, remove_tree, write_json
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Array, Example, ExportableTask, Task, describe_task
+from influence_engine.tasks import Array, Example, ExportableTask, Task, matches_task_digest, task_digest
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -47,7 +47,7 @@ def export_onnx(
     folder: str | os.PathLike[str],
     *,
     model_digest: str,
-    tokenizer: Any = None,
+    processor: Any = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Exports ``model`` and checks that ONNX Runtime answers what torch answers.
@@ -59,7 +59,7 @@ def export_onnx(
             must become dynamic; of the others those become so that the model leaves free.
         folder: Where to write; an older export there is replaced once the new one is whole.
         model_digest: Digest of the model's weights, for the manifest.
-        tokenizer: Saved beside the model, so that serving needs this folder only.
+        processor: Saved beside the model, so that serving needs this folder only.
         progress: Told when export and check are done.
 
     Returns:
@@ -86,12 +86,12 @@ def export_onnx(
                 f"ONNX Runtime and torch differ by {gap:.2g} on {len(examples)} examples, allowed is {PARITY:g}; "
                 "serve this model with torch, or change the layer that ONNX computes differently"
             )
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(aside / TOKENIZER))
+        if processor is not None:
+            processor.save_pretrained(str(aside / TOKENIZER))
         manifest = {
             "format": FORMAT,
             "model_digest": model_digest,
-            "task_digest": json_digest(describe_task(task)),
+            "task_digest": task_digest(task),
             "features": features,
             "parity": {"largest_gap": gap, "allowed": PARITY, "examples": len(examples)},
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
@@ -129,7 +129,7 @@ def is_current(folder: str | os.PathLike[str], task: Task, model_digest: str) ->
         manifest = read_export(folder)
     except (RecordError, DigestMismatchError):
         return False
-    return (manifest["model_digest"], manifest["task_digest"]) == (model_digest, json_digest(describe_task(task)))
+    return manifest["model_digest"] == model_digest and matches_task_digest(task, manifest["task_digest"])
 
 
 class _Outputs(nn.Module):

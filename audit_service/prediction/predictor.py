@@ -11,7 +11,6 @@ import onnxruntime
 import torch
 
 from audit_service.prediction.export import MODEL, read_export, run_with_features
-from influence_engine.digests import json_digest
 from influence_engine.errors import DigestMismatchError, InputError, ModelError
 from influence_engine.tasks import (
     Array,
@@ -20,7 +19,7 @@ from influence_engine.tasks import (
     PredictingTask,
     ServingTask,
     Task,
-    describe_task,
+    matches_task_digest,
 )
 
 
@@ -49,7 +48,7 @@ class OnnxPredictor:
         observe: Callable[[Array], None] | None = None,
     ) -> None:
         manifest = read_export(folder)
-        if manifest["task_digest"] != json_digest(describe_task(task)):
+        if not matches_task_digest(task, manifest["task_digest"]):
             raise DigestMismatchError(
                 f"{folder} was exported for a task with other labels, fields, length or tokenizer; export it again",
                 field=str(folder),

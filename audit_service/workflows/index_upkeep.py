@@ -21,7 +21,7 @@ from influence_engine.index.parts import IndexPart, Need, PartContext
 from influence_engine.index.store import ExampleTable
 from influence_engine.index.upgrade import plan_upgrade, upgrade
 from influence_engine.progress import Progress
-from influence_engine.training.identity import data_digest
+from influence_engine.training.identity import first_difference
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _context(config: AuditConfig, progress: Progress, needs: frozenset[Need], ve
     assert source is not None  # a config has a run or a model
     training = read_training_set(config, source, progress)
     by_id = {str(example["example_id"]): example for example in training.train.examples}
-    if data_digest(training.train.examples) != digests["data"]:
+    if first_difference(digests, training.task, training.train.examples) is not None:
         raise DigestMismatchError(
             f"the training data of {config.name!r} are not those that the index in {version} was built from; restore "
             f"them, or build the index again: bento-audit index build {config.spelled}",

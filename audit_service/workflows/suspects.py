@@ -129,7 +129,7 @@ def plan_suspects(config: AuditConfig, progress: Progress, *, folds: int = 0) ->
     """
     opened = _open(config, progress, folds)
     attributor, train, held_out = opened.loaded.attributor, opened.train, opened.held_out
-    in_index_order(attributor.index, train)
+    in_index_order(attributor.index, attributor.task, train)
     attributor.scores(held_out[:1])  # warms up
     influences = _seconds_each(held_out[:PROBED], attributor.scores) * len(held_out)
     losses = len(train) * _seconds_each(

@@ -73,7 +73,7 @@ def attribute_all(
     Raises:
         TierUnavailableError: ``refined``, of an index that follows the recorded steps.
     """
-    rows = in_index_order(attributor.index, train)
+    rows = in_index_order(attributor.index, attributor.task, train)
     task, model = attributor.task, attributor.model
     label, text = target_field(fields_of(task)), editable_field(task)
     signs = label is not None and label.kind == "label"

@@ -104,7 +104,7 @@ def rank_suspects(
         raise SettingsError("ranking by out_of_sample_confidence needs it computed; see CrossValidation", field="by")
     check_examples(attributor.task, held_out, "held-out")
     index = attributor.index
-    examples = in_index_order(index, train)
+    examples = in_index_order(index, attributor.task, train)
     harm, harmed = _harm(attributor, held_out, batch_size, progress)
     losses = training_losses(attributor.model, attributor.task, examples, progress)
     own = index.self_influences()

@@ -38,7 +38,7 @@ from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task, describe_task, matches_task
 from influence_engine.training import Run, in_recorded_order
-from influence_engine.training.identity import check_examples, data_digest, task_digests
+from influence_engine.training.identity import check_examples, data_digests, task_digests
 
 BASIS = "replay.safetensors"
 """The replay basis beside a version's vectors: made later, or never."""
@@ -134,7 +134,7 @@ class InfluenceIndex:
         """
         check_examples(task, train, "training")
         digests = {
-            "data": data_digest(train),
+            **data_digests(task, train),
             "model": model_digest(model),
             "base": None if base is None else model_digest(base),
             **task_digests(task),

@@ -6,22 +6,24 @@ from collections.abc import Sequence
 
 from influence_engine.errors import DigestMismatchError
 from influence_engine.index.index import InfluenceIndex
-from influence_engine.tasks import Example
-from influence_engine.training.identity import data_digest
+from influence_engine.tasks import Example, Task
+from influence_engine.training.identity import first_difference
 
 
-def in_index_order(index: InfluenceIndex, train: Sequence[Example]) -> list[Example]:
+def in_index_order(index: InfluenceIndex, task: Task, train: Sequence[Example]) -> list[Example]:
     """The training examples in the order of the index's rows.
 
     Raises:
         DigestMismatchError: they are not what the index was built from.
     """
-    digest = data_digest(train)
-    if digest != index.manifest.digests["data"]:
+    different = first_difference(index.manifest.digests, task, train)
+    if different is not None:
+        what, digest, recorded = different
+        given = "training examples" if what in ("data", "inputs") else what
         raise DigestMismatchError(
-            f"the training examples given are not those of the index in {index.folder}: their digest is {digest}, "
-            f"it was built from {index.manifest.digests['data']}. Build the index again: bento-audit index build",
-            field="data",
+            f"the {given} given are not those of the index in {index.folder}: their digest ({what}) is {digest}, "
+            f"it was built from {recorded}. Build the index again: bento-audit index build",
+            field=what,
         )
     by_id = {example["example_id"]: example for example in train}
     return [by_id[example_id] for example_id in index.example_ids]

@@ -1,4 +1,4 @@
-"""Loading and saving models, adapters and tokenizers.
+"""Loading and saving models, adapters and processors.
 
 Weights are read from safetensors only and no code that comes with a model is ever run. Attention is the eager kind,
 which can be differentiated twice, and weights are 32-bit floats.
@@ -28,6 +28,7 @@ from influence_engine.models.adapter_base import (
     refer_to_base,
     shared_base,
 )
+from influence_engine.tasks import Head
 
 ADAPTER_CONFIG = "adapter_config.json"
 PLAIN_WEIGHTS = "weights.safetensors"
@@ -35,55 +36,50 @@ PLAIN_WEIGHTS = "weights.safetensors"
 
 
 def load_base(
-    path_or_hub_id: str | os.PathLike[str], *, labels: Sequence[str], revision: str | None = None, seed: int = 0
+    path_or_hub_id: str | os.PathLike[str], head: Head, *, revision: str | None = None, seed: int = 0
 ) -> nn.Module:
-    """A base model with a classification head, which is fresh (drawn with ``seed``) where the checkpoint has none.
+    """A base model with a task's head, which is fresh (drawn with ``seed``) where the checkpoint has none.
 
     Args:
         path_or_hub_id: Folder of a saved model, or its id on the hub.
-        labels: Names of the labels, in the order of the outputs.
+        head: Which class of ``transformers`` loads it, and the shape of the head: ``tasks.head_of(task)``.
         revision: Branch, tag or commit on the hub.
         seed: Fixes the fresh head; the caller's random state is left alone.
 
     Raises:
-        ModelError: nothing is there, it is not safetensors, or it has a head for another number of labels.
+        ModelError: nothing is there, it is not safetensors, or it has a head of another size.
+        SettingsError: ``transformers`` has no such class.
     """
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
-    source = _source(path_or_hub_id)
-    names = dict(enumerate(labels))
-    with torch.random.fork_rng(), _loading(source, labels):
+    source, kind = _source(path_or_hub_id), getattr(transformers, head.auto_class, None)
+    if kind is None:
+        raise SettingsError(f"transformers has no class {head.auto_class!r} to load a model with", field="task")
+    with torch.random.fork_rng(), _loading(source, head):
         torch.manual_seed(seed)
-        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=revision or "main",
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
-            **_safely(),
-        )
+        model: nn.Module = kind.from_pretrained(source, revision=revision or "main", **{**head.settings, **_safely()})
     return model.eval()
 
 
-def load_model(folder: str | os.PathLike[str], *, labels: Sequence[str] | None = None) -> nn.Module:
+def load_model(folder: str | os.PathLike[str], head: Head | None = None) -> nn.Module:
     """A fine-tuned model (or a LoRA adapter on its base), in evaluation mode on the CPU.
 
     Args:
         folder: What ``save_model`` or ``save_pretrained`` wrote, or an id on the hub.
-        labels: Checked against the model's own number of labels; an adapter that was saved without its base needs
-            them to find it.
+        head: Checked against the model's own; an adapter that was saved without its base needs it to find that.
 
     Raises:
         ModelError: nothing is there, it is not safetensors, or some weights (such as the head) are not in it.
     """
     source = _source(folder)
     if (Path(source) / ADAPTER_CONFIG).is_file():
-        model = _load_adapter(Path(source), labels)
+        model = _load_adapter(Path(source), head)
     else:
-        model = _load_whole(source, labels)
-    if labels is not None:
-        found = getattr(getattr(model, "config", None), "num_labels", len(labels))
-        if found != len(labels):
-            raise ModelError(f"{source} has {found} labels, the task has {len(labels)}: {list(labels)}", field="labels")
+        model = _load_whole(source, head)
+    if head is not None and head.outputs is not None:
+        found = getattr(getattr(model, "config", None), "num_labels", head.outputs)
+        if found != head.outputs:
+            raise ModelError(f"{source} has {found} outputs, the task has {head.outputs}{_named(head)}", field="task")
     return model.eval()
 
 
@@ -103,24 +99,31 @@ def load_into(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     return model.eval()
 
 
-def load_tokenizer(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Any:
-    """The tokenizer that was saved with a model.
+def load_processor(
+    path_or_hub_id: str | os.PathLike[str], kind: str = "AutoTokenizer", *, revision: str | None = None
+) -> Any:
+    """What was saved with a model to turn raw inputs into tensors.
+
+    Args:
+        path_or_hub_id: Folder of the model, or its id on the hub.
+        kind: The class of ``transformers`` that loads it, such as ``AutoImageProcessor``.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
         ModelError: there is none.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
     source = _source(path_or_hub_id)
     with _loading(source, None):
-        return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        return getattr(transformers, kind).from_pretrained(source, revision=revision or "main", trust_remote_code=False)
 
 
 def save_model(
     model: nn.Module,
     folder: str | os.PathLike[str],
     *,
-    tokenizer: Any = None,
+    processor: Any = None,
     base_of: str | os.PathLike[str] | None = None,
 ) -> None:
     """Writes what ``load_model`` reads: a whole model, or an adapter and, in ``base``, what it sits on.
@@ -130,7 +133,7 @@ def save_model(
     Args:
         model: The model.
         folder: Made if missing.
-        tokenizer: Saved with it.
+        processor: Saved with it.
         base_of: Folder beside this one of a saved adapter on the same base (``adapter_base_digest``), which is then
             not saved a second time.
     """
@@ -148,8 +151,8 @@ def save_model(
             saving.save_pretrained(folder)
         else:
             save_weights(model, str(folder / PLAIN_WEIGHTS))
-        if hasattr(tokenizer, "save_pretrained"):
-            tokenizer.save_pretrained(folder)
+        if hasattr(processor, "save_pretrained"):
+            processor.save_pretrained(folder)
 
 
 def add_lora(
@@ -177,10 +180,7 @@ def add_lora(
         targets: Any = list(target_modules)
     else:
         targets = None if model_type in KNOWN else "all-linear"
-    classifier = type(model).__name__.endswith("ForSequenceClassification")
-    config = LoraConfig(
-        r=r, lora_alpha=alpha, target_modules=targets, task_type="SEQ_CLS" if classifier else None, lora_dropout=0.0
-    )
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type=_peft_type(model), lora_dropout=0.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -190,21 +190,34 @@ def add_lora(
     return adapted.eval()
 
 
+_PEFT_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForCausalLM": "CAUSAL_LM",
+}
+"""What PEFT calls the tasks of models whose class name ends so; it trains the fresh head of the first two, too."""
+
+
+def _peft_type(model: nn.Module) -> str | None:
+    name = type(model).__name__
+    return next((kind for ending, kind in _PEFT_TYPES.items() if name.endswith(ending)), None)
+
+
 def model_digest(model: nn.Module) -> str:
     """Digest of all weights and persistent buffers, as the 32-bit floats in which ``load_model`` reads them."""
     return weights_digest(as_loaded(model.state_dict()))
 
 
-def _load_whole(source: str, labels: Sequence[str] | None) -> nn.Module:
+def _load_whole(source: str, head: Head | None) -> nn.Module:
     import transformers
 
-    with _loading(source, labels):
+    with _loading(source, head):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     architecture = (config.architectures or ["none"])[0]
     kind = getattr(transformers, architecture, None)
     if kind is None:
         raise ModelError(f"{source} names the architecture {architecture!r}, which transformers does not have")
-    with _loading(source, labels):
+    with _loading(source, head):
         model, report = kind.from_pretrained(source, config=config, output_loading_info=True, **_safely())
     missing = sorted(report["missing_keys"])
     if missing:
@@ -218,23 +231,23 @@ def _load_whole(source: str, labels: Sequence[str] | None) -> nn.Module:
     return loaded
 
 
-def _load_adapter(folder: Path, labels: Sequence[str] | None) -> nn.Module:
+def _load_adapter(folder: Path, head: Head | None) -> nn.Module:
     from peft import PeftConfig, PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} has no adapter_model.safetensors; other formats are not read")
-    with _loading(str(folder), labels):
+    with _loading(str(folder), head):
         named = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if (folder / ADAPTER_BASE).is_dir():
-        base = _load_whole(str(folder / ADAPTER_BASE), labels)
+        base = _load_whole(str(folder / ADAPTER_BASE), head)
     elif (shared := shared_base(folder)) is not None:
-        base = _load_whole(str(shared.folder), labels)
+        base = _load_whole(str(shared.folder), head)
         shared.check(model_digest(base))
-    elif named and labels is not None:
-        base = load_base(named, labels=labels)
+    elif named and head is not None:
+        base = load_base(named, head)
     else:
         raise ModelError(f"{folder} is an adapter without its base model; put that into {folder / ADAPTER_BASE}")
-    with _loading(str(folder), labels):
+    with _loading(str(folder), head):
         adapted: nn.Module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     return adapted
 
@@ -261,15 +274,15 @@ def _source(path_or_hub_id: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def _loading(source: str, labels: Sequence[str] | None) -> Iterator[None]:
+def _loading(source: str, head: Head | None) -> Iterator[None]:
     with _quiet():
         try:
             yield
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise ModelError(_loading_message(source, labels, error), field=source) from error
+            raise ModelError(_loading_message(source, head, error), field=source) from error
 
 
-def _loading_message(source: str, labels: Sequence[str] | None, error: Exception) -> str:
+def _loading_message(source: str, head: Head | None, error: Exception) -> str:
     folder = Path(source)
     if not folder.is_dir():
         return f"{source!r} is neither a folder nor a model that the hub gives out now: {_first_line(error)}"
@@ -277,9 +290,14 @@ def _loading_message(source: str, labels: Sequence[str] | None, error: Exception
         return f"{folder} is no model folder: it has no config.json"
     if not any(folder.glob("*.safetensors")):
         return f"{folder} has no .safetensors weights; other formats are not read, convert them with save_pretrained"
-    if labels is not None and "ignore_mismatched_sizes" in str(error):
-        return f"{folder} has a head that does not fit {len(labels)} labels: {list(labels)}"
+    if head is not None and head.outputs is not None and "ignore_mismatched_sizes" in str(error):
+        return f"{folder} has a head that does not fit {head.outputs} outputs{_named(head)}"
     return f"{folder} cannot be loaded: {_first_line(error)}"
+
+
+def _named(head: Head) -> str:
+    names = head.settings.get("id2label")
+    return "" if names is None else f": {list(names.values())}"
 
 
 def _first_line(error: Exception) -> str:

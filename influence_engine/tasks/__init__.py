@@ -60,6 +60,8 @@ from influence_engine.tasks.fields import Field, input_fields, target_field
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
+    described_by_name,
+    digest_by_name,
     matches_task,
     matches_task_digest,
     processor_digest,
@@ -106,6 +108,8 @@ __all__ = [
     "confidence_in_own",
     "content_digest",
     "describe_task",
+    "described_by_name",
+    "digest_by_name",
     "editable_field",
     "example_sizes",
     "fields_of",

@@ -107,14 +107,14 @@ def head_of(task: object) -> Head:
             "labels, the names in the order of the outputs; or pass a loaded module as base",
             field="base",
         )
-    return classification_head("AutoModelForSequenceClassification", names, peft_type="SEQ_CLS")
+    return classification_head("AutoModelForSequenceClassification", names)
 
 
-def classification_head(auto_class: str, names: Sequence[str], *, peft_type: str | None = None) -> Head:
+def classification_head(auto_class: str, names: Sequence[str]) -> Head:
     """A head with one output for each name."""
     numbered = dict(enumerate(names))
     settings = {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}}
-    return Head(auto_class, settings, len(numbered), peft_type)
+    return Head(auto_class, settings, len(numbered))
 
 
 def predictions_of(task: Task, outputs: Tensor, batch: Batch) -> list[dict[str, Any] | None]:

@@ -211,13 +211,11 @@ class Head:
         auto_class: The class of ``transformers`` that loads it, such as ``AutoModelForTokenClassification``.
         settings: What its ``from_pretrained`` is given beside the source: names and number of outputs.
         outputs: Number of outputs that the head must have; ``None`` where that is the model's own affair.
-        peft_type: What PEFT calls such a task (``SEQ_CLS``, ``TOKEN_CLS``, ``CAUSAL_LM``), if it has a name for it.
     """
 
     auto_class: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     outputs: int | None = None
-    peft_type: str | None = None
 
 
 @runtime_checkable

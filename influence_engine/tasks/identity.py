@@ -33,17 +33,23 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 
 def matches_task(task: Task, description: Mapping[str, Any]) -> bool:
-    """Whether a manifest's description is that of the task.
-
-    Manifests of before the code was digested name the class and its module alone.
-    """
-    known = json_digest(description)
-    return known in (task_digest(task), json_digest(_by_name(task)) if not isinstance(task, DescribedTask) else "")
+    """Whether a manifest's description is that of the task, in today's form or the one that named the class alone."""
+    return matches_task_digest(task, json_digest(description))
 
 
 def matches_task_digest(task: Task, digest: str | None) -> bool:
     """Whether a recorded digest is that of the task, in today's form or the one that named the class alone."""
-    return digest in (task_digest(task), None if isinstance(task, DescribedTask) else json_digest(_by_name(task)))
+    return digest is not None and digest in (task_digest(task), digest_by_name(task))
+
+
+def digest_by_name(task: Task) -> str | None:
+    """The digest by which 0.1.0 knew a task without ``describe``, its class's name alone; ``None`` for any other."""
+    return None if isinstance(task, DescribedTask) else json_digest(described_by_name(task))
+
+
+def described_by_name(task: object) -> dict[str, str]:
+    """What 0.1.0 wrote of a task without ``describe``."""
+    return {"type": f"{type(task).__module__}.{type(task).__qualname__}"}
 
 
 def task_digest(task: Task) -> str:
@@ -88,10 +94,6 @@ def _content(task: Task, example: Example) -> bytes:
     for name, tensor in sorted(task.collate([example]).items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + tensor_bytes(tensor))
     return digest.digest()
-
-
-def _by_name(task: object) -> dict[str, str]:
-    return {"type": f"{type(task).__module__}.{type(task).__qualname__}"}
 
 
 def _code(kind: type) -> str:

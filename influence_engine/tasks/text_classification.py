@@ -62,7 +62,7 @@ class TextClassification:
 
     def head(self) -> Head:
         """One output for each label."""
-        return classification_head("AutoModelForSequenceClassification", self.labels, peft_type="SEQ_CLS")
+        return classification_head("AutoModelForSequenceClassification", self.labels)
 
     def check(self, example: Example, *, labelled: bool) -> None:
         """Refuses a text that is missing, empty or not a string, and a label that does not exist."""

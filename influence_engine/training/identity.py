@@ -10,7 +10,16 @@ from typing import Any
 from influence_engine.data import rows_digest
 from influence_engine.digests import json_digest
 from influence_engine.errors import DataError
-from influence_engine.tasks import CheckingTask, Example, Task, processor_digest, task_digest
+from influence_engine.tasks import (
+    CheckingTask,
+    Example,
+    Task,
+    content_digest,
+    digest_by_name,
+    matches_task_digest,
+    processor_digest,
+    task_digest,
+)
 from influence_engine.training.settings import FinetuneSettings
 
 
@@ -58,6 +67,37 @@ def data_digest(examples: Sequence[Example]) -> str:
         raise _not_json(examples, error) from error
 
 
+def data_digests(task: Task, examples: Sequence[Example]) -> dict[str, str]:
+    """``data``, the digest of the examples' fields; and ``inputs``, of what a task reads beyond them, if it does.
+
+    Raises:
+        DataError: a field is neither JSON nor an array; the message names it and the example.
+    """
+    content = content_digest(task, examples)
+    return {"data": data_digest(examples), **({} if content is None else {"inputs": content})}
+
+
+def first_difference(
+    digests: Mapping[str, str | None], task: Task, examples: Sequence[Example]
+) -> tuple[str, str | None, str | None] | None:
+    """What of task and data is not as recorded: its name, its digest now, and the recorded one; or ``None``.
+
+    What older code did not record is not compared.
+
+    Args:
+        digests: Of a run or an index.
+        task: The task given.
+        examples: The training examples given, in any order.
+    """
+    now: dict[str, str | None] = {**task_digests(task), **data_digests(task, examples)}
+    for what, digest in now.items():
+        recorded = digests.get(what)
+        same = matches_task_digest(task, recorded) if what == "task" else digest == recorded
+        if not same and what in digests:
+            return what, digest, recorded
+    return None
+
+
 def _not_json(examples: Sequence[Example], first: Exception) -> DataError:
     """Names the first example with a field that cannot be digested."""
     for example in examples:
@@ -78,6 +118,17 @@ def task_digests(task: Task) -> dict[str, str | None]:
     return {"task": task_digest(task), "tokenizer": processor_digest(task)}
 
 
+def identity_of(task: Task, data: Mapping[str, str]) -> dict[str, str | None]:
+    """What a run's identity says of task and data.
+
+    Args:
+        task: The task.
+        data: Its ``data_digests``.
+    """
+    named = digest_by_name(task)
+    return {**task_digests(task), **data, **({} if named is None else {"task_by_name": named})}
+
+
 def versions() -> dict[str, str]:
     """Versions of what computes the weights: provenance, which is recorded and never compared."""
     found = {"python": platform.python_version()}
@@ -89,8 +140,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-PROVENANCE = ("versions",)
-"""Entries that identities had until 0.1.0: they say what computed a run, and never decide whether it is the same."""
+PROVENANCE = ("versions", "task_by_name")
+"""Entries that say how a run came about or what it was once called, and never decide whether it is the same."""
+
+LATER = ("inputs",)
+"""Entries that are compared where the record has them: older code left them out."""
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -99,6 +153,9 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     Versions of code are no difference, and a setting that there was not yet when the run was recorded has its default.
     """
     before, after = ({key: one[key] for key in one if key not in PROVENANCE} for one in (recorded, now))
+    before |= {key: after[key] for key in LATER if key in after and key not in before}
+    if before.get("task") == now.get("task_by_name", ""):
+        before["task"] = after["task"]
     if isinstance(before.get("settings"), Mapping):
         before["settings"] = _filled(before["settings"], FinetuneSettings().model_dump(mode="json"))
     return _differences(before, after, "")

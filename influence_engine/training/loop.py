@@ -14,17 +14,16 @@ import torch
 from torch import nn
 
 from influence_engine.digests import json_digest
-from influence_engine.errors import SettingsError
 from influence_engine.models.first_token_head import reads_first_position
 from influence_engine.models.loading import add_lora, load_base, model_digest
 from influence_engine.models.trainable import choose_trainable, left_frozen
 from influence_engine.options import with_defaults
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
-from influence_engine.tasks import Example, Task, example_sizes
+from influence_engine.tasks import Example, Task, example_sizes, head_of, processor_of
 from influence_engine.training.checkpoints import Checkpoint
 from influence_engine.training.execution import execute, weights_by_row
-from influence_engine.training.identity import check_examples, data_digest, task_digests
+from influence_engine.training.identity import check_examples, data_digests, identity_of
 from influence_engine.training.optimizers import Optimizer, OptimizerState, TrainingState, optimizer_for
 from influence_engine.training.record import Run
 from influence_engine.training.result import Finetuned, FinetuningResult
@@ -127,7 +126,7 @@ def finetune(
     same weights, also after an interruption.
 
     Args:
-        task: What the model is for; it needs ``labels`` if ``base`` is a folder or hub id.
+        task: What the model is for; it says which head a base model has (``HeadTask``, or ``labels``) if ``base`` is a folder or hub id.
         base: Folder or hub id of the base model, or a module, which is not changed.
         train: The examples; each has an ``example_id`` of its own.
         validation: Examples on which the fine-tuned model is measured.
@@ -150,7 +149,7 @@ def finetune(
     chosen = with_defaults(finetune, _DEFAULTS, options)
     weights, progress = chosen["weights"], chosen["progress"]
     settings = settings or FinetuneSettings()
-    ids, data = check_examples(task, train, "training"), data_digest(train)
+    ids, data = check_examples(task, train, "training"), data_digests(task, train)
     if validation is not None:
         check_examples(task, validation, "validation")
     example_weights = weights_by_row(ids, weights)
@@ -198,7 +197,7 @@ def finetune(
         return writer.finish(
             model,
             ExecutedSteps(schedule, log.losses, log.clip_factors),
-            tokenizer=getattr(task, "tokenizer", None),
+            processor=processor_of(task),
             example_ids=ids,
             optimizer=optimizer.describe(),
             recorded_by="finetune",
@@ -243,14 +242,8 @@ def _base_model(
     if isinstance(base, nn.Module):
         model = copy.deepcopy(base)
     else:
-        labels = getattr(task, "labels", None)
-        if labels is None:
-            raise SettingsError(
-                f"{type(task).__name__} has no labels to build a head for: give it the attribute labels, the names in "
-                "the order of the outputs, or pass a loaded module as base",
-                field="base",
-            )
-        model = load_base(base, labels=labels, revision=revision, seed=derived_seed(settings.seed, "head", 0))
+        seed = derived_seed(settings.seed, "head", 0)
+        model = load_base(base, head_of(task), revision=revision, seed=seed)
     if settings.trainable == "lora" and not hasattr(model, "peft_config"):
         lora = settings.lora
         seed = derived_seed(settings.seed, "lora", 0)
@@ -262,15 +255,14 @@ def _identity(
     task: Task,
     model: nn.Module,
     ids: list[str],
-    data: str,
+    data: Mapping[str, str],
     settings: FinetuneSettings,
     weights: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     return {
         "recorded_by": "finetune",
         "base": model_digest(model),
-        **task_digests(task),
-        "data": data,
+        **identity_of(task, data),
         "order_of_ids": json_digest(ids),
         "settings": settings.model_dump(mode="json"),
         "weights": _not_one(weights),

@@ -17,6 +17,7 @@ alone, and ``versions`` says what computed the run: it never decides whether the
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from influence_engine.digests import verify_folder
 from influence_engine.errors import RecordError
 from influence_engine.files import read_json
-from influence_engine.models.loading import load_into, load_model, load_tokenizer
+from influence_engine.models.loading import load_into, load_model, load_processor
 from influence_engine.models.trainable import set_trainable
 from influence_engine.training.checkpoints import read_checkpoint, read_tensors, saved_steps
 from influence_engine.training.optimizers import (
@@ -115,7 +116,10 @@ class Run:
 
     @property
     def digests(self) -> dict[str, str | None]:
-        """Digests of ``model``, ``base``, ``tokenizer`` (None without one), ``data`` and ``task``."""
+        """Digests of ``model``, ``base``, ``data``, ``task`` and, under ``tokenizer``, of the processor (or None).
+
+        ``inputs`` is there for data that are more than their fields say: see ``tasks.content_digest``.
+        """
         return dict(self.manifest["digests"])
 
     @property
@@ -223,13 +227,21 @@ class Run:
         put_parameters(model, self.checkpoint(0)[0])
         return model
 
-    def load_tokenizer(self) -> Any:
-        """The tokenizer saved with the run.
+    def load_processor(self, kind: str = "AutoTokenizer") -> Any:
+        """The tokenizer or image processor saved with the run.
+
+        Args:
+            kind: The class of ``transformers`` that loads it.
 
         Raises:
-            ModelError: the task had no tokenizer.
+            ModelError: the task had none.
         """
-        return load_tokenizer(self.folder / MODEL)
+        return load_processor(self.folder / MODEL, kind)
+
+    def load_tokenizer(self) -> Any:
+        """Deprecated: ``load_processor``."""
+        warnings.warn("Run.load_tokenizer is now Run.load_processor", DeprecationWarning, stacklevel=2)
+        return self.load_processor()
 
 
 def check_format_version(about: Mapping[str, Any], folder: Path) -> None:

@@ -13,7 +13,7 @@ from influence_engine.resources import choose_device
 from influence_engine.tasks import Batch, Example, Task
 from influence_engine.training.execution import collate_step, weights_by_row
 from influence_engine.training.frozen_cache import FrozenCache, FrozenLayers
-from influence_engine.training.identity import data_digest, task_digests
+from influence_engine.training.identity import first_difference
 from influence_engine.training.optimizers import TrainingState
 from influence_engine.training.record import Run
 from influence_engine.training.schedule import Step
@@ -96,13 +96,12 @@ def in_recorded_order(run: Run, task: Task, train: Sequence[Example]) -> list[Ex
     Raises:
         DigestMismatchError: task, tokenizer or data are not the recorded ones; the message says which.
     """
-    now = {**task_digests(task), "data": data_digest(train)}
-    for what, digest in now.items():
-        if digest != run.digests[what]:
-            raise DigestMismatchError(
-                f"the {what} given is not that of the run in {run.folder}: its digest is {digest}, recorded is "
-                f"{run.digests[what]}",
-                field=what,
-            )
+    different = first_difference(run.digests, task, train)
+    if different is not None:
+        what, digest, recorded = different
+        raise DigestMismatchError(
+            f"the {what} given is not that of the run in {run.folder}: its digest is {digest}, recorded is {recorded}",
+            field=what,
+        )
     by_id = {example["example_id"]: example for example in train}
     return [by_id[example_id] for example_id in run.example_ids]

@@ -96,7 +96,7 @@ class RecordWriter:
         model: nn.Module,
         steps: ExecutedSteps,
         *,
-        tokenizer: Any,
+        processor: Any,
         example_ids: Sequence[str],
         optimizer: Mapping[str, Any],
         reasons: Sequence[str] = (),
@@ -107,7 +107,7 @@ class RecordWriter:
         Args:
             model: The model after the last step.
             steps: All steps.
-            tokenizer: Saved beside the model; None where the task has none.
+            processor: Saved beside the model; None where the task has none.
             example_ids: The rows that the schedule refers to.
             optimizer: What ``Optimizer.describe`` returns.
             reasons: Why the run cannot be replayed; none if it can be.
@@ -117,7 +117,7 @@ class RecordWriter:
         self.checkpoints.close()
         # What a killed process left may share a file with another run, which nothing may write to.
         remove_tree(self.folder / MODEL)
-        save_model(model, self.folder / MODEL, tokenizer=tokenizer)
+        save_model(model, self.folder / MODEL, processor=processor)
         known = {**self.checkpoints.digests, **_base_kept_once(self.folder)}
         write_json(self.folder / EXAMPLES, list(example_ids))
         tensors = steps.schedule.tensors() | {
@@ -128,7 +128,8 @@ class RecordWriter:
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "digests": {"model": model_digest(model)} | {name: self._identity[name] for name in IN_DIGESTS},
+            "digests": {"model": model_digest(model)}
+            | {name: self._identity[name] for name in IN_DIGESTS if name in self._identity},
             "replayable": not reasons,
             "why_not_replayable": "; ".join(reasons) or None,
             "optimizer": dict(optimizer),
@@ -212,7 +213,7 @@ def _linked(other: Path, path: Path) -> bool:
     return True
 
 
-IN_DIGESTS = ("base", "tokenizer", "data", "task")
+IN_DIGESTS = ("base", "tokenizer", "data", "inputs", "task")
 """Entries of an identity that are also in ``Run.digests``."""
 
 

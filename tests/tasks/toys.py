@@ -251,7 +251,7 @@ class Entities:
         return Field("text", "text"), Field("entities", "spans", "target", self.names[1:])
 
     def head(self) -> Head:
-        return Head("AutoModelForTokenClassification", {"num_labels": len(self.names)}, len(self.names), "TOKEN_CLS")
+        return Head("AutoModelForTokenClassification", {"num_labels": len(self.names)}, len(self.names))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         encoded = self.processor(
@@ -395,7 +395,7 @@ class Language:
         return Field("prompt", "text"), Field("answer", "text", "target")
 
     def head(self) -> Head:
-        return Head("AutoModelForCausalLM", peft_type="CAUSAL_LM")
+        return Head("AutoModelForCausalLM")
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         prompts = [self.processor(example["prompt"])["input_ids"] for example in examples]

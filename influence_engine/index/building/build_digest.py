@@ -6,6 +6,7 @@ later must not change it. So nothing here is taken from names or versions of the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from influence_engine.curvature.gradient_passes import GradientPasses
@@ -13,7 +14,7 @@ from influence_engine.digests import json_digest
 from influence_engine.index.building.approximation import Approximation
 from influence_engine.index.building.provenance import Provenance
 from influence_engine.index.settings import IndexSettings
-from influence_engine.tasks import describe_task
+from influence_engine.tasks import describe_task, described_by_name, digest_by_name
 
 FORMULA = 3
 """Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
@@ -58,10 +59,33 @@ _STEP_TENSORS = (
 """What a linearised step consisted of in 0.1.0, under the names of then; changes are for ``FORMULA`` to say."""
 
 
-def build_digest(
+def build_digests(
     passes: GradientPasses, settings: IndexSettings, provenance: Provenance, approximation: Approximation
+) -> list[str]:
+    """SHA-256 over model, base, processor, data and task, the record of the training, and the settings.
+
+    Returns:
+        Today's, and the one under which 0.1.0 built the same for a task without ``describe``, or whose inputs are more
+        than their fields say: it knew the first by its class's name alone, and of the second the fields.
+    """
+    task = passes.task
+    found = [_digest(passes, settings, provenance, approximation, task_is=describe_task(task))]
+    known = {name: digest for name, digest in provenance.digests.items() if name != "inputs"}
+    if known != provenance.digests or digest_by_name(task) is not None:
+        older = described_by_name(task) if digest_by_name(task) is not None else describe_task(task)
+        known["task"] = json_digest(older)
+        found.append(_digest(passes, settings, replace(provenance, digests=known), approximation, task_is=older))
+    return found
+
+
+def _digest(
+    passes: GradientPasses,
+    settings: IndexSettings,
+    provenance: Provenance,
+    approximation: Approximation,
+    *,
+    task_is: dict[str, Any],
 ) -> str:
-    """SHA-256 over model, base, tokenizer, data and task, the record of the training, and the settings."""
     record = approximation.record
     return json_digest(
         {
@@ -72,7 +96,7 @@ def build_digest(
             "record": None if record is None else json_digest(record.manifest["files"]),
             "steps": None if approximation.steps is None else list(_STEP_TENSORS),
             "settings": digested_settings(settings),
-            "task": describe_task(passes.task),
+            "task": task_is,
             "trained": [layer.name for layer in passes.tracked.layers],
         }
     )

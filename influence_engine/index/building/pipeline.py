@@ -18,7 +18,7 @@ from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.files import remove_tree, write_text
 from influence_engine.gradients import TrackedLayers, track
 from influence_engine.index.building.approximation import Approximation, approximation_of, where_the_way_is_known
-from influence_engine.index.building.build_digest import build_digest
+from influence_engine.index.building.build_digest import build_digests
 from influence_engine.index.building.cost_estimate import BuildPlan, plan_build
 from influence_engine.index.building.estimated_training import stand_in
 from influence_engine.index.building.provenance import Provenance
@@ -101,7 +101,9 @@ def build_version(
     contents = contents_for(settings.store_examples, key)
     contents.seal("", "", "")  # without its key a build would fail at its very end
     passes, approximation = passes_for(model, task, settings), approximation_of(settings, provenance)
-    digest = build_digest(passes, settings, provenance, approximation)
+    digests = build_digests(passes, settings, provenance, approximation)
+    built = [digest for digest in digests if (path / VERSIONS / digest[:NAME] / MANIFEST).exists()]
+    digest = (built or digests)[0]
     working = path / "building" / digest[:NAME]
     room = Room(passes, examples, settings, approximation, working)
     try:

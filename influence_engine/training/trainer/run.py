@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
 from influence_engine.models.loading import model_digest
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Example, Task, processor_of
 from influence_engine.training.execution import collate_step
-from influence_engine.training.identity import check_examples, data_digest, task_digests
+from influence_engine.training.identity import check_examples, data_digests, identity_of
 from influence_engine.training.record import Run
 from influence_engine.training.schedule import Step, checkpoint_steps, derived_seed, schedule_of
 from influence_engine.training.step import Objective, gradient, trained_parameters
@@ -85,8 +85,7 @@ class TrainerRun:
         identity = {
             "recorded_by": "transformers.Trainer",
             "base": model_digest(model),
-            **task_digests(task),
-            "data": data_digest(examples),
+            **identity_of(task, data_digests(task, examples)),
             "order_of_ids": json_digest(self._ids),
             "arguments": arguments_of(args),
             "dropout_seed": dropout_seed,
@@ -152,7 +151,7 @@ class TrainerRun:
         return self._writer.finish(
             self._model,
             ExecutedSteps(schedule_of(self._steps), self._losses, self._clip_factors),
-            tokenizer=getattr(self._task, "tokenizer", None),
+            processor=processor_of(self._task),
             example_ids=self._ids,
             optimizer=self._described.description,
             reasons=self._reasons,
