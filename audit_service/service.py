@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, ParamSpec
 
 import bentoml
-from _bentoml_sdk.method import APIMethod
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
+from audit_service.bentoml_internals import api_functions
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, listed_configs
 from audit_service.engine.client import Engine, EngineDependency
@@ -214,12 +214,7 @@ class AuditMixin(Edged):
 
     @classmethod
     def _recorders(cls) -> list[MethodRecorder]:
-        methods = (getattr(cls, name, None) for name in dir(cls))
-        return [
-            method.func.audit_recorder
-            for method in methods
-            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder")
-        ]
+        return [function.audit_recorder for function in api_functions(cls) if hasattr(function, "audit_recorder")]
 
     @bentoml.on_startup
     def start_audit(self) -> None:

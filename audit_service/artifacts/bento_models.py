@@ -16,6 +16,7 @@ from typing import Any, Literal
 import bentoml
 from bentoml.exceptions import NotFound
 
+from audit_service import bentoml_internals
 from audit_service.artifacts.model_files import (
     ServedModel,
     load_model_folder,
@@ -110,9 +111,7 @@ def state_folder(config: AuditConfig) -> Path:
     inside = config.state_folder.is_relative_to(config.root) and (config.root.parent / "bento.yaml").is_file()
     if not inside:
         return config.state_folder
-    from bentoml._internal.configuration.containers import BentoMLContainer  # there is no public name for it
-
-    return Path(BentoMLContainer.bentoml_home.get()) / "audit" / config.name
+    return bentoml_internals.home() / "audit" / config.name
 
 
 def export_for_serving(

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
-from _bentoml_sdk.service.dependency import Dependency
 
+from audit_service.bentoml_internals import ServiceDependency
 from audit_service.errors import EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.schemas import EngineItem
 
@@ -106,7 +106,7 @@ class HttpEngine:
             return await _post(self._client, path, content)
 
 
-class EngineDependency(Dependency[Any]):
+class EngineDependency(ServiceDependency[Any]):
     """A ``bentoml.depends`` whose service sees an ``Engine`` instead of BentoML's proxy.
 
     Args:

@@ -5,15 +5,13 @@ long and 400 to bodies that are not JSON; it gives every error the one shape of 
 header ``X-Prediction-Id`` to what ``@audited`` recorded.
 
 BentoML lets a *service* take a middleware (``Service.add_asgi_middleware``) but not a class that services inherit
-from, and puts it inside its own time and concurrency limits, whose errors would keep their shape. ``Edged`` therefore
-wraps ``Service.to_asgi`` once, and only touches services whose class inherits from it. Should BentoML drop that
-method, ``Edged`` says so, and ``service.add_asgi_middleware(EdgeMiddleware, service=service)`` does the same by hand.
+from. ``Edged`` therefore adds it whenever BentoML makes an application (``bentoml_internals.when_an_app_is_made``) for
+a service whose class inherits from it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -21,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import bentoml
-from _bentoml_sdk import Service
 from starlette.middleware import Middleware
 
+from audit_service.bentoml_internals import OBSERVERS, when_an_app_is_made
 from audit_service.errors import BodyTooLargeError, BrokenJsonError, MediaTypeError, ServiceError, error_body
 from audit_service.serving.error_responses import describe_problem
 from audit_service.serving.log_redaction import hide_inputs_in_logs
@@ -39,9 +37,6 @@ Direct = Callable[[Any, Any], Awaitable[App | None]]
 
 JSON = b"application/json"
 FORMS = frozenset({b"multipart/form-data", b"application/x-www-form-urlencoded"})
-ONLY_WATCHING = frozenset({"RunnerTrafficMetricsMiddleware", "OpenTelemetryMiddleware", "AccessLogMiddleware"})
-"""BentoML's middlewares that only look; they stay outside, so that metrics and logs see what the client sees."""
-
 SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json", "/"})
 
 
@@ -72,7 +67,8 @@ class Edged:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _wrap_to_asgi()
+        by_hand = "call service.add_asgi_middleware(EdgeMiddleware, service=service) after the class definition"
+        when_an_app_is_made(_add_middleware, instead=by_hand)
 
     @classmethod
     def max_body_bytes(cls) -> int:
@@ -83,27 +79,12 @@ class Edged:
     """Routes answered from the parsed JSON body past BentoML's own parsing and limits, a millisecond sooner."""
 
 
-def _wrap_to_asgi() -> None:
-    original = getattr(Service, "to_asgi", None)
-    if original is None:
-        raise TypeError(
-            "this BentoML has no Service.to_asgi; call service.add_asgi_middleware(EdgeMiddleware, service=service) "
-            "after the class definition, and tell the authors of bento-audit"
-        )
-    if getattr(original, "adds_the_edge", False):
-        return
-
-    @functools.wraps(original)
-    def to_asgi(service: Any, *args: Any, **kwargs: Any) -> Any:
-        app = original(service, *args, **kwargs)
-        if issubclass(service.inner, Edged) and not any(m.cls is EdgeMiddleware for m in app.user_middleware):
-            names = [getattr(m.cls, "__name__", "") for m in app.user_middleware]
-            place = next((i for i, name in enumerate(names) if name not in ONLY_WATCHING), len(names))
-            app.user_middleware.insert(place, Middleware(EdgeMiddleware, service=service))
-        return app
-
-    to_asgi.adds_the_edge = True  # type: ignore[attr-defined]
-    Service.to_asgi = to_asgi
+def _add_middleware(service: Any, app: Any) -> None:
+    if issubclass(service.inner, Edged) and not any(m.cls is EdgeMiddleware for m in app.user_middleware):
+        names = [getattr(m.cls, "__name__", "") for m in app.user_middleware]
+        # Those that only look stay outside: metrics and logs see what the client sees.
+        place = next((i for i, name in enumerate(names) if name not in OBSERVERS), len(names))
+        app.user_middleware.insert(place, Middleware(EdgeMiddleware, service=service))
 
 
 class EdgeMiddleware:
