@@ -34,6 +34,7 @@ from audit_service.monitoring.reference import Reference
 from audit_service.monitoring.rules import render
 from audit_service.monitoring.values import clean
 from audit_service.workflows import drift_baseline
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
 
 EVENTS, PER_MINUTE = 500, 10
@@ -83,7 +84,7 @@ class Observer:
 
     def __init__(self, config: AuditConfig, reference: Reference) -> None:
         self.config, self.reference = config, reference
-        self.loaded = load(config)
+        self.loaded = load(Workspace(config))
         self.catcher = FeatureCatcher()
         self.predictor = open_predictor(config, self.catcher)
         self.nearest = reference.nearest_centre()

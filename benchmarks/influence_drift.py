@@ -25,9 +25,12 @@ from audit_service.config import load_config
 from audit_service.drift.signals import group_bins
 from audit_service.monitoring.reference import confidence_bin
 from audit_service.monitoring.statistics import STATISTICS
-from audit_service.workflows import drift_baseline, stages
+from audit_service.workflows import drift_baseline
+from audit_service.workflows.export import export_and_register
+from audit_service.workflows.finetuning import run_finetuning
+from audit_service.workflows.index_building import build_index
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
-from influence_engine.progress import silent
 
 FOLDER = PROJECT / "build" / "influence-drift"
 CONFIG = """\
@@ -98,10 +101,11 @@ def main() -> None:
     """Builds, measures and prints."""
     options = parser().parse_args()
     config = load_config(write_project())
-    stages.run_finetuning(config, silent)
-    stages.build_index(config, silent)
-    stages.export_model(config, silent)
-    reference, _ = drift_baseline.build(config, silent)
+    workspace = Workspace(config)
+    run_finetuning(workspace)
+    build_index(workspace)
+    export_and_register(workspace)
+    reference, _ = drift_baseline.build(workspace)
     observer = Observer(config, reference)
     random = np.random.default_rng(3)
     pool = observer.traffic(observer.packaged("movies", "test", 600))

@@ -21,7 +21,7 @@ from influence_engine.models.loading import (
     save_model,
     set_trainable,
 )
-from influence_engine.training.record import Run
+from influence_engine.training import Run
 
 ABOUT = "served.json"
 
@@ -45,19 +45,20 @@ class ServedModel:
     tag: str
 
 
-def load_trained_model(config: AuditConfig) -> ServedModel:
-    """The config's adopted checkpoint where it names one, else its recorded run.
+def recorded_model(run: Run, tag: str) -> ServedModel:
+    """The model of a recorded run; raises what ``Run.load_model`` raises."""
+    return ServedModel(run.load_model(), run.load_base(), run.load_tokenizer(), run.digests, tag)
+
+
+def adopted_model(config: AuditConfig) -> ServedModel:
+    """The checkpoint that a config names instead of a run.
 
     Raises:
-        RecordError: there is no complete run.
-        ModelError: the checkpoint cannot be loaded.
-        DigestMismatchError: a file of the run has changed.
+        ConfigError: its folder does not exist.
+        ModelError: it cannot be loaded.
     """
-    if config.model is None:
-        run = Run.open(config.run_folder)
-        return ServedModel(run.load_model(), run.load_base(), run.load_tokenizer(), run.digests, config.name)
     folder, labels = config.model_folder(), config.task.labels or None
-    assert folder is not None
+    assert folder is not None  # the caller has looked
     model = load_model(folder, labels=labels)
     base, location = None, config.base_model_location()
     if config.base_model is not None and location is not None and labels is not None:

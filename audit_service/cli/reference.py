@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import facts, output_console, print_json, remark
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 
 
 @click.group("reference", short_help="How the signals look on held-out data; drift is held against it.")
@@ -39,8 +39,8 @@ def build(config: str | None, profile: str | None, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import drift_baseline
 
-    with progress_shown() as progress:
-        reference, file = drift_baseline.build(settings, progress)
+    with open_workspace(settings) as workspace:
+        reference, file = drift_baseline.build(workspace)
     if as_json:
         print_json({**reference.model_dump(mode="json", exclude={"centres"}), "file": str(file)})
         return

@@ -22,6 +22,7 @@ from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineU
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.recorders import EngineMetrics
 from audit_service.schemas import EngineItem
+from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
 
 WATCH_S = 1.0
@@ -194,7 +195,7 @@ def counting(loaded: Loaded, before: EngineMetrics | None) -> EngineMetrics:
 
 
 def _loaded_and_warm(config: AuditConfig) -> Loaded:
-    loaded = load(config)
+    loaded = load(Workspace(config))
     warm_up(loaded)
     return loaded
 

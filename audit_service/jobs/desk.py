@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from audit_service.artifacts.bento_models import find, state_folder
-from audit_service.artifacts.training_data import replayable_run
+from audit_service.artifacts.recorded_runs import replayable_run
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import input_fields
 from audit_service.errors import JobNotDoneError

@@ -24,6 +24,7 @@ from audit_service.artifacts.bento_models import state_folder
 from audit_service.config import AuditConfig, load_config
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
+from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
 
 LOCK = "jobs.lock"
@@ -37,11 +38,6 @@ logger = logging.getLogger(__name__)
 
 class JobCancelledError(Exception):
     """Raised in the middle of a job that is to stop."""
-
-
-def retrainings_folder(folder: Path) -> Path:
-    """Where retrained parameters are kept, below the state folder."""
-    return folder / "retrainings"
 
 
 class Worker:
@@ -72,7 +68,7 @@ class Worker:
         told = _Told(self.store, job.job_id)
         try:
             if self._measuring is None:
-                self._measuring = Measuring(self.config, retrainings_folder(self.store.folder), told)
+                self._measuring = Measuring(Workspace(self.config, told))
             answer = self._measuring.answer(Question.of(content), told)
         except JobCancelledError:
             self.store.end(job.job_id, "cancelled")

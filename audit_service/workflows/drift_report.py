@@ -23,9 +23,9 @@ from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows import drift_baseline
 from audit_service.workflows.input_files import column_of, input_table, no_column
+from audit_service.workspace import Workspace
 from influence_engine.errors import DataError, InputError, RecordError
 from influence_engine.files import write_text
-from influence_engine.progress import Progress
 
 
 def since_s(text: str) -> float:
@@ -33,20 +33,19 @@ def since_s(text: str) -> float:
     return time.time() - seconds_of(text)
 
 
-def report(
-    config: AuditConfig, inputs: Path | None, since: float | None, most_explained: int, progress: Progress
-) -> dict[str, Any]:
+def report(workspace: Workspace, inputs: Path | None, since: float | None, most_explained: int) -> dict[str, Any]:
     """The report over a file of inputs, or over the predictions on record since a Unix time.
 
     Raises:
         RecordError: there is no reference.
         DataError: there are no inputs.
     """
+    config = workspace.config
     reference = drift_baseline.of_config(config)
     if reference is None:
         again = f"bento-audit reference build {config.spelled}"
         raise RecordError(f"{config.name!r} has no reference; make it with: {again}")
-    loaded = load(config)
+    loaded = load(workspace)
     outcomes: list[dict[str, Any]] = []
     if inputs is not None:
         examples = read_inputs(config, loaded, inputs)
@@ -58,7 +57,7 @@ def report(
     if not examples:
         where = str(inputs) if inputs is not None else f"the record in {state_folder(config)}"
         raise DataError(f"{where} holds no inputs to report on", field="inputs")
-    return _held_against(reference, loaded, config, examples, outcomes, most_explained, progress)
+    return _held_against(reference, workspace, examples, outcomes, most_explained)
 
 
 def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[str, Any]]:
@@ -83,18 +82,17 @@ def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[st
 
 def _held_against(
     reference: Reference,
-    loaded: Loaded,
-    config: AuditConfig,
+    workspace: Workspace,
     examples: Sequence[dict[str, Any]],
     outcomes: Sequence[dict[str, Any]],
     most_explained: int,
-    progress: Progress,
 ) -> dict[str, Any]:
+    config, progress = workspace.config, workspace.progress
     catcher = FeatureCatcher()
     predicted = predict_all(open_predictor(config, catcher), catcher, examples, progress)
     rows = sorted(random.Random(0).sample(range(len(examples)), min(most_explained, len(examples))))
     explained, _ = explain_all(
-        loaded.attributor,
+        workspace.attributor,
         [examples[row] for row in rows],
         tier=reference.tier,  # type: ignore[arg-type]
         group_by=[one.by for one in reference.influence],

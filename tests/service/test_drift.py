@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audit_service.cli.prometheus import Prometheus, installed, prometheus
 from audit_service.config import AuditConfig, load_config
 from audit_service.monitoring.dashboards import queries, render_all
 from audit_service.monitoring.promql import RULES
@@ -23,8 +22,9 @@ from audit_service.monitoring.reference import Reference, confidence_bin
 from audit_service.monitoring.rules import render, series_of
 from audit_service.monitoring.statistics import STATISTICS, shares
 from audit_service.workflows import drift_baseline
+from audit_service.workflows.processes.prometheus import Prometheus, installed, prometheus
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
-from influence_engine.progress import silent
 
 pytestmark = [
     pytest.mark.service,
@@ -109,7 +109,7 @@ def fleet(start_module_server: Any, small_project: Any, tmp_path_factory: pytest
     file.write_text(CONFIG, encoding="utf-8")
     config = load_config(file)
     os.environ.setdefault("BENTOML_HOME", str(folder / "bentoml"))
-    reference, _ = drift_baseline.build(config, silent)
+    reference, _ = drift_baseline.build(Workspace(config))
     (folder / "monitored_app.py").write_text(APP, encoding="utf-8")
 
     def start(name: str, port: int | None = None) -> Any:

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from audit_service.config import load_config
-from audit_service.workflows.stages import build_index, run_finetuning
-from influence_engine.progress import silent
+from audit_service.workflows.finetuning import run_finetuning
+from audit_service.workflows.index_building import build_index
+from audit_service.workspace import Workspace
 
 GOOD = ("superb", "moving", "funny", "brilliant")
 BAD = ("dull", "clumsy", "tedious", "hollow")
@@ -131,8 +132,9 @@ def finished_films(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (folder / "configs").mkdir()
     (folder / "configs" / "films.yaml").write_text(FILMS_CONFIG)
     config = load_config(folder / "configs" / "films.yaml")
-    run_finetuning(config, silent)
-    build_index(config, silent)
+    workspace = Workspace(config)
+    run_finetuning(workspace)
+    build_index(workspace)
     return folder
 
 

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 
 from audit_service.cli.group import main
 from audit_service.config import load_config
-from audit_service.workflows.stages import build_index
+from audit_service.workflows.index_building import build_index
 from audit_service.workflows.suspects import find_suspects, write_suspects
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.evaluation import Suspect
-from influence_engine.progress import silent
 from influence_engine.training import Run
 from tests.audit_service.cli.conftest import FILMS_CONFIG
 
@@ -210,7 +210,7 @@ def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted:
     (films / "configs" / "support.yaml").write_text(
         FILMS_CONFIG.replace("base_model: {path: base}", "model: {path: support}\nindex: {damping: 1.0}")
     )
-    build_index(load_config(films / "configs" / "support.yaml"), silent)
+    build_index(Workspace(load_config(films / "configs" / "support.yaml")))
 
     ranked = answer("support", "--top-k", "3")
     refused = bento_audit("suspects", "support", "--folds", "2")
@@ -221,6 +221,6 @@ def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted:
 
 
 def test_every_measure_is_there_from_python_as_well(films: Path) -> None:
-    found = find_suspects(load_config(films / "configs" / "films.yaml"), silent, by="self_influence")
+    found = find_suspects(Workspace(load_config(films / "configs" / "films.yaml")), by="self_influence")
 
     assert [one.rank_by_self_influence for one in found.ranked] == list(range(1, len(found.ranked) + 1))

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import yaml
 
-from audit_service.cli.prometheus import installed
-from audit_service.cli.promtool import RulesError, check_rules
 from audit_service.config import MonitoringSettings
 from audit_service.monitoring.alerts import ALERTS
 from audit_service.monitoring.dashboards import queries, render_all
@@ -20,6 +18,8 @@ from audit_service.monitoring.promql import RULES, quoted
 from audit_service.monitoring.reference import Reference
 from audit_service.monitoring.rules import render, series_of
 from audit_service.monitoring.statistics import STATISTICS, shares
+from audit_service.workflows.processes.prometheus import installed
+from audit_service.workflows.processes.promtool import RulesError, check_rules
 
 needs_promtool = pytest.mark.skipif(
     not installed(), reason="Prometheus is not installed (apt-get install --no-install-recommends prometheus)"

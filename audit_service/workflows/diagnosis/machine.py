@@ -13,9 +13,8 @@ from collections.abc import Iterator
 import torch
 from packaging.requirements import Requirement
 
-from audit_service.cli.console import size
-from audit_service.cli.diagnosis.finding import Finding
-from influence_engine.resources import free_memory
+from audit_service.workflows.diagnosis.finding import Finding
+from influence_engine.resources import free_memory, readable_bytes
 
 DISTRIBUTION = "bento-audit"
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -87,10 +86,10 @@ def torch_build() -> Finding:
 def memory() -> Finding:
     """Whether there is room for a model, its index and its server."""
     available = free_memory(torch.device("cpu"))
-    found = f"{size(available)} available, {os.cpu_count()} cores"
+    found = f"{readable_bytes(available)} available, {os.cpu_count()} cores"
     if available >= MEMORY_WANTED:
         return Finding("memory", "ok", found)
-    return Finding("memory", "note", found, f"the demo wants about {size(MEMORY_WANTED)}; close something")
+    return Finding("memory", "note", found, f"the demo wants about {readable_bytes(MEMORY_WANTED)}; close something")
 
 
 def port(number: int = PORT) -> Finding:

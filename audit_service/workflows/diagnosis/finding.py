@@ -1,4 +1,4 @@
-"""The result of one look."""
+"""What one look has found."""
 
 from __future__ import annotations
 

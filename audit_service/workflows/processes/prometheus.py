@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
-from audit_service.cli.server import free_port
+from audit_service.workflows.processes.bentoml_server import free_port
 from influence_engine.errors import InfluenceError
 
 SECONDS_TO_START = 30.0

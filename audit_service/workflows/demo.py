@@ -1,25 +1,26 @@
-"""The demo's work: every stage that is not done yet, then a real server, asked over HTTP."""
+"""The demo: every stage that is not done yet, then a real server, asked over HTTP."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import yaml
 
-from audit_service.artifacts.training_data import read_training_set
-from audit_service.cli.console import remark
-from audit_service.cli.server import Server, ServerError, free_port, serving
 from audit_service.config import AuditConfig
-from audit_service.workflows import drift_baseline, replay_and_calibration, stages
+from audit_service.workflows import drift_baseline
+from audit_service.workflows.export import export_and_register
+from audit_service.workflows.finetuning import run_finetuning
+from audit_service.workflows.index_building import build_index
+from audit_service.workflows.processes.bentoml_server import Server, ServerError, free_port, serving
+from audit_service.workflows.replay_and_calibration import check_against_retraining, plan_directions, replay_directions
+from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
-from influence_engine.index import InfluenceIndex
-from influence_engine.progress import Progress
 from influence_engine.training.frozen_cache import KeptSteps
 
 HOST = "127.0.0.1"
@@ -48,8 +49,13 @@ class Asked:
     seconds: float
 
 
-def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -> dict[str, float]:
+def prepare(workspace: Workspace, tell: Callable[[str], None], *, restart: bool = False) -> dict[str, float]:
     """Fetches, fine-tunes, indexes and exports what has not been done yet; a model trained elsewhere stays as it is.
+
+    Args:
+        workspace: Of the demo's config; every stage goes on with what those before it opened and made.
+        tell: Told what is left out, and how to make up for it.
+        restart: Delete an earlier run first.
 
     Returns:
         Seconds of every stage.
@@ -57,40 +63,42 @@ def prepare(config: AuditConfig, progress: Progress, *, restart: bool = False) -
     Raises:
         InfluenceError: a stage failed; those before it are kept.
     """
+    config, progress = workspace.config, workspace.progress
     stopwatch = _Stopwatch()
     if config.model is None:
-        read_training_set(config, stages.base_location(config, progress), progress)
+        examples = len(workspace.train) + len(workspace.held_out)
+        progress("data and base model", examples, examples, os.path.basename(workspace.base_location))
         stopwatch.lap("data and base model")
-        run = stages.run_finetuning(config, progress, restart=restart)
+        run = run_finetuning(workspace, restart=restart)
         progress("fine-tuning", len(run.schedule), len(run.schedule))
         stopwatch.lap("fine-tuning")
-    index = stages.build_index(config, progress)
+    index = build_index(workspace)
     progress("index", len(index), len(index), f"{len(index):,} training examples")
     stopwatch.lap("index")
     if config.model is None:
-        _replay(config, index, sum(stopwatch.seconds.values()), progress)
+        _replay(workspace, sum(stopwatch.seconds.values()), tell)
         stopwatch.lap("replay")
-    stages.export_model(config, progress)
+    export_and_register(workspace)
     stopwatch.lap("export")
     if config.data.validation is not None and not drift_baseline.is_there(config):
-        drift_baseline.build(config, progress)
+        drift_baseline.build(workspace)
     stopwatch.lap("reference")
     return stopwatch.seconds
 
 
-def _replay(config: AuditConfig, index: InfluenceIndex, spent: float, progress: Progress) -> None:
+def _replay(workspace: Workspace, spent: float, tell: Callable[[str], None]) -> None:
     """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
     kept = KeptSteps()
-    if index.basis is None:
-        plan = replay_and_calibration.plan_directions(config, DIRECTIONS, progress)
+    if workspace.index.basis is None:
+        plan = plan_directions(workspace, DIRECTIONS)
         if spent + plan.seconds > SECONDS_OF_A_DEMO:
-            remark(
+            tell(
                 f"Not replayed here, since it would take about {plan.seconds:.0f} s: explanations are estimated. "
-                f"bento-audit index build {config.spelled} --directions {DIRECTIONS} does it later."
+                f"bento-audit index build {workspace.config.spelled} --directions {DIRECTIONS} does it later."
             )
             return
-        replay_and_calibration.replay_directions(config, index, DIRECTIONS, progress, kept)
-    replay_and_calibration.check_against_retraining(config, index, progress, kept)
+        replay_directions(workspace, DIRECTIONS, kept)
+    check_against_retraining(workspace, kept)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Plots, where people would rather look; needs matplotlib (the extra ``report``)."""
+"""Draws an evaluation; needs matplotlib (the extra ``report``), which nothing else here does."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from influence_engine.evaluation import Evaluation
 from influence_engine.evaluation.comparison import by_truth
 from influence_engine.files import writing_aside
 
+PLOT = "evaluation.png"
 OURS, OTHERS = "#1f6f8b", "#b8b8b8"
 
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from audit_service.artifacts.model_files import model_digests
-from audit_service.cli.diagnosis.finding import Finding
-from audit_service.config import AuditConfig
+from audit_service.config import AuditConfig, ConfigError
 from audit_service.prediction.export import MANIFEST as EXPORT_MANIFEST
 from audit_service.prediction.export import read_export
-from influence_engine.data import load_examples, packages_folder
+from audit_service.workflows.diagnosis.finding import Finding
+from audit_service.workspace import Workspace
+from influence_engine.data import packages_folder
 from influence_engine.data.packages import MODELS, VADER, Package
 from influence_engine.errors import DigestMismatchError, InfluenceError
 from influence_engine.index import InfluenceIndex
-from influence_engine.models.loading import load_tokenizer
-from influence_engine.training import Run
-from influence_engine.training.record import INCOMPLETE
+from influence_engine.training.record import INCOMPLETE, MANIFEST
 
-Look = Callable[[AuditConfig], Finding]
+Look = Callable[[Workspace], Finding]
+
+
+def look_at_named_project(open_config: Callable[[], AuditConfig]) -> Iterator[Finding]:
+    """All findings about the config that is named; that none is named is one of them."""
+    try:
+        config = open_config()
+    except ConfigError as error:
+        # Without a config named, the machine is all there is to look at.
+        yield Finding("config", "note" if error.field == "config" else "broken", error.message)
+        return
+    yield from look_at_project(config)
 
 
 def look_at_project(config: AuditConfig) -> Iterator[Finding]:
@@ -33,15 +42,17 @@ def look_at_project(config: AuditConfig) -> Iterator[Finding]:
         "export": export,
         "state": state,
     }
+    workspace = Workspace(config)
     for what, look in looks.items():
         try:
-            yield look(config)
+            yield look(workspace)
         except InfluenceError as error:
             yield Finding(what, "broken", error.message)
 
 
-def base_model(config: AuditConfig) -> Finding:
+def base_model(workspace: Workspace) -> Finding:
     """Whether the base model is there."""
+    config = workspace.config
     settings = config.base_model
     if settings is None:
         return Finding("base model", "note", "none is named", "name base_model to see what fine-tuning changed")
@@ -54,8 +65,9 @@ def base_model(config: AuditConfig) -> Finding:
     return Finding("base model", "ok", str(config.base_model_location()))
 
 
-def model(config: AuditConfig) -> Finding:
+def model(workspace: Workspace) -> Finding:
     """Whether there is a fine-tuned model, unchanged."""
+    config = workspace.config
     folder = config.model_folder()
     if folder is not None:
         digest = model_digests(config)["model"]
@@ -66,29 +78,29 @@ def model(config: AuditConfig) -> Finding:
     if (config.run_folder / INCOMPLETE).is_file():
         advice = f"bento-audit finetune {config.spelled} goes on with it"
         return Finding("model", "missing", f"the run in {config.run_folder} is not finished", advice)
-    run = Run.open(config.run_folder)
+    run = workspace.run
     replayable = "can be replayed" if run.replayable else f"cannot be replayed: {run.why_not_replayable}"
     return Finding("model", "ok", f"{run.folder}, unchanged, digest {_short(run.digests['model'])}, {replayable}")
 
 
-def data(config: AuditConfig) -> Finding:
+def data(workspace: Workspace) -> Finding:
     """Whether the training data can be read."""
+    config = workspace.config
     if config.data.train.packaged is not None:
         packaged = _packaged("data", VADER, config)
         if packaged.state != "ok":
             return packaged
-    source = _tokenizer_source(config)
-    if source is None:
+    if not _has_tokenizer(workspace):
         return Finding("data", "missing", "not looked at before the base model is there")
-    examples = load_examples(config.data.train, config.task_object(load_tokenizer(source)), config.root)
-    found = examples.report.summary()
-    conflicts = examples.report.conflicts.count
+    report = workspace.training_data.report
+    found, conflicts = report.summary(), report.conflicts.count
     advice = "look at the texts with conflicting labels: the model learnt from both" if conflicts else None
     return Finding("data", "note" if conflicts else "ok", found, advice)
 
 
-def index(config: AuditConfig) -> Finding:
+def index(workspace: Workspace) -> Finding:
     """Whether the index is there, unchanged, and of this model."""
+    config = workspace.config
     advice = f"bento-audit index build {config.spelled}"
     if not (config.index_folder / "CURRENT").is_file():
         return Finding("index", "missing", f"not built yet: {config.index_folder}", advice)
@@ -100,8 +112,9 @@ def index(config: AuditConfig) -> Finding:
     return Finding("index", "ok", f"{opened.folder}, unchanged, {len(opened):,} examples")
 
 
-def export(config: AuditConfig) -> Finding:
+def export(workspace: Workspace) -> Finding:
     """Whether the ONNX export is there, unchanged, and of this model."""
+    config = workspace.config
     advice = f"bento-audit index build {config.spelled}"
     if not (config.onnx_folder / EXPORT_MANIFEST).is_file():
         return Finding("export", "missing", f"not exported yet: {config.onnx_folder}", advice)
@@ -116,9 +129,9 @@ def export(config: AuditConfig) -> Finding:
     return Finding("export", "ok", f"{config.onnx_folder}, unchanged, at most {gap:.1g} from torch")
 
 
-def state(config: AuditConfig) -> Finding:
+def state(workspace: Workspace) -> Finding:
     """Whether the folder for predictions can be written to."""
-    folder = config.state_folder
+    folder = workspace.config.state_folder
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if os.access(place, os.W_OK):
         return Finding("state", "ok", f"{folder} can be written to")
@@ -134,17 +147,14 @@ def _packaged(what: str, package: Package, config: AuditConfig) -> Finding:
     return Finding(what, "missing", f"{package.requirement} has not been fetched yet", advice)
 
 
-def _tokenizer_source(config: AuditConfig) -> str | Path | None:
-    if config.model is not None:
-        return config.model_folder()
-    saved = config.run_folder / "model"
-    if saved.is_dir():
-        return saved
-    return config.base_model_location() if base_model(config).state != "missing" else None
+def _has_tokenizer(workspace: Workspace) -> bool:
+    config = workspace.config
+    trained = config.model is not None or (config.run_folder / MANIFEST).is_file()
+    return trained or base_model(workspace).state != "missing"
 
 
 def _model_digest(config: AuditConfig) -> str | None:
-    if config.model is None and not (config.run_folder / "manifest.json").is_file():
+    if config.model is None and not (config.run_folder / MANIFEST).is_file():
         return None
     return model_digests(config)["model"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from audit_service.cli.server import stop
+from audit_service.workflows.processes.bentoml_server import stop
 
 STUBBORN = """
 import signal, subprocess, sys, time
