@@ -20,7 +20,7 @@ from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.evaluation import Suspect
 from influence_engine.training import Run
-from tests.audit_service.cli.conftest import FILMS_CONFIG
+from tests.audit_service.conftest import FILMS_CONFIG
 
 
 def bento_audit(*arguments: str) -> Result:

@@ -1,4 +1,4 @@
-"""Small real models for the command line's tests."""
+"""Small real models, for the tests of workspaces, workflows and the command line."""
 
 from __future__ import annotations
 
