@@ -183,29 +183,6 @@ class AuditConfig(Section):
         arguments = {key: value for key, value in given.items() if key in task.model_fields_set}
         return self._own_task(task.type, tokenizer, {**arguments, **task.options})
 
-    def check_files(self) -> None:
-        """Checks that every file and folder which the config names is there.
-
-        Raises:
-            ConfigError: some are missing; the message names the key and line of each.
-        """
-        named: dict[tuple[str, ...], Path | None] = {
-            ("data", part, kind): getattr(getattr(self.data, part), kind, None)
-            for part in ("train", "validation", "test")
-            for kind in ("csv", "jsonl", "parquet", "dataset")
-        }
-        named["base_model", "path"] = self.base_model.path if self.base_model is not None else None
-        named["model", "path"] = self.model.path if self.model is not None else None
-        problems = []
-        for path, value in named.items():
-            try:
-                if value is not None:
-                    self._existing(path, value)
-            except ConfigError as error:
-                problems.append(error)
-        if problems:
-            raise ConfigError("\n".join(problem.message for problem in problems), field=problems[0].field)
-
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:
         located = self.root / value.expanduser()
         if located.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,34 +37,45 @@ SEEN_OPTIMISM = 4.0
 demo's validation snippets, 3.4% of others (`python benchmarks/drift_alerts.py`)."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What is known of the held-out inputs that a reference is made of.
+
+    Attributes:
+        predicted: Their predictions.
+        explained: Their explanations.
+        truths: The true labels of the predicted inputs, where they are known.
+        unseen: Explanations of inputs that the index has not seen either: it learnt from the other ones what lies
+            outside, so that of those one in a hundred does by construction.
+    """
+
+    predicted: Predicted
+    explained: Explained
+    truths: Sequence[str | None] = ()
+    unseen: Explained | None = None
+
+
 def build_reference(
     config: AuditConfig,
-    predicted: Predicted,
-    explained: Explained,
+    held_out: HeldOut,
     *,
     model_digest: str,
     index_digest: str,
-    truths: Sequence[str | None] = (),
     labels: Sequence[str] = (),
-    unseen: Explained | None = None,
 ) -> Reference:
     """The reference of a model and an index.
 
     Args:
         config: Names the model, and says gates and rates.
-        predicted: Predictions of held-out inputs.
-        explained: Explanations of held-out inputs.
+        held_out: How the model answered held-out inputs.
         model_digest: Of the weights.
         index_digest: ``build_digest`` of the index.
-        truths: True labels of the predicted inputs, where they are known.
         labels: Labels that can be predicted, where the task says.
-        unseen: Explanations of held-out inputs that the index has not seen either: it learnt from the other ones what
-            lies outside, so that of those one in a hundred does by construction.
 
     Raises:
         DataError: too few held-out examples.
     """
-    settings = config.monitoring
+    settings, predicted, explained = config.monitoring, held_out.predicted, held_out.explained
     if min(len(predicted), len(explained)) < FEWEST_EXAMPLES:
         raise DataError(
             f"a reference needs at least {FEWEST_EXAMPLES} held-out examples, there are {len(predicted)}; name more in "
@@ -114,10 +126,10 @@ def build_reference(
         false_alarm_rate=settings.false_alarm_rate,
         signals=signals,
         influence=influence,
-        outside_index=_outside(explained, unseen, settings.minimum_explanations, settings.false_alarm_rate),
+        outside_index=_outside(explained, held_out.unseen, settings.minimum_explanations, settings.false_alarm_rate),
         top_share=dict(shares_of(one_hot(binned(explained.top_shares, top_share_bin), tops), tops)),
         centres=[] if centres is None else centres.tolist(),
-        outcomes=_outcomes(predicted, truths),
+        outcomes=_outcomes(predicted, held_out.truths),
     )
     return reference.model_copy(update={"digest": reference.content_digest()})
 

@@ -96,7 +96,6 @@ fidelity = Histogram(
     ["model", "tier", "kind"],
     buckets=FIDELITY_BUCKETS,
 )
-ledger_entries = Counter("audit_ledger_entries_total", "Entries of the audit ledger.", ["model", "type"])
 dropped = Counter(
     "audit_records_dropped_total", "Records and sampled explanations that were lost.", ["model", "reason"]
 )

@@ -25,7 +25,6 @@ FORMAT = 1
 REFERENCE = "reference.json"
 
 Signal = Literal["prediction", "confidence", "embedding", "influence"]
-SIGNALS: tuple[Signal, ...] = ("prediction", "confidence", "embedding", "influence")
 """The signals that are held against the reference bin by bin."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from audit_service.artifacts.bento_models import index_version_folder, open_predictor
 from audit_service.config import AuditConfig
-from audit_service.drift.building import build_reference
+from audit_service.drift.building import HeldOut, build_reference
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all
 from audit_service.engine.loading import load
 from audit_service.monitoring.reference import Reference, read_reference
@@ -48,13 +48,10 @@ def build(workspace: Workspace) -> tuple[Reference, Path]:
         unseen, _ = explain_all(loaded.attributor, others, tier="best", group_by=columns[:1], progress=progress)
     reference = build_reference(
         config,
-        predicted,
-        explained,
+        HeldOut(predicted, explained, [example.get(label) for example in examples], unseen),
         model_digest=loaded.model["digest"],
         index_digest=index.manifest.build_digest,
-        truths=[example.get(label) for example in examples],
         labels=list(config.task.labels),
-        unseen=unseen,
     )
     file = reference.write(index_version_folder(config))
     if (config.onnx_folder / "manifest.json").is_file():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from audit_service.config import AuditConfig
-from audit_service.drift.building import build_reference
+from audit_service.drift.building import HeldOut, build_reference
 from audit_service.drift.signals import Explained, Predicted
 from audit_service.monitoring.reference import Reference
 
@@ -62,4 +62,4 @@ def config() -> AuditConfig:
 def reference(config: AuditConfig) -> Reference:
     """The reference of such events."""
     truths = ["a"] * 300
-    return build_reference(config, predicted(), explained(), model_digest="m" * 64, index_digest="i", truths=truths)
+    return build_reference(config, HeldOut(predicted(), explained(), truths), model_digest="m" * 64, index_digest="i")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audit_service.config import AuditConfig
-from audit_service.drift.building import build_reference
+from audit_service.drift.building import HeldOut, build_reference
 from audit_service.drift.signals import Explained, Predicted
 from audit_service.monitoring.reference import Reference, read_reference
 from audit_service.monitoring.values import MAX_VALUES, OTHER
@@ -25,7 +25,7 @@ def test_every_signals_shares_sum_to_one(reference: Reference) -> None:
 
 def test_the_same_events_give_the_same_reference(config: AuditConfig, reference: Reference) -> None:
     again = build_reference(
-        config, predicted(), explained(), model_digest="m" * 64, index_digest="i", truths=["a"] * 300
+        config, HeldOut(predicted(), explained(), ["a"] * 300), model_digest="m" * 64, index_digest="i"
     )
 
     assert again.model_copy(update={"created": "", "digest": ""}) == reference.model_copy(
@@ -51,7 +51,7 @@ def test_many_groups_become_the_largest_and_the_rest(config: AuditConfig) -> Non
     groups = [{("source", f"s{number}", "proponent"): 1 / 100 for number in range(100)} for _ in range(30)]
     many = Explained("estimated", groups, [0.1] * 30, [None] * 30)
 
-    reference = build_reference(config, predicted(), many, model_digest="m", index_digest="i")
+    reference = build_reference(config, HeldOut(predicted(), many), model_digest="m", index_digest="i")
 
     (one,) = reference.influence
     assert len(reference.groups) == MAX_VALUES
@@ -62,7 +62,7 @@ def test_many_groups_become_the_largest_and_the_rest(config: AuditConfig) -> Non
 def test_a_model_without_features_simply_has_no_embedding_signal(config: AuditConfig) -> None:
     seen = predicted()
     reference = build_reference(
-        config, Predicted(seen.labels, seen.confidences), explained(), model_digest="m", index_digest="i"
+        config, HeldOut(Predicted(seen.labels, seen.confidences), explained()), model_digest="m", index_digest="i"
     )
 
     assert "embedding" not in reference.signals
@@ -71,7 +71,7 @@ def test_a_model_without_features_simply_has_no_embedding_signal(config: AuditCo
 
 def test_too_few_held_out_examples_are_refused(config: AuditConfig) -> None:
     with pytest.raises(DataError, match="at least 20 held-out examples, there are 5"):
-        build_reference(config, predicted(5), explained(5), model_digest="m", index_digest="i")
+        build_reference(config, HeldOut(predicted(5), explained(5)), model_digest="m", index_digest="i")
 
 
 def test_it_knows_how_often_the_held_out_examples_were_right(reference: Reference) -> None:
