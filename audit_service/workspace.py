@@ -28,7 +28,7 @@ from influence_engine.training import Run
 from influence_engine.training.record import MANIFEST, MODEL
 
 LOADING = "loading model and index"
-"""The stage that progress is told of while the two are opened."""
+"""The stage that is reported while the two are opened."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Workspace:
 
     Args:
         config: The config.
-        progress: Told of fetching and loading.
+        progress: Reports fetching, loading, and the stages of whoever works with it.
         device: Where the index and its model go; ``auto`` is the GPU where there is one.
     """
 

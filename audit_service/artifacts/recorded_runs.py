@@ -54,6 +54,6 @@ def replayable_run(config: AuditConfig, *, verify: bool = True) -> tuple[Run, di
         RecordError: there is none; the message says what helps.
         DigestMismatchError: a file of it has changed.
     """
-    if config.model is None or not (config.twin_folder / AGREEMENT).is_file():
+    if config.model is None or not (config.surrogate_folder / AGREEMENT).is_file():
         return recorded_run(config, verify=verify), None
-    return Run.open(config.twin_folder / "run", verify=verify), read_json(config.twin_folder / AGREEMENT)
+    return Run.open(config.surrogate_folder / "run", verify=verify), read_json(config.surrogate_folder / AGREEMENT)

@@ -22,7 +22,7 @@ INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group("drift", short_help="What has moved: a report over a file or the record, or a live look.")
 def command() -> None:
-    """What has moved against the reference.
+    """What has moved against the baseline.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def report(
     most_explained: int,
     as_json: bool,
 ) -> None:
-    """Hold a file of inputs, or the predictions on record, against CONFIG's reference.
+    """Hold a file of inputs, or the predictions on record, against CONFIG's baseline.
 
     Every signal with a test (scipy), the groups of training examples that gained and lost influence, and the inputs
     that moved it. Of the record, also how predictions compare with the true labels that have arrived.
@@ -103,7 +103,7 @@ def _facts(found: dict[str, Any]) -> dict[str, object]:
     outside = found["outside_index"]
     if outside:
         rows["outside the index"] = (
-            f"{outside['share']:.1%}, {outside['reference']:.1%} in the reference, {_alert(outside, '.1%')}"
+            f"{outside['share']:.1%}, {outside['reference']:.1%} in the baseline, {_alert(outside, '.1%')}"
         )
     for one in found["groups"][:4]:
         rows[f"{one['by']}={one['group']}"] = f"{one['change']:+.2%} of influence"

@@ -44,8 +44,8 @@ def render(configs: tuple[str, ...], profile: str | None, format_: str, out: Pat
     """Write recording rules for every model, and drift alerts for the models of the CONFIGs.
 
     PSI and Jensen-Shannon divergence of predictions, confidence, embedding clusters and influence, over the windows of
-    the config (1h and 24h). Each model is held against its own reference, so a canary is judged by its own; thresholds
-    come from that reference, and below its volume no alert fires. Windows and links are those of the first CONFIG.
+    the config (1h and 24h). Each model is held against its own baseline, so a canary is judged by its own; thresholds
+    come from that baseline, and below its volume no alert fires. Windows and links are those of the first CONFIG.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def render(configs: tuple[str, ...], profile: str | None, format_: str, out: Pat
 
     rendered = render_rules(opened, cast(Format, format_))
     for name in rendered.without_baseline:
-        remark(f"{name} has no reference, so it gets no drift alerts: bento-audit reference build")
+        remark(f"{name} has no baseline, so it gets no drift alerts: bento-audit reference build")
     if out is not None:
         rendered.write(out)
     if as_json:

@@ -121,8 +121,8 @@ class AuditConfig(Section):
         return self.root / (self.folders.runs or Path("runs", self.name))
 
     @property
-    def twin_folder(self) -> Path:
-        """The recorded run of a replayable twin, for a model that was fine-tuned elsewhere."""
+    def surrogate_folder(self) -> Path:
+        """The recorded run of a replayable surrogate, for a model that was fine-tuned elsewhere."""
         return self.run_folder.with_name(f"{self.run_folder.name}-twin")
 
     @property

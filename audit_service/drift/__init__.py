@@ -1,1 +1,1 @@
-"""Drift seen from outside the prediction path: the reference, and reports over files and the log."""
+"""Drift seen from outside the prediction path: the baseline, and reports over files and the log."""

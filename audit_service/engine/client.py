@@ -1,4 +1,4 @@
-"""How an edge reaches the engine: JSON over HTTP, on a Unix socket or by URL, with a deadline of its own.
+"""How a service reaches the engine: JSON over HTTP, on a Unix socket or by URL, with a deadline of its own.
 
 BentoML's own proxy pickles its arguments, waits a minute, and is probed by ``/readyz``; ``EngineDependency`` lets
 BentoML start the engine and gives the service this client instead.

@@ -20,7 +20,7 @@ from audit_service.engine.loading import Loaded, index_version, load
 from audit_service.engine.tracing import current_context, leave_spans, now_ns
 from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.monitoring.metrics import model_label
-from audit_service.monitoring.recorders import EngineMetrics
+from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.schemas import EngineItem
 from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
@@ -101,7 +101,7 @@ class Slot:
         start = time.monotonic()
         if self.loaded is None:
             self.state = "loading"
-        loaded = in_passing_thread(partial(_loaded_and_warm, config))
+        loaded = in_short_lived_thread(partial(_loaded_and_warm, config))
         loaded = replace(loaded, metrics=counting(loaded, None if self.loaded is None else self.loaded.metrics))
         self.loaded, self.state, self.reason = loaded, "ready", None
         logger.info(
@@ -172,7 +172,7 @@ class EngineHost:
         self._worker.close()
 
 
-def in_passing_thread(work: Callable[[], Result]) -> Result:
+def in_short_lived_thread(work: Callable[[], Result]) -> Result:
     """Runs ``work`` in a thread that ends with it, and returns or raises what it does.
 
     OpenMP gives its processors to the threads that have computed and still live: were the model loaded in a thread that

@@ -8,7 +8,7 @@ from typing import Any
 
 from audit_service.artifacts.bento_models import find
 from audit_service.config import AuditConfig
-from audit_service.monitoring.recorders import EngineMetrics
+from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.workspace import Workspace
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS

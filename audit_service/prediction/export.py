@@ -61,7 +61,7 @@ def export_onnx(
         folder: Where to write; an older export there is replaced once the new one is whole.
         model_digest: Digest of the model's weights, for the manifest.
         tokenizer: Saved beside the model, so that serving needs this folder only.
-        progress: Told when export and check are done.
+        progress: Reports export and check.
 
     Returns:
         The manifest.

@@ -10,7 +10,7 @@ from audit_service.schemas.common import MAX_BATCH, MAX_GROUPINGS, MAX_TOP_K, Pa
 
 
 class EngineItem(BaseModel):
-    """One explanation asked of the engine; the edge has resolved ids and checked shapes."""
+    """One explanation asked of the engine; the service has resolved ids and checked shapes."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -25,13 +25,13 @@ class EngineItem(BaseModel):
 
 
 class EngineRequest(BaseModel):
-    """What an edge sends to the engine. ``config`` names the model: one engine may serve several services."""
+    """What a service sends to the engine. ``config`` names the model: one engine may serve several services."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     config: str
     items: list[EngineItem] = Field(min_length=1, max_length=MAX_BATCH)
-    deadline_s: float = Field(gt=0, le=600, description="Seconds after which the edge no longer waits.")
+    deadline_s: float = Field(gt=0, le=600, description="Seconds after which the service no longer waits.")
 
 
 class StatusRequest(Request):

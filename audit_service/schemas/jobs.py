@@ -142,7 +142,7 @@ class MeasuredAnswer(BaseModel):
     model: ModelIdentity
     index: IndexIdentity
     twin: dict[str, Any] | None = Field(
-        None, description="Set where not the served model was trained again but its twin: how far the two agree."
+        None, description="Set where not the served model was trained again but a surrogate: how far the two agree."
     )
 
 

@@ -110,8 +110,8 @@ class Measuring:
         self.loaded = load(workspace)
         if self.surrogate is not None and self.surrogate["served"] != self.loaded.model["digest"]:
             raise DigestMismatchError(
-                f"the surrogate run in {self.config.twin_folder} was compared with another model than the one that is "
-                f"served; compare it again: bento-audit finetune {self.config.spelled} --twin",
+                f"the surrogate run in {self.config.surrogate_folder} is of another model than the served one; "
+                f"compare them again: bento-audit finetune {self.config.spelled} --twin",
                 field="model",
             )
 
@@ -157,11 +157,11 @@ class Measuring:
         query, change = self.query(question), self.change(question)
         cost = self.cost(question)
         self._check_memory(cost)
-        told = Countdown(progress, _work(cost, question))
-        predicted, errors, seconds = self._predicted([query], change, question, told)
+        reported = Countdown(progress, _work(cost, question))
+        predicted, errors, seconds = self._predicted([query], change, question, reported)
         task, keep_in = self.task, self.keep_in
         found = measure(
-            self.run, task, self.train, [query], change, predicted=predicted, keep_in=keep_in, progress=told
+            self.run, task, self.train, [query], change, predicted=predicted, keep_in=keep_in, progress=reported
         )
         return MeasuredAnswer.model_validate(
             {
@@ -242,7 +242,7 @@ class Countdown:
     """Passes progress on as steps of one whole, with the seconds that are left in the note ``... s left``.
 
     Args:
-        progress: Told.
+        progress: What to pass it on to.
         work: Stages in their order, with the seconds that each was predicted to take.
     """
 
@@ -252,7 +252,7 @@ class Countdown:
         self._begun, self._first = time.monotonic(), 0
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """See ``Progress``."""
+        """Passes a stage on; as ``Progress``, with the note replaced where the time left is known."""
         if stage != self._stage:
             self._stage, self._begun, self._first = stage, time.monotonic(), max(done - 1, 0)
         left = None

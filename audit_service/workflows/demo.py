@@ -49,12 +49,12 @@ class Asked:
     seconds: float
 
 
-def prepare(workspace: Workspace, tell: Callable[[str], None], *, restart: bool = False) -> dict[str, float]:
+def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: bool = False) -> dict[str, float]:
     """Fetches, fine-tunes, indexes and exports what has not been done yet; a model trained elsewhere stays as it is.
 
     Args:
         workspace: Of the demo's config; every stage goes on with what those before it opened and made.
-        tell: Told what is left out, and how to make up for it.
+        announce: Called with a sentence on what is left out, and how to make up for it.
         restart: Delete an earlier run first.
 
     Returns:
@@ -76,7 +76,7 @@ def prepare(workspace: Workspace, tell: Callable[[str], None], *, restart: bool 
     progress("index", len(index), len(index), f"{len(index):,} training examples")
     stopwatch.lap("index")
     if config.model is None:
-        _replay(workspace, sum(stopwatch.seconds.values()), tell)
+        _replay(workspace, sum(stopwatch.seconds.values()), announce)
         stopwatch.lap("replay")
     export_and_register(workspace)
     stopwatch.lap("export")
@@ -86,13 +86,13 @@ def prepare(workspace: Workspace, tell: Callable[[str], None], *, restart: bool 
     return stopwatch.seconds
 
 
-def _replay(workspace: Workspace, spent: float, tell: Callable[[str], None]) -> None:
+def _replay(workspace: Workspace, spent: float, announce: Callable[[str], None]) -> None:
     """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
     kept = KeptSteps()
     if workspace.index.basis is None:
         plan = plan_directions(workspace, DIRECTIONS)
         if spent + plan.seconds > SECONDS_OF_A_DEMO:
-            tell(
+            announce(
                 f"Not replayed here, since it would take about {plan.seconds:.0f} s: explanations are estimated. "
                 f"bento-audit index build {workspace.config.spelled} --directions {DIRECTIONS} does it later."
             )

@@ -17,7 +17,7 @@ from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
 from audit_service.drift.signals import FeatureCatcher, explain_all, predict_all
 from audit_service.engine.loading import Loaded, load
-from audit_service.monitoring.reference import Reference
+from audit_service.monitoring.drift_baseline import DriftBaseline
 from audit_service.prediction.predictor import check_example
 from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
@@ -37,14 +37,14 @@ def report(workspace: Workspace, inputs: Path | None, since: float | None, most_
     """The report over a file of inputs, or over the predictions on record since a Unix time.
 
     Raises:
-        RecordError: there is no reference.
+        RecordError: there is no baseline.
         DataError: there are no inputs.
     """
     config = workspace.config
-    reference = drift_baseline.of_config(config)
-    if reference is None:
+    baseline = drift_baseline.of_config(config)
+    if baseline is None:
         again = f"bento-audit reference build {config.spelled}"
-        raise RecordError(f"{config.name!r} has no reference; make it with: {again}")
+        raise RecordError(f"{config.name!r} has no baseline; make it with: {again}")
     loaded = load(workspace)
     outcomes: list[dict[str, Any]] = []
     if inputs is not None:
@@ -57,7 +57,7 @@ def report(workspace: Workspace, inputs: Path | None, since: float | None, most_
     if not examples:
         where = str(inputs) if inputs is not None else f"the record in {state_folder(config)}"
         raise DataError(f"{where} holds no inputs to report on", field="inputs")
-    return _held_against(reference, workspace, examples, outcomes, most_explained)
+    return _held_against(baseline, workspace, examples, outcomes, most_explained)
 
 
 def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[st
 
 
 def _held_against(
-    reference: Reference,
+    baseline: DriftBaseline,
     workspace: Workspace,
     examples: Sequence[dict[str, Any]],
     outcomes: Sequence[dict[str, Any]],
@@ -94,12 +94,12 @@ def _held_against(
     explained, _ = explain_all(
         workspace.attributor,
         [examples[row] for row in rows],
-        tier=reference.tier,  # type: ignore[arg-type]
-        group_by=[one.by for one in reference.influence],
+        tier=baseline.tier,  # type: ignore[arg-type]
+        group_by=[one.by for one in baseline.influence],
         progress=progress,
     )
     texts = [str(example.get(config.task.text, "")) for example in examples]
-    return drift_report(reference, texts, predicted, explained, rows, outcomes)
+    return drift_report(baseline, texts, predicted, explained, rows, outcomes)
 
 
 def write(found: dict[str, Any], out: Path) -> list[Path]:

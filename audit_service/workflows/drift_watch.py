@@ -78,13 +78,13 @@ class WatchedServer:
     server: Server
     prometheus: Prometheus | None
 
-    def observe(self, domain: str, events: int, tell: Callable[[str], None]) -> Iterator[Observation]:
+    def observe(self, domain: str, events: int, announce: Callable[[str], None]) -> Iterator[Observation]:
         """Sends baseline traffic, then that of ``domain``, and says after each what was seen.
 
         Args:
             domain: Packaged sentences, such as ``vader/tweets``.
             events: Inputs of each kind.
-            tell: Told what is sent.
+            announce: Called with a line on what is sent.
 
         Raises:
             DataError: a domain has no sentences.
@@ -93,7 +93,7 @@ class WatchedServer:
         wanted = round(events * self.config.monitoring.sample_rate * ENOUGH_EXPLAINED)
         explained = 0
         for traffic, source in (("baseline", BASELINE), ("shifted", domain)):
-            tell(f"{traffic} traffic: {events} inputs of {source} ...")
+            announce(f"{traffic} traffic: {events} inputs of {source} ...")
             send(self.server.address, texts_of(self.config, source, events))
             drift = snapshot_of(self.server.address, settled(explained, wanted))
             explained = drift["explanations"]
@@ -169,15 +169,15 @@ def settled(before: int, wanted: int) -> Callable[[dict[str, Any]], bool]:
 @contextlib.contextmanager
 def _scraped(config: AuditConfig, server: Server) -> Iterator[Prometheus | None]:
     """A Prometheus that scrapes the server and evaluates the rules; ``None`` where it is not installed."""
-    reference = drift_baseline.of_config(config)
-    if not installed() or reference is None:
+    baseline = drift_baseline.of_config(config)
+    if not installed() or baseline is None:
         yield None
         return
     # Ten seconds instead of minutes: this is to be seen.
     settings = config.monitoring.model_copy(update={"alert_for": "10s"})
     folder = Path(config.state_folder) / "prometheus" / str(int(time.time()))
     targets = {"a": server.address.partition("://")[2]}
-    with prometheus(folder, targets, [render([reference], settings)], interval="2s") as running:
+    with prometheus(folder, targets, [render([baseline], settings)], interval="2s") as running:
         yield running
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from audit_service.artifacts.bento_models import Kind, find, keep_bento_model
 from audit_service.artifacts.model_files import save_model_folder
-from audit_service.monitoring.reference import REFERENCE
+from audit_service.monitoring.drift_baseline import BASELINE_FILE
 from audit_service.prediction.export import export_onnx, is_current, read_export
 from audit_service.workspace import Workspace
 from influence_engine.digests import file_digest
@@ -115,7 +115,7 @@ def _index_digests(folder: Path) -> dict[str, Any]:
     beside = {
         "basis_digest": folder / BASIS,
         "calibration_digest": folder / CALIBRATION,
-        "reference_digest": folder / REFERENCE,
+        "reference_digest": folder / BASELINE_FILE,
     }
     made_later = {name: file_digest(file) for name, file in beside.items() if file.is_file()}
     return _manifest_digest(folder) | made_later

@@ -29,21 +29,21 @@ class Built:
     export: dict[str, Any] | None
 
 
-def build_for_serving(workspace: Workspace, directions: int, tell: Callable[[str], None]) -> Built:
+def build_for_serving(workspace: Workspace, directions: int, announce: Callable[[str], None]) -> Built:
     """Builds the index, replays directions where some are asked for, and exports the model; what is there is kept.
 
     Args:
         workspace: Whose model and data.
         directions: Of the replay basis; 0 leaves an index as it is.
-        tell: Told what each stage will take, before it starts.
+        announce: Called with what each stage will take, before it starts.
 
     Raises:
         InfluenceError: as ``build_index``, ``replay_directions`` and ``export_and_register``.
     """
-    tell(str(plan_index(workspace)))
+    announce(str(plan_index(workspace)))
     index = build_index(workspace)
     if directions and (index.basis is None or index.basis.width != directions):
-        tell(str(plan_directions(workspace, directions)))
+        announce(str(plan_directions(workspace, directions)))
         replay_directions(workspace, directions)
     exported = export_and_register(workspace)
     return Built(about(index), exported)

@@ -47,13 +47,13 @@ def render_rules(configs: Sequence[AuditConfig], format: rules.Format) -> Render
         DigestMismatchError: a baseline belongs to another index.
     """
     found = {config.name: drift_baseline.of_config(config) for config in configs}
-    references = [reference for reference in found.values() if reference is not None]
+    baselines = [baseline for baseline in found.values() if baseline is not None]
     settings = configs[0].monitoring
     return RenderedRules(
-        text=rules.render(references, settings, format=format),
-        groups=rules.rule_groups(references, settings),
-        series={one.model: rules.series_of(one, outcome_groups=settings.outcome_groups) for one in references},
-        without_baseline=[name for name, reference in found.items() if reference is None],
+        text=rules.render(baselines, settings, format=format),
+        groups=rules.rule_groups(baselines, settings),
+        series={one.model: rules.series_of(one, outcome_groups=settings.outcome_groups) for one in baselines},
+        without_baseline=[name for name, baseline in found.items() if baseline is None],
     )
 
 

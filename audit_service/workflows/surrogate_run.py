@@ -41,9 +41,9 @@ def train_surrogate(workspace: Workspace, *, restart: bool = False) -> tuple[Run
         )
     served = workspace.model
     if restart:
-        (config.twin_folder / AGREEMENT).unlink(missing_ok=True)
-    run = finetune_recorded(workspace, workspace.task, config.twin_folder / "run", restart=restart)
+        (config.surrogate_folder / AGREEMENT).unlink(missing_ok=True)
+    run = finetune_recorded(workspace, workspace.task, config.surrogate_folder / "run", restart=restart)
     found = agreement(served.model, run.load_model(), workspace.task, workspace.held_out, run.trainable)
     about = {**found.to_dict(), "served": served.digests["model"], "twin": run.digests["model"]}
-    write_json(config.twin_folder / AGREEMENT, about)
+    write_json(config.surrogate_folder / AGREEMENT, about)
     return run, about

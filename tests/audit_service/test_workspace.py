@@ -65,7 +65,7 @@ from audit_service.workspace import Workspace
 
 workspace = Workspace(load_config("films"))
 run_finetuning(workspace)
-build_for_serving(workspace, 8, tell=lambda message: None)
+build_for_serving(workspace, 8, announce=lambda message: None)
 check_against_retraining(workspace)
 drift_baseline.build(workspace)
 assert drift_baseline.is_there(workspace.config)
@@ -110,8 +110,8 @@ def test_a_whole_sequence_of_stages_reads_every_source_of_examples_once(plays: P
 
 
 def test_all_steps_of_a_call_share_what_was_opened(films: Path) -> None:
-    told: list[str] = []
-    workspace = Workspace(load_config("films"), lambda stage, done, total, note="": told.append(stage))
+    reported: list[str] = []
+    workspace = Workspace(load_config("films"), lambda stage, done, total, note="": reported.append(stage))
 
     first, again = load(workspace), load(workspace)
 
@@ -121,7 +121,7 @@ def test_all_steps_of_a_call_share_what_was_opened(films: Path) -> None:
     assert first.task is workspace.task
     assert workspace.train is workspace.training_data.examples
     assert workspace.replayable.run is workspace.run
-    assert told.count(LOADING) == 2  # begun and ended, once
+    assert reported.count(LOADING) == 2  # begun and ended, once
 
 
 @pytest.mark.parametrize(

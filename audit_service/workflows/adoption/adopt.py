@@ -21,7 +21,7 @@ from influence_engine.progress import Progress
 
 NO_RECORD = (
     "no: the training was not recorded. Train with `bento-audit finetune`, or with RecordingCallback in the Trainer "
-    "of transformers; or measure on a replayable twin: `bento-audit finetune --twin`"
+    "of transformers; or measure on a replayable surrogate: `bento-audit finetune --twin`"
 )
 
 

@@ -1,4 +1,4 @@
-"""Builds the reference: how the signals look on held-out data."""
+"""Builds the baseline: how the signals look on held-out data."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from audit_service.drift.signals import (
     shares_of,
     watched,
 )
+from audit_service.monitoring.drift_baseline import (
+    Distribution,
+    DriftBaseline,
+    OutsideIndex,
+    confidence_bin,
+    top_share_bin,
+)
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, TOP_SHARE_BUCKETS, bound, model_label
-from audit_service.monitoring.reference import Distribution, OutsideIndex, Reference, confidence_bin, top_share_bin
 from audit_service.monitoring.statistics import NearestCentre, clusters_of, rate_threshold, thresholds
 from audit_service.monitoring.values import MAX_VALUES, admitted
 from influence_engine.errors import DataError
@@ -39,7 +45,7 @@ demo's validation snippets, 3.4% of others (`python benchmarks/drift_alerts.py`)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is known of the held-out inputs that a reference is made of.
+    """What is known of the held-out inputs that a baseline is made of.
 
     Attributes:
         predicted: Their predictions.
@@ -55,15 +61,15 @@ class HeldOut:
     unseen: Explained | None = None
 
 
-def build_reference(
+def build_baseline(
     config: AuditConfig,
     held_out: HeldOut,
     *,
     model_digest: str,
     index_digest: str,
     labels: Sequence[str] = (),
-) -> Reference:
-    """The reference of a model and an index.
+) -> DriftBaseline:
+    """The baseline of a model and an index.
 
     Args:
         config: Names the model, and says gates and rates.
@@ -78,7 +84,7 @@ def build_reference(
     settings, predicted, explained = config.monitoring, held_out.predicted, held_out.explained
     if min(len(predicted), len(explained)) < FEWEST_EXAMPLES:
         raise DataError(
-            f"a reference needs at least {FEWEST_EXAMPLES} held-out examples, there are {len(predicted)}; name more in "
+            f"a baseline needs at least {FEWEST_EXAMPLES} held-out examples, there are {len(predicted)}; name more in "
             "data.validation",
             field="data.validation",
         )
@@ -91,10 +97,10 @@ def build_reference(
         )
 
     signals: dict[Any, Distribution] = {}
-    told = [label for label in predicted.labels if label is not None]
-    if told:
-        bins = admitted([*labels, *sorted(set(told))])
-        signals["prediction"] = distribution(one_hot(told, bins), bins, settings.minimum_predictions)
+    known = [label for label in predicted.labels if label is not None]
+    if known:
+        bins = admitted([*labels, *sorted(set(known))])
+        signals["prediction"] = distribution(one_hot(known, bins), bins, settings.minimum_predictions)
     confidences = binned(predicted.confidences, confidence_bin)
     if confidences:
         bins = list(map(bound, CONFIDENCE_BUCKETS))
@@ -113,7 +119,7 @@ def build_reference(
         events = group_events(explained, by, bins)
         influence.append(distribution(events, bins, settings.minimum_explanations, by))
     tops = list(map(bound, TOP_SHARE_BUCKETS))
-    reference = Reference(
+    baseline = DriftBaseline(
         model=model_label(config.name, model_digest),
         model_digest=model_digest,
         index_digest=index_digest,
@@ -131,7 +137,7 @@ def build_reference(
         centres=[] if centres is None else centres.tolist(),
         outcomes=_outcomes(predicted, held_out.truths),
     )
-    return reference.model_copy(update={"digest": reference.content_digest()})
+    return baseline.model_copy(update={"digest": baseline.content_digest()})
 
 
 def tiers(minimum: int) -> list[int]:

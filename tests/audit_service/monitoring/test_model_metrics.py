@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from audit_service.monitoring import metrics
-from audit_service.monitoring.recorders import (
+from audit_service.monitoring.model_metrics import (
     EngineMetrics,
     ExplanationMetrics,
     InfluenceMetrics,

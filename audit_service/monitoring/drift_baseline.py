@@ -1,6 +1,6 @@
-"""The reference: how the signals looked on held-out data, with the digests of the model and index they belong to.
+"""The baseline: how the signals looked on held-out data, with the digests of the model and index they belong to.
 
-It lies beside the index's vectors as ``reference.json``, so that it travels with them, and holds shares, centres and
+It lies beside the index's vectors as ``baseline.json``, so that it travels with them, and holds shares, centres and
 thresholds only: no text and no example id.
 """
 
@@ -22,14 +22,14 @@ from influence_engine.files import read_json, write_json
 from influence_engine.tasks.base import Array
 
 FORMAT = 1
-REFERENCE = "reference.json"
+BASELINE_FILE = "reference.json"
 
 Signal = Literal["prediction", "confidence", "embedding", "influence"]
-"""The signals that are held against the reference bin by bin."""
+"""The signals that are held against the baseline bin by bin."""
 
 
 class Levels(BaseModel):
-    """What quiet traffic stays below.
+    """What baseline traffic stays below.
 
     Attributes:
         thresholds: Statistic -> volume -> value that windows of so many events or more stay below: larger windows are
@@ -65,7 +65,7 @@ class OutsideIndex(Levels):
 
 
 class Distribution(Levels):
-    """One signal of the reference.
+    """One signal of the baseline.
 
     Attributes:
         by: For influence, what groups the training examples: ``label``, ``source`` or a metadata column; else empty.
@@ -109,8 +109,8 @@ class Distribution(Levels):
         }
 
 
-class Reference(BaseModel):
-    """What ``reference.json`` holds.
+class DriftBaseline(BaseModel):
+    """What ``baseline.json`` holds.
 
     Attributes:
         model: The label ``model``.
@@ -122,7 +122,7 @@ class Reference(BaseModel):
         explanations: Of these, how many were explained.
         minimum_predictions: Volume below which no alert fires.
         minimum_explanations: The same for influence.
-        false_alarm_rate: With which quiet traffic of a threshold's volume exceeds it.
+        false_alarm_rate: With which baseline traffic of a threshold's volume exceeds it.
         signals: Each signal that this model has.
         influence: The signal ``influence``, once for each grouping.
         outside_index: Share of the queries outside the index, and its threshold.
@@ -183,44 +183,44 @@ class Reference(BaseModel):
 
     def write(self, folder: Path) -> Path:
         """Writes it beside the index's vectors; an older one is replaced once the new one is whole."""
-        path = folder / REFERENCE
+        path = folder / BASELINE_FILE
         write_json(path, {**self.model_dump(mode="json"), "digest": self.content_digest()})
         return path
 
 
-def read_reference(folder: Path, *, model_digest: str | None, index_digest: str) -> Reference | None:
-    """The reference in an index version's folder; ``None`` where there is none.
+def read_baseline(folder: Path, *, model_digest: str | None, index_digest: str) -> DriftBaseline | None:
+    """The baseline in an index version's folder; ``None`` where there is none.
 
     Raises:
         RecordError: it is damaged, or of another format.
         DigestMismatchError: it has changed since it was written, or belongs to another model or index.
     """
-    path = folder / REFERENCE
+    path = folder / BASELINE_FILE
     if not path.is_file():
         return None
     raw = read_json(path)
     again = "Make it again: bento-audit reference build"
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise RecordError(f"{path} is no reference of format {FORMAT}. {again}", field=str(path))
+        raise RecordError(f"{path} is no baseline of format {FORMAT}. {again}", field=str(path))
     try:
-        reference = Reference.model_validate(raw)
+        baseline = DriftBaseline.model_validate(raw)
     except ValidationError as error:
         raise RecordError(f"{path} is incomplete: {error}. {again}", field=str(path)) from None
-    if reference.digest != reference.content_digest():
+    if baseline.digest != baseline.content_digest():
         raise DigestMismatchError(f"{path} has changed since it was written. {again}", field=str(path))
-    if model_digest is not None and reference.model_digest != model_digest:
+    if model_digest is not None and baseline.model_digest != model_digest:
         raise DigestMismatchError(
-            f"{path} is the reference of the model with digest {reference.model_digest}, not of this one "
+            f"{path} is the baseline of the model with digest {baseline.model_digest}, not of this one "
             f"({model_digest}). {again}",
             field=str(path),
         )
-    if reference.index_digest != index_digest:
+    if baseline.index_digest != index_digest:
         raise DigestMismatchError(
-            f"{path} is the reference of the index with digest {reference.index_digest}, not of this one "
+            f"{path} is the baseline of the index with digest {baseline.index_digest}, not of this one "
             f"({index_digest}). {again}",
             field=str(path),
         )
-    return reference
+    return baseline
 
 
 def confidence_bin(value: float) -> str:

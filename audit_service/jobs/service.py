@@ -21,7 +21,7 @@ from audit_service.errors import JobNotDoneError
 from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.jobs.worker import LOCK
 from audit_service.monitoring.metrics import model_label
-from audit_service.monitoring.recorders import JobMetrics
+from audit_service.monitoring.model_metrics import JobMetrics
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows.counterfactual import Question
@@ -44,7 +44,7 @@ class Auditing(Protocol):
     store: PredictionStore
 
 
-class JobDesk:
+class JobService:
     """The jobs of one service.
 
     Args:

@@ -1,4 +1,4 @@
-"""A service with nothing of the audit but the edge in front."""
+"""A service with nothing of the audit but the middleware in front."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from audit_service.serving.middleware import Edged
+from audit_service.serving.middleware import MiddlewareMixin
 
 
 class Numbers(BaseModel):
@@ -31,7 +31,7 @@ mounted = Starlette(routes=[Route("/teapot", teapot, methods=["POST", "GET"])])
 
 @bentoml.asgi_app(mounted, path="/own")
 @bentoml.service(traffic={"timeout": 2, "max_concurrency": 4})
-class EdgeApp(Edged):
+class EdgeApp(MiddlewareMixin):
     @classmethod
     def max_body_bytes(cls) -> int:
         return 10_000

@@ -31,7 +31,7 @@ class PredictionMetrics:
         self._clusters = quietly(lambda: [metrics.clusters.labels(model, str(number)) for number in range(clusters)])
 
     def predicted(self, label: object, confidence: float | None) -> None:
-        """Counts one prediction; a confidence that is not told, or no number, is left out."""
+        """Counts one prediction; a confidence that is missing, or no number, is left out."""
         try:
             if self._labels is not None and label is not None:
                 self._labels.get(label).inc()

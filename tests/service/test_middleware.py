@@ -16,7 +16,7 @@ pytestmark = pytest.mark.service
 
 @pytest.fixture(scope="module")
 def server(start_module_server: Any) -> Iterator[Any]:
-    server = start_module_server("edge_app:EdgeApp")
+    server = start_module_server("middleware_app:EdgeApp")
     yield server
     # Whatever was sent, the server goes on answering.
     assert server.post("/total", {"values": [1, 2]}).json() == {"total": 3.0}
