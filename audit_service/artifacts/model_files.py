@@ -1,4 +1,4 @@
-"""The models that are served and explained: from a recorded run, from a checkpoint trained elsewhere, or bundled."""
+"""The fine-tuned and base models that are explained: of a recorded run, an adopted checkpoint, or a Bento model."""
 
 from __future__ import annotations
 

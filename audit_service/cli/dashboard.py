@@ -1,4 +1,4 @@
-"""``bento-audit dashboard render``."""
+"""``bento-audit dashboard render``: writes the Grafana dashboards."""
 
 from __future__ import annotations
 

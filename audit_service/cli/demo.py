@@ -1,4 +1,4 @@
-"""``bento-audit demo``."""
+"""``bento-audit demo``: everything from fine-tuning to an explained prediction, on real data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit doctor``."""
+"""``bento-audit doctor``: checks the set-up and says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit drift report | watch``."""
+"""``bento-audit drift report | watch``: what has moved against the drift baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit evaluate``."""
+"""``bento-audit evaluate``: compares explanations with retraining (LDS), and counts planted label errors found."""
 
 from __future__ import annotations
 

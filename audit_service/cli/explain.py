@@ -1,4 +1,4 @@
-"""``bento-audit explain``."""
+"""``bento-audit explain``: explains a prediction, or a file of them, without a server."""
 
 from __future__ import annotations
 

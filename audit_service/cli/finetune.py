@@ -1,4 +1,4 @@
-"""``bento-audit finetune``."""
+"""``bento-audit finetune``: fine-tunes the base model and records the run."""
 
 from __future__ import annotations
 

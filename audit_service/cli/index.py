@@ -1,4 +1,4 @@
-"""``bento-audit index build | check | inspect | verify``."""
+"""``bento-audit index build | check | inspect | verify``: the training-gradient index."""
 
 from __future__ import annotations
 

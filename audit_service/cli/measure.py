@@ -1,4 +1,4 @@
-"""``bento-audit measure``."""
+"""``bento-audit measure``: trains again with other training data, and says what changes."""
 
 from __future__ import annotations
 

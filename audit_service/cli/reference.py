@@ -1,4 +1,4 @@
-"""``bento-audit reference build``."""
+"""``bento-audit reference build``: the drift baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows explanations, one in the shape of ``/audit/explain`` or what many share, to a person at a terminal."""
+"""Explanations as a person reads them at a terminal: one in the shape of ``/audit/explain``, or what many share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit rules render | check``."""
+"""``bento-audit rules render | check``: Prometheus rules and alerts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit suspects``."""
+"""``bento-audit suspects``: training examples ranked by the harm they do."""
 
 from __future__ import annotations
 

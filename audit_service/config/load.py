@@ -1,4 +1,4 @@
-"""From a name to a checked config."""
+"""Finds a config by name, and lays file, profile, environment and arguments over one another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section ``monitoring`` of a config."""
+"""The section ``monitoring`` of a config: sampling, drift windows, alert thresholds."""
 
 from __future__ import annotations
 

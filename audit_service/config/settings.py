@@ -1,4 +1,4 @@
-"""A whole config, checked."""
+"""``AuditConfig``: a whole config, checked, with the folders and objects that follow from it."""
 
 from __future__ import annotations
 

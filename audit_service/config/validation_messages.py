@@ -1,4 +1,4 @@
-"""Puts pydantic's errors into words for people: where, which key, what was found, what is allowed."""
+"""Validation errors of a config in words: where, which key, what was found, what is allowed."""
 
 from __future__ import annotations
 

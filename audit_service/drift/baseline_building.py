@@ -1,4 +1,4 @@
-"""Builds the baseline: how the signals look on held-out data."""
+"""Builds the drift baseline: distributions of the signals on held-out data, with thresholds by bootstrap."""
 
 from __future__ import annotations
 

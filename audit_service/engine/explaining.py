@@ -1,4 +1,4 @@
-"""From an ``Attribution`` to the answer of the API."""
+"""Explains items of the API with an ``Attributor``, and puts the attributions into the API's shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds what is loaded for each config: loads it in the background, reloads it when a new index is current."""
+"""Holds model and index of each config: loads them in the background, and again when a new index is current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs as the service sees them: submits, asks, cancels, and sees to it that somebody works on them."""
+"""Jobs as an audited service sees them: submits, asks, cancels, and keeps a worker process running."""
 
 from __future__ import annotations
 

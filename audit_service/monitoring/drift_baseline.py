@@ -1,4 +1,4 @@
-"""The baseline: how the signals looked on held-out data, with the digests of the model and index they belong to.
+"""The drift baseline: how the signals looked on held-out data, with the digests of the model and index they belong to.
 
 It lies beside the index's vectors as ``baseline.json``, so that it travels with them, and holds shares, centres and
 thresholds only: no text and no example id.

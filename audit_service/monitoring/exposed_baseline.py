@@ -1,4 +1,4 @@
-"""Shows a baseline as metrics, and finds the one that belongs to what is served."""
+"""Exposes a drift baseline as metrics, so that Prometheus can compare traffic with it."""
 
 from __future__ import annotations
 

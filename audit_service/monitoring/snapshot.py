@@ -1,4 +1,4 @@
-"""What one replica has counted since its start, held against the baseline; for who has no Prometheus at hand."""
+"""What one replica has counted since its start, compared with the baseline: ``/audit/drift``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions by ONNX Runtime."""
+"""Predicts with ONNX Runtime, from an exported model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service has as ``self.audit``: its config, its predictor, and its predictions on record."""
+"""``self.audit`` of a service: its config, its predictor, its recorded predictions, and its questions to the engine."""
 
 from __future__ import annotations
 

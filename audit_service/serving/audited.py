@@ -1,4 +1,4 @@
-"""``@audited`` puts every prediction of a method on record without changing what the method answers.
+"""``@audited`` records every prediction of a method without changing what the method answers.
 
 The prediction's id travels in the response header ``X-Prediction-Id`` (several, with commas, where the method answers
 a list), and in the body only where its schema has a field ``prediction_id``. The wrapper is of the method's own kind

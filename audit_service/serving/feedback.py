@@ -1,4 +1,4 @@
-"""``/audit/feedback``: true labels in, one fate for each out; one bad item never harms its neighbours."""
+"""``/audit/feedback``: keeps true labels; one bad item never harms its neighbours."""
 
 from __future__ import annotations
 

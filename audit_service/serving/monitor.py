@@ -1,4 +1,4 @@
-"""What a service measures of itself: one object for its metrics, its baseline and its sampled explanations."""
+"""What a service measures of itself: metrics, drift baseline and sampled explanations."""
 
 from __future__ import annotations
 

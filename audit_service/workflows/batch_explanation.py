@@ -1,4 +1,4 @@
-"""Explanations without a server, by the code and in the shape that the server has: of one text, or of a file of them.
+"""Explains one text, or a file of them, without a server: by the code and in the shape that the server has.
 
 A file's explanations are written beside the file that they become, batch by batch, with the sums over all of them: a
 run that was interrupted goes on after the last batch that was written whole.

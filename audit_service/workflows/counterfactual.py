@@ -1,4 +1,4 @@
-"""What a measured job does, with a queue or in the terminal: predicts a change, trains again with it, compares."""
+"""Counterfactual questions: predicts what a change of the training data does, trains again with it, and compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of ``bento-audit reference build``: imported by the verb when it runs, since it imports torch."""
+"""Builds the drift baseline of a config's model and index from its held-out examples, or finds the one there is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of ``bento-audit drift report``: reads inputs, predicts and explains them, writes the report."""
+"""Predicts and explains a file of inputs or the recorded predictions, and writes how they differ from the baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``bento-audit evaluate`` does: retrains, compares, writes the results and draws them."""
+"""Evaluates explanations against retraining (LDS) and on planted label errors, and writes the results."""
 
 from __future__ import annotations
 

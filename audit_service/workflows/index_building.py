@@ -1,4 +1,4 @@
-"""Builds the training-gradient index of a config's model with all that goes with it, and looks at one that is there."""
+"""Builds the training-gradient index of a config's model, with replay and export; inspects and verifies one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replay and its check, as verbs use them: which held-out examples serve for what, and what it will take."""
+"""Replays directions for the replayed tier, and checks an index against retraining."""
 
 from __future__ import annotations
 

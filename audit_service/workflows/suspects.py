@@ -1,4 +1,4 @@
-"""What ``bento-audit suspects`` does: suspects and their prediction in time, and the file that holds all of them."""
+"""Ranks training examples by the harm they do, predicts how long that takes, and writes the ranking to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint and its data to a config, and to what has to be added to a service."""
+"""``init``: from a checkpoint and its data to a config, and to what has to be added to a service."""
 
 from __future__ import annotations
 

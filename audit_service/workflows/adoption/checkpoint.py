@@ -1,4 +1,4 @@
-"""Looks into the folder of a sequence classifier that was trained elsewhere."""
+"""What a config needs to know of a sequence classifier that was trained elsewhere, from its folder."""
 
 from __future__ import annotations
 

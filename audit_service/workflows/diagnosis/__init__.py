@@ -1,1 +1,1 @@
-"""What ``bento-audit doctor`` looks at: the machine, and everything that was made from a config."""
+"""What ``doctor`` checks: the machine, and everything that was made from a config."""

@@ -1,4 +1,4 @@
-"""What one look has found."""
+"""``Finding``: the result of one check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at the machine: Python, packages, torch, memory, port, usage reports."""
+"""Checks the machine: Python, packages, torch, memory, port, usage reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at one config and what has been made from it: data, base model, run, index, export, state."""
+"""Checks one config and what has been made from it: data, base model, run, index, export, state."""
 
 from __future__ import annotations
 
