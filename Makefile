@@ -2,9 +2,9 @@
 #
 #   make demo            the whole way on real data, then serves on 127.0.0.1:3000
 #   make demo CHECK=1    the same, asks the running server once, prints the explanation, stops and exits
-#   make drift           quiet traffic, then another domain's, and what the monitoring says of both; stays up
+#   make drift           baseline traffic, then another domain's, and what the monitoring says of both; stays up
 #   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
-#   make drift-check     the long measurements of drift: alerts on quiet and shifted traffic, influence drift, costs
+#   make drift-check     the long measurements of drift: alerts on baseline and shifted traffic, influence drift, costs
 #   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
 #   make bench           the measurements of benchmarks/: says how long each takes (most of a day), then prints the tables
 #   make bench ONLY=query          those whose names begin so; make bench ONLY='query lds'

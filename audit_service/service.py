@@ -1,8 +1,8 @@
 """``AuditMixin`` adds the audit to a BentoML service; ``InfluenceEngine`` is the service that explains.
 
-The edge (any service with the mixin) predicts and keeps the record; it holds neither the model in torch nor the index.
-The engine holds both, once, in a process of its own that BentoML starts beside the service, or in another pod
-(``serve.engine_url``). It may serve several services: each names its config.
+An audited service (any with the mixin) predicts and records its predictions; it holds neither the model in torch nor
+the index. The engine holds both, once, in a process of its own that BentoML starts beside the service, or in another
+pod (``serve.engine_url``). It may serve several services: each names its config.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any, ClassVar, ParamSpec
 
 import bentoml
-from _bentoml_sdk.method import APIMethod
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
+from audit_service.bentoml_internals import api_functions
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, listed_configs
 from audit_service.engine.client import Engine, EngineDependency
 from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
 from audit_service.errors import BadRequestError, error_body
-from audit_service.jobs.desk import JobDesk
+from audit_service.jobs.service import JobService
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.schemas import (
     MAX_BATCH,
@@ -42,10 +42,10 @@ from audit_service.schemas import (
     StatusRequest,
 )
 from audit_service.serving.audit import Audit
-from audit_service.serving.audited import MethodRecorder
-from audit_service.serving.error_responses import describe_validation, error_response
+from audit_service.serving.audited import AuditedMethod
+from audit_service.serving.error_responses import error_response, validation_body
 from audit_service.serving.feedback import take_feedback
-from audit_service.serving.middleware import Edged
+from audit_service.serving.middleware import MiddlewareMixin
 from influence_engine.errors import InfluenceError, SettingsError
 
 Arguments = ParamSpec("Arguments")
@@ -83,7 +83,7 @@ async def _explain(engine: InfluenceEngine, request: EngineRequest) -> Any:
 
 
 @bentoml.service(name="influence_engine", workers=1, traffic={"timeout": 600})
-class InfluenceEngine(Edged):
+class InfluenceEngine(MiddlewareMixin):
     """Explains predictions. Loads in the background, and never fails to start: it reports what is wrong.
 
     Alone, it is started by ``BENTO_AUDIT_CONFIG=sentiment bentoml serve audit_service.service:InfluenceEngine``, with
@@ -97,7 +97,7 @@ class InfluenceEngine(Edged):
 
     @classmethod
     def max_body_bytes(cls) -> int:
-        """The edge has its own limit; a batch holds many inputs."""
+        """The service that asks has its own limit; a batch holds many inputs."""
         return 64 * 1024 * 1024
 
     @bentoml.on_shutdown
@@ -126,9 +126,9 @@ def wanted_configs() -> dict[str, Callable[[], AuditConfig]]:
     """
     wanted = list(_configs.values()) or [ConfigReference(name) for name in listed_configs()]
     found: dict[str, Callable[[], AuditConfig]] = {}
-    for reference in wanted:
+    for baseline in wanted:
         try:
-            found[reference.key] = reference.read
+            found[baseline.key] = baseline.read
         except SettingsError as error:
             logging.getLogger(__name__).warning("a service will not be explained: %s", error.message)
     return found
@@ -141,11 +141,11 @@ class EngineHere:
         self.host: EngineHost = instance.host
 
     async def explain(self, config: str, items: Any, deadline_s: float) -> list[dict[str, Any]]:
-        """See ``EngineHost.explain``."""
+        """An explanation or an error for each item; raises what ``EngineHost.explain`` raises."""
         return await self.host.explain(config, items, deadline_s)
 
     async def status(self, config: str) -> dict[str, Any]:
-        """See ``Slot.status``."""
+        """State and identity of what is loaded; ``ServiceError`` (404) for a config that is not held here."""
         return self.host.slot(config).status()
 
     def another(self) -> EngineHere:
@@ -157,7 +157,7 @@ class EngineHere:
         self.host.close()
 
 
-class AuditMixin(Edged):
+class AuditMixin(MiddlewareMixin):
     """Adds the endpoints ``/audit/...`` to a BentoML service: explanations, jobs, drift, feedback, what is loaded.
 
     ::
@@ -185,18 +185,18 @@ class AuditMixin(Edged):
             find_url=cls._engine_url,
             in_process=EngineHere,
         )
-        for recorder in cls._recorders():
-            recorder.check()
+        for method in cls._audited_methods():
+            method.check()
 
     @cached_property
     def audit(self) -> Audit:
-        """Config, predictor and record of this service."""
+        """Config, predictor and recorded predictions of this service."""
         return Audit(type(self).__name__, self._audit_config.key, self._audit_config.read())
 
     @cached_property
-    def jobs(self) -> JobDesk:
+    def jobs(self) -> JobService:
         """Its background jobs."""
-        return JobDesk(self.audit)
+        return JobService(self.audit)
 
     @classmethod
     def max_body_bytes(cls) -> int:
@@ -208,22 +208,17 @@ class AuditMixin(Edged):
         # BentoML asks for it before it starts any process: a config that cannot be read, or an audited method whose
         # inputs cannot be found, ends `bentoml serve` with the reason instead of workers that are started in vain.
         config = cls._audit_config.read()
-        for recorder in cls._recorders():
-            recorder.paths(input_fields(config))
+        for method in cls._audited_methods():
+            method.paths(input_fields(config))
         return config.serve.engine_url
 
     @classmethod
-    def _recorders(cls) -> list[MethodRecorder]:
-        methods = (getattr(cls, name, None) for name in dir(cls))
-        return [
-            method.func.audit_recorder
-            for method in methods
-            if isinstance(method, APIMethod) and hasattr(method.func, "audit_recorder")
-        ]
+    def _audited_methods(cls) -> list[AuditedMethod]:
+        return [function.audited_method for function in api_functions(cls) if hasattr(function, "audited_method")]
 
     @bentoml.on_startup
     def start_audit(self) -> None:
-        """Opens the record, begins to count, and goes on with jobs that an earlier server left."""
+        """Opens the store of predictions, begins to count, and goes on with jobs that an earlier server left."""
         self.audit.start(lambda: self.audit_engine)
         self.jobs.start()
 
@@ -291,8 +286,8 @@ class AuditMixin(Edged):
     @answering_errors
     async def audit_drift(self, request: DriftRequest, /) -> dict[str, Any]:
         """What has moved since this replica's start, signal by signal."""
-        watch = self.audit.watch
-        return _response(await asyncio.to_thread(snapshot, watch.model, watch.reference, watch.reason), 200)
+        monitor = self.audit.monitor
+        return _response(await asyncio.to_thread(snapshot, monitor.model, monitor.baseline, monitor.reason), 200)
 
     @bentoml.api(route="/audit/index")
     @answering_errors
@@ -316,7 +311,7 @@ def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:
         return ExplainRequest.model_validate(request)
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
-        return describe_validation(details, ExplainRequest.model_fields)
+        return validation_body(details, ExplainRequest.model_fields)
 
 
 def _response(body: Any, status: int) -> Any:

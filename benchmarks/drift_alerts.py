@@ -1,11 +1,11 @@
-"""Do the alerts keep quiet on quiet traffic, and speak on shifted traffic? On the demo's model, by Prometheus's rules.
+"""Do the alerts stay silent on baseline traffic, and fire on shifted traffic? On the demo's model, with the rules.
 
     python benchmarks/drift_alerts.py            after `bento-audit demo`, or finetune, index build, reference build
     python benchmarks/drift_alerts.py --config FILE --runs 20
 
 Every input is predicted by the exported model and explained by the index, as a server does. `promtool test rules` then
 plays the counters of 500 events through the rendered rules, ten a minute over two replicas; with --every 5, every fifth
-is explained. Quiet: bootstrap runs of held-out movie snippets that neither training nor the reference saw. Shifted:
+is explained. Baseline: bootstrap runs of held-out movie snippets that neither training nor the baseline saw. Shifted:
 tweets, Amazon reviews, newspaper snippets. Prints for each whether an alert fired, and after how many events.
 """
 
@@ -28,12 +28,13 @@ from audit_service.artifacts.bento_models import open_predictor
 from audit_service.config import AuditConfig, load_config
 from audit_service.drift.signals import FeatureCatcher, explain_all, group_bins, group_events, predict_all
 from audit_service.engine.loading import load
+from audit_service.monitoring.drift_baseline import DriftBaseline
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.promql import quoted
-from audit_service.monitoring.reference import Reference
 from audit_service.monitoring.rules import render
 from audit_service.monitoring.values import clean
 from audit_service.workflows import drift_baseline
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
 
 EVENTS, PER_MINUTE = 500, 10
@@ -73,30 +74,30 @@ class Traffic:
         return len(self.labels)
 
 
-def bins_of(reference: Reference) -> list[str]:
+def bins_of(baseline: DriftBaseline) -> list[str]:
     """The bins of all influence signals."""
-    return [bin_ for one in reference.influence for bin_ in one.shares]
+    return [bin_ for one in baseline.influence for bin_ in one.shares]
 
 
 class Observer:
     """Turns inputs into events, as a server counts them."""
 
-    def __init__(self, config: AuditConfig, reference: Reference) -> None:
-        self.config, self.reference = config, reference
-        self.loaded = load(config)
+    def __init__(self, config: AuditConfig, baseline: DriftBaseline) -> None:
+        self.config, self.baseline = config, baseline
+        self.loaded = load(Workspace(config))
         self.catcher = FeatureCatcher()
         self.predictor = open_predictor(config, self.catcher)
-        self.nearest = reference.nearest_centre()
+        self.nearest = baseline.nearest_centre()
 
     def traffic(self, examples: Sequence[Any]) -> Traffic:
         """The events of some inputs."""
         self.catcher.caught.clear()
         predicted = predict_all(self.predictor, self.catcher, examples)
-        columns = [one.by for one in self.reference.influence]
+        columns = [one.by for one in self.baseline.influence]
         explained, _ = explain_all(self.loaded.attributor, examples, tier="best", group_by=columns)
         events = [
             group_events(explained, one.by, group_bins(list(dict.fromkeys(b.rpartition("/")[0] for b in one.shares))))
-            for one in self.reference.influence
+            for one in self.baseline.influence
         ]
         assert self.nearest is not None
         assert predicted.features is not None
@@ -115,16 +116,16 @@ class Observer:
         return load_examples(chosen, self.loaded.task, self.config.root).examples
 
 
-def input_series(reference: Reference, traffic: Traffic, every: int) -> list[dict[str, str]]:
+def input_series(baseline: DriftBaseline, traffic: Traffic, every: int) -> list[dict[str, str]]:
     """The counters of two replicas over time, as promtool reads them: one value a minute, the first all zero."""
     minutes = -(-len(traffic) // PER_MINUTE)
     rows: list[dict[str, str]] = [
         {
-            "series": f"audit_reference_share_ratio{{model={quoted(reference.model)},signal={quoted(signal)},"
+            "series": f"audit_reference_share_ratio{{model={quoted(baseline.model)},signal={quoted(signal)},"
             f"bin={quoted(clean(bin_))}}}",
             "values": f"{share!r}x{minutes + 1}",
         }
-        for signal, bin_, share in reference.bins()
+        for signal, bin_, share in baseline.bins()
     ]
 
     def counter(name: str, per_event: np.ndarray, **labels: str) -> None:
@@ -134,21 +135,21 @@ def input_series(reference: Reference, traffic: Traffic, every: int) -> list[dic
             values = np.concatenate([[0.0], np.cumsum(mine)])[ends]
             chosen = ",".join(
                 f"{key}={quoted(value)}"
-                for key, value in {"model": reference.model, "instance": str(replica), **labels}.items()
+                for key, value in {"model": baseline.model, "instance": str(replica), **labels}.items()
             )
             rows.append({"series": f"{name}{{{chosen}}}", "values": " ".join(f"{value:.9g}" for value in values)})
 
-    for label in reference.labels:
+    for label in baseline.labels:
         counter("audit_predictions_total", np.array([one == label for one in traffic.labels]), label=label)
     confidences = np.array(traffic.confidences, dtype=float)
     for upper in CONFIDENCE_BUCKETS:
         counter("audit_prediction_confidence_ratio_bucket", confidences <= upper, le=bound(upper))
     counter("audit_prediction_confidence_ratio_count", np.ones(len(traffic)))
-    for number in range(len(reference.centres)):
+    for number in range(len(baseline.centres)):
         counter("audit_embedding_cluster_total", np.array(traffic.clusters) == number, cluster=str(number))
     # Replicas take turns, so as many events are explained on each of them.
     explained = (np.arange(len(traffic)) // 2) % every == 0
-    for column, bin_ in enumerate(bins_of(reference)):
+    for column, bin_ in enumerate(bins_of(baseline)):
         group, _, polarity = bin_.rpartition("/")
         counter(
             "audit_influence_share_total",
@@ -162,20 +163,20 @@ def input_series(reference: Reference, traffic: Traffic, every: int) -> list[dic
 
 
 def first_alert(
-    reference: Reference, config: AuditConfig, traffic: Traffic, alert: str, signal: str = ".+", *, every: int
+    baseline: DriftBaseline, config: AuditConfig, traffic: Traffic, alert: str, signal: str = ".+", *, every: int
 ) -> int | None:
     """After how many events an alert of that name, on that signal, fires; ``None`` where it never does."""
     expression = f'count(ALERTS{{alertname=~"{alert}", alertstate="firing", signal=~"{signal}"}})'
     checkpoints = [one for one in CHECKPOINTS if one <= len(traffic)]
     test = {
         "interval": "1m",
-        "input_series": input_series(reference, traffic, every),
+        "input_series": input_series(baseline, traffic, every),
         "promql_expr_test": [
             {"expr": expression, "eval_time": f"{one // PER_MINUTE}m", "exp_samples": []} for one in checkpoints
         ],
     }
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "rules.yml").write_text(render([reference], config.monitoring), encoding="utf-8")
+        (Path(folder) / "rules.yml").write_text(render([baseline], config.monitoring), encoding="utf-8")
         document = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]}
         (Path(folder) / "tests.yml").write_text(yaml.safe_dump(document, allow_unicode=True, width=100_000))
         finished = subprocess.run(
@@ -195,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     found = parser_of(__doc__)
     found.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
-    found.add_argument("--runs", type=int, default=20, help="bootstrap runs of quiet traffic")
+    found.add_argument("--runs", type=int, default=20, help="bootstrap runs of baseline traffic")
     found.add_argument("--every", type=int, default=1, help="explain every so many events")
     return found
 
@@ -204,10 +205,10 @@ def main() -> None:
     """Measures and prints."""
     options = parser().parse_args()
     config = load_config(options.config)
-    reference = drift_baseline.of_config(config)
-    if reference is None:
-        raise SystemExit(f"there is no reference; run: bento-audit reference build {config.spelled}")
-    observer = Observer(config, reference)
+    baseline = drift_baseline.of_config(config)
+    if baseline is None:
+        raise SystemExit(f"there is no baseline; run: bento-audit reference build {config.spelled}")
+    observer = Observer(config, baseline)
     seen = set()
     if config.data.test is not None:
         seen = {one["text"] for one in load_examples(config.data.test, observer.loaded.task, config.root).examples}
@@ -222,7 +223,7 @@ def main() -> None:
     alarms = 0
     for _ in range(options.runs):
         run = quiet.take(random.choice(len(quiet), EVENTS).tolist())
-        alarms += first_alert(reference, config, run, "Audit.*Drift", every=options.every) is not None
+        alarms += first_alert(baseline, config, run, "Audit.*Drift", every=options.every) is not None
     report["quiet_runs"] = options.runs
     report["quiet_runs_with_an_alert"] = alarms
     for domain in DOMAINS:
@@ -231,10 +232,10 @@ def main() -> None:
             "events": len(shifted),
             "outside_index": round(float(shifted.outside.mean()), 3),
             "AuditPredictionDrift after": first_alert(
-                reference, config, shifted, "AuditPredictionDrift", every=options.every
+                baseline, config, shifted, "AuditPredictionDrift", every=options.every
             ),
             "AuditInfluenceDrift after": first_alert(
-                reference, config, shifted, "AuditInfluenceDrift", every=options.every
+                baseline, config, shifted, "AuditInfluenceDrift", every=options.every
             ),
         }
     show(report, options)

@@ -52,7 +52,7 @@ from influence_engine.gradients import track, tracing
 import psutil
 run = Run.open(sys.argv[1])
 model, base = run.load_model(), run.load_base()
-task = TextClassification(run.load_tokenizer(), ["negative", "positive"])
+task = TextClassification(run.load_processor(), ["negative", "positive"])
 tracked = track(model)
 with tracing(model, task, tracked.layers, task.collate([{"text": "one backward pass of this sentence"}])) as trace:
     trace.layer_gradients(task.measurement(trace.outputs, trace.batch))
@@ -101,7 +101,7 @@ def main() -> None:
     path = prepare(options.examples)
     config = load_config(str(path))
     run = Run.open(config.run_folder)
-    task = TextClassification(run.load_tokenizer(), ["negative", "positive"])
+    task = TextClassification(run.load_processor(), ["negative", "positive"])
     chosen = DataSettings(packaged="vader/amazon", limit=options.requests)
     texts = [example["text"] for example in load_examples(chosen, task, PROJECT).examples]
     explain = [json.dumps({"input": {"text": text}, "top_k": 10}).encode() for text in texts]

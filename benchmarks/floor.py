@@ -26,7 +26,7 @@ class Passes:
     def __init__(self, run: Run) -> None:
         self._device = choose_device()
         self._model = run.load_model().to(self._device)
-        self._task = TextClassification(run.load_tokenizer(), ["negative", "positive"])
+        self._task = TextClassification(run.load_processor(), ["negative", "positive"])
         self._layers = track(self._model).layers
 
     def ms(self, text: str) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     python benchmarks/influence_drift.py
 
-A model is fine-tuned on 300 movie snippets and 100 Amazon reviews that were added later (`batch: new`). Its reference
+A model is fine-tuned on 300 movie snippets and 100 Amazon reviews that were added later (`batch: new`). Its baseline
 is movie traffic. Then come Amazon reviews, drawn so that predicted labels and confidences are distributed as in quiet
 traffic, bin by bin: what moved is which training examples the answers lean on. `promtool test rules` plays both kinds
 of traffic through the rendered rules; the quiet one must raise no alert, the other AuditInfluenceDrift and no alert of
@@ -23,11 +23,14 @@ from support import PROJECT, machine, parser_of, show
 
 from audit_service.config import load_config
 from audit_service.drift.signals import group_bins
-from audit_service.monitoring.reference import confidence_bin
+from audit_service.monitoring.drift_baseline import confidence_bin
 from audit_service.monitoring.statistics import STATISTICS
-from audit_service.workflows import drift_baseline, stages
+from audit_service.workflows import drift_baseline
+from audit_service.workflows.export import export_and_register
+from audit_service.workflows.finetuning import run_finetuning
+from audit_service.workflows.index_building import build_index
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
-from influence_engine.progress import silent
 
 FOLDER = PROJECT / "build" / "influence-drift"
 CONFIG = """\
@@ -98,11 +101,12 @@ def main() -> None:
     """Builds, measures and prints."""
     options = parser().parse_args()
     config = load_config(write_project())
-    stages.run_finetuning(config, silent)
-    stages.build_index(config, silent)
-    stages.export_model(config, silent)
-    reference, _ = drift_baseline.build(config, silent)
-    observer = Observer(config, reference)
+    workspace = Workspace(config)
+    run_finetuning(workspace)
+    build_index(workspace)
+    export_and_register(workspace)
+    baseline, _ = drift_baseline.build(workspace)
+    observer = Observer(config, baseline)
     random = np.random.default_rng(3)
     pool = observer.traffic(observer.packaged("movies", "test", 600))
     quiet = pool.take(random.choice(len(pool), EVENTS).tolist())
@@ -114,11 +118,11 @@ def main() -> None:
         psi = {}
         for signal, pick in (("prediction", events.labels), ("confidence", map(confidence_bin, events.confidences))):
             counts = Counter(pick)
-            shares = reference.signals[signal].shares  # type: ignore[index]
+            shares = baseline.signals[signal].shares  # type: ignore[index]
             observed = np.array([counts.get(one, 0) for one in shares]) / len(events)
             psi[signal] = round(float(STATISTICS["psi"](observed, np.array(list(shares.values())))), 4)
         start = 0
-        for one in reference.influence:
+        for one in baseline.influence:
             mean = events.shares[:, start : start + len(one.shares)].mean(0)
             start += len(one.shares)
             found = float(STATISTICS["psi"](mean, np.array(list(one.shares.values()))))
@@ -130,7 +134,7 @@ def main() -> None:
         report[name] = {
             **psi,
             **{
-                f"first alert on {which}": first_alert(reference, config, events, alert, signal=which, every=5)
+                f"first alert on {which}": first_alert(baseline, config, events, alert, signal=which, every=5)
                 for which, alert in (
                     ("prediction", "AuditPredictionDrift"),
                     ("confidence", "AuditPredictionDrift"),

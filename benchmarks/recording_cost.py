@@ -33,7 +33,7 @@ def main() -> None:
         import numpy as np
 
         from audit_service.engine.client import HttpEngine
-        from audit_service.monitoring.recorders import DropMetrics, PredictionMetrics
+        from audit_service.monitoring.model_metrics import DropMetrics, PredictionMetrics
         from audit_service.monitoring.statistics import NearestCentre
         from audit_service.serving.sampler import Sampler
 

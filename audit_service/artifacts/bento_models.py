@@ -7,8 +7,7 @@ a bento was built with. Serving takes the folder that the config names, where it
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,26 +15,16 @@ from typing import Any, Literal
 import bentoml
 from bentoml.exceptions import NotFound
 
-from audit_service.artifacts.model_files import (
-    ServedModel,
-    load_model_folder,
-    load_trained_model,
-    model_digests,
-    save_model_folder,
-)
+from audit_service import bentoml_internals
+from audit_service.artifacts.processors import processor_in
 from audit_service.config import AuditConfig
-from audit_service.monitoring.reference import REFERENCE
 from audit_service.prediction.export import MANIFEST as ONNX_MANIFEST
-from audit_service.prediction.export import TOKENIZER, export_onnx, is_current, read_export
+from audit_service.prediction.export import PROCESSOR
 from audit_service.prediction.predictor import OnnxPredictor
-from influence_engine.digests import file_digest
 from influence_engine.errors import RecordError
 from influence_engine.index import current_version
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
-from influence_engine.index.index import BASIS, CALIBRATION
-from influence_engine.models.loading import load_tokenizer
-from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Array, Example
+from influence_engine.tasks import Array
 
 Kind = Literal["model", "index", "onnx"]
 
@@ -57,7 +46,7 @@ def find(config: AuditConfig, kind: Literal["index", "onnx"]) -> Found:
     local = config.index_folder if kind == "index" else config.onnx_folder
     if (local / (CURRENT if kind == "index" else ONNX_MANIFEST)).is_file():
         return Found(local, config.name)
-    return _find_bento_model(config, kind, local)
+    return find_bento_model(config, kind, local)
 
 
 def index_version_folder(config: AuditConfig) -> Path:
@@ -82,26 +71,14 @@ def open_predictor(config: AuditConfig, observe: Callable[[Array], None] | None 
         DigestMismatchError: a file has changed, or the task has.
     """
     folder = find(config, "onnx").folder
-    tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
+    processor = processor_in(config, folder / PROCESSOR) if (folder / PROCESSOR).is_dir() else None
     return OnnxPredictor(
         folder,
-        config.task_object(tokenizer),
+        config.task_object(processor),
         threads=config.serve.threads,
         max_chars=config.serve.max_text_chars,
         observe=observe,
     )
-
-
-def load_served(config: AuditConfig) -> ServedModel:
-    """Model, base and tokenizer: of the recorded run or the adopted checkpoint, else of the Bento model.
-
-    Raises:
-        RecordError: there is none; the message says which command makes it.
-    """
-    if config.model is not None or (config.run_folder / "manifest.json").is_file():
-        return load_trained_model(config)
-    found = _find_bento_model(config, "model", config.run_folder)
-    return load_model_folder(found.folder, found.tag)
 
 
 def state_folder(config: AuditConfig) -> Path:
@@ -109,64 +86,20 @@ def state_folder(config: AuditConfig) -> Path:
     inside = config.state_folder.is_relative_to(config.root) and (config.root.parent / "bento.yaml").is_file()
     if not inside:
         return config.state_folder
-    from bentoml._internal.configuration.containers import BentoMLContainer  # there is no public name for it
-
-    return Path(BentoMLContainer.bentoml_home.get()) / "audit" / config.name
+    return bentoml_internals.home() / "audit" / config.name
 
 
-def export_for_serving(
-    config: AuditConfig, examples: Sequence[Example], *, progress: Progress = silent
-) -> dict[str, Any]:
-    """Exports the config's model to ``config.onnx_folder``, unless that export is there already.
+def keep_bento_model(name: str, digests: dict[str, Any], fill: Callable[[Path], None]) -> str:
+    """Makes a Bento model, unless its latest version has these digests already.
 
     Args:
-        config: The config.
-        examples: Real examples on which ONNX Runtime is held against torch.
-        progress: Told when export and check are done.
+        name: Its name, such as ``sentiment-index``.
+        digests: Of what it holds; kept as its metadata.
+        fill: Writes what it holds into a folder.
 
     Returns:
-        The export's manifest.
+        Its tag, with the version.
     """
-    served = load_served(config)
-    task = config.task_object(served.tokenizer)
-    if is_current(config.onnx_folder, task, served.digests["model"] or ""):
-        return read_export(config.onnx_folder)
-    return export_onnx(
-        served.model,
-        task,
-        examples,
-        config.onnx_folder,
-        model_digest=served.digests["model"] or "",
-        tokenizer=served.tokenizer,
-        progress=progress,
-    )
-
-
-def register(config: AuditConfig, *, progress: Progress = silent) -> list[str]:
-    """Makes the Bento models that ``bentoml build`` copies; those that are unchanged are left as they are.
-
-    Returns:
-        Their tags.
-
-    Raises:
-        RecordError: model, index or export are not there yet.
-    """
-    index, onnx = find(config, "index").folder, find(config, "onnx").folder
-    version = (index / CURRENT).read_text(encoding="utf-8").strip()
-    steps: list[tuple[Kind, dict[str, Any], Callable[[Path], None]]] = [
-        ("model", model_digests(config), lambda folder: save_model_folder(load_trained_model(config), folder)),
-        ("index", _index_digests(index / VERSIONS / version), lambda folder: _copy_index(index, version, folder)),
-        ("onnx", _manifest_digest(onnx), lambda folder: _copy(onnx, folder)),
-    ]
-    tags = []
-    for number, (kind, digests, fill) in enumerate(steps):
-        progress("bento models", number, len(steps), kind)
-        tags.append(_register(f"{config.name}-{kind}", digests, fill))
-    progress("bento models", len(steps), len(steps), ", ".join(tags))
-    return tags
-
-
-def _register(name: str, digests: dict[str, Any], fill: Callable[[Path], None]) -> str:
     try:
         known = bentoml.models.get(f"{name}:latest")
         if known.info.metadata == digests:
@@ -178,7 +111,17 @@ def _register(name: str, digests: dict[str, Any], fill: Callable[[Path], None]) 
     return str(made.tag)
 
 
-def _find_bento_model(config: AuditConfig, kind: Kind, local: Path) -> Found:
+def find_bento_model(config: AuditConfig, kind: Kind, local: Path) -> Found:
+    """The Bento model of a kind, at the version that the bento was built with.
+
+    Args:
+        config: The config.
+        kind: Which one.
+        local: The folder that was looked for in vain, for the message.
+
+    Raises:
+        RecordError: there is none; the message says which command makes it.
+    """
     name = f"{config.name}-{kind}"
     try:
         model = bentoml.models.get(name)  # an alias gives the version that the bento was built with
@@ -190,26 +133,3 @@ def _find_bento_model(config: AuditConfig, kind: Kind, local: Path) -> Found:
             field=str(local),
         ) from None
     return Found(Path(model.path), str(model.tag))
-
-
-def _manifest_digest(folder: Path) -> dict[str, Any]:
-    return {"manifest_digest": file_digest(folder / "manifest.json")}
-
-
-def _index_digests(folder: Path) -> dict[str, Any]:
-    beside = {
-        "basis_digest": folder / BASIS,
-        "calibration_digest": folder / CALIBRATION,
-        "reference_digest": folder / REFERENCE,
-    }
-    made_later = {name: file_digest(file) for name, file in beside.items() if file.is_file()}
-    return _manifest_digest(folder) | made_later
-
-
-def _copy_index(index: Path, version: str, folder: Path) -> None:
-    _copy(index / VERSIONS / version, folder / VERSIONS / version)
-    shutil.copyfile(index / CURRENT, folder / CURRENT)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)

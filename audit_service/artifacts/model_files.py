@@ -1,4 +1,4 @@
-"""The models that are served and explained: from a recorded run, from a checkpoint trained elsewhere, or bundled."""
+"""The fine-tuned and base models that are explained: of a recorded run, an adopted checkpoint, or a Bento model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from audit_service.artifacts.processors import known_head, processor_in
 from audit_service.config import AuditConfig
 from influence_engine.errors import DigestMismatchError
 from influence_engine.files import read_json, write_json
 from influence_engine.models.adapter_base import adapter_base_digest
-from influence_engine.models.loading import load_base, load_model, load_tokenizer, model_digest, save_model
+from influence_engine.models.loading import load_base, load_model, load_processor, model_digest, save_model
 from influence_engine.models.trainable import freeze_unchanged, set_trainable
-from influence_engine.training.record import Run
+from influence_engine.training.record import MODEL, Run
 
 ABOUT = "served.json"
 
@@ -27,37 +28,41 @@ class ServedModel:
     Attributes:
         model: The fine-tuned model, in evaluation mode on the CPU.
         base: The same modules before fine-tuning, or ``None`` where no base is known.
-        tokenizer: Its tokenizer, or ``None``.
-        digests: ``model``, and of a recorded run also ``base``, ``tokenizer``, ``data`` and ``task``.
+        processor: What turns its raw inputs into tensors, or ``None``.
+        digests: ``model``, and of a recorded run those of ``Run.digests``.
         tag: What answers call the model.
     """
 
     model: nn.Module
     base: nn.Module | None
-    tokenizer: Any
+    processor: Any
     digests: dict[str, str | None]
     tag: str
 
 
-def load_trained_model(config: AuditConfig) -> ServedModel:
-    """The config's adopted checkpoint where it names one, else its recorded run.
+def recorded_model(config: AuditConfig, run: Run) -> ServedModel:
+    """The model of a recorded run of a config; raises what ``Run.load_model`` raises."""
+    processor = processor_in(config, run.folder / MODEL)
+    return ServedModel(run.load_model(), run.load_base(), processor, run.digests, config.name)
+
+
+def adopted_model(config: AuditConfig) -> ServedModel:
+    """The checkpoint that a config names instead of a run.
 
     Raises:
-        RecordError: there is no complete run.
-        ModelError: the checkpoint cannot be loaded.
-        DigestMismatchError: a file of the run has changed.
+        ConfigError: its folder does not exist.
+        ModelError: it cannot be loaded.
     """
-    if config.model is None:
-        run = Run.open(config.run_folder)
-        return ServedModel(run.load_model(), run.load_base(), run.load_tokenizer(), run.digests, config.name)
-    folder, labels = config.model_folder(), config.task.labels or None
-    assert folder is not None
-    model = load_model(folder, labels=labels)
+    folder = config.model_folder()
+    assert folder is not None  # the caller has looked
+    processor = processor_in(config, folder)
+    head = known_head(config.task_object(processor))
+    model = load_model(folder, head)
     base, location = None, config.base_model_location()
-    if config.base_model is not None and location is not None and labels is not None:
-        base = load_base(location, labels=labels, revision=config.base_model.revision)
+    if config.base_model is not None and location is not None and head is not None:
+        base = load_base(location, head, revision=config.base_model.revision)
         freeze_unchanged(model, base)
-    return ServedModel(model, base, load_tokenizer(folder), {"model": model_digest(model)}, config.name)
+    return ServedModel(model, base, processor, {"model": model_digest(model)}, config.name)
 
 
 def model_digests(config: AuditConfig) -> dict[str, str | None]:
@@ -72,7 +77,7 @@ def model_digests(config: AuditConfig) -> dict[str, str | None]:
 def save_model_folder(served: ServedModel, folder: str | os.PathLike[str]) -> None:
     """Writes what serving needs of a model: without the checkpoints of its training."""
     folder = Path(folder)
-    save_model(served.model, folder / "fine_tuned", tokenizer=served.tokenizer)
+    save_model(served.model, folder / "fine_tuned", processor=served.processor)
     if served.base is not None:
         under = adapter_base_digest(served.base)
         shared = under is not None and under == adapter_base_digest(served.model)
@@ -81,8 +86,15 @@ def save_model_folder(served: ServedModel, folder: str | os.PathLike[str]) -> No
     write_json(folder / ABOUT, {"digests": served.digests, "trainable": trainable})
 
 
-def load_model_folder(folder: str | os.PathLike[str], tag: str) -> ServedModel:
+def load_model_folder(
+    folder: str | os.PathLike[str], tag: str, processor_class: str | None = "AutoTokenizer"
+) -> ServedModel:
     """Loads what ``save_model_folder`` wrote.
+
+    Args:
+        folder: Where.
+        tag: What answers call the model.
+        processor_class: The class of ``transformers`` that loads its processor; ``None`` where the task wants none.
 
     Raises:
         DigestMismatchError: the weights are not those that were saved.
@@ -100,4 +112,5 @@ def load_model_folder(folder: str | os.PathLike[str], tag: str) -> ServedModel:
         )
     set_trainable(model, about["trainable"])
     base = load_model(folder / "base") if (folder / "base").is_dir() else None
-    return ServedModel(model, base, load_tokenizer(folder / "fine_tuned"), digests, tag)
+    processor = None if processor_class is None else load_processor(folder / "fine_tuned", processor_class)
+    return ServedModel(model, base, processor, digests, tag)

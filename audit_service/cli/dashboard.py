@@ -1,8 +1,7 @@
-"""``bento-audit dashboard render``."""
+"""``bento-audit dashboard render``: writes the Grafana dashboards."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -43,6 +42,9 @@ def render(config: str | None, profile: str | None, out: Path, as_json: bool) ->
       bento-audit dashboard render sentiment --out dashboards/
     """
     settings = open_config(config, profile=profile).monitoring
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.workflows.monitoring_files import write_dashboards
+
     try:
         from audit_service.monitoring.dashboards import render_all
     except ImportError as error:
@@ -51,8 +53,5 @@ def render(config: str | None, profile: str | None, out: Path, as_json: bool) ->
     if as_json:
         print_json(documents)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    for uid, document in documents.items():
-        file = out / f"{uid}.json"
-        file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for file in write_dashboards(documents, out):
         output_console().print(str(file), markup=False)

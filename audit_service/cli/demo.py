@@ -1,4 +1,4 @@
-"""``bento-audit demo``."""
+"""``bento-audit demo``: everything from fine-tuning to an explained prediction, on real data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from audit_service.cli.console import duration, error_console, facts, output_console, print_json, progress_shown, remark
-from audit_service.cli.options import json_option, open_config
+from audit_service.cli.console import duration, error_console, facts, output_console, print_json, remark
+from audit_service.cli.options import json_option, open_config, open_workspace
 from audit_service.cli.rendering import explanation
 
 SENTENCE = "The acting is superb and the ending moved me to tears."
@@ -39,13 +39,13 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
     # A terminated demo stops its server, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import demo_steps
+    from audit_service.workflows import demo
 
-    with progress_shown() as progress:
-        seconds = demo_steps.prepare(settings, progress, restart=restart)
-    with demo_steps.served(settings, port=port) as server:
+    with open_workspace(settings) as workspace:
+        seconds = demo.prepare(workspace, remark, restart=restart)
+    with demo.served(settings, port=port) as server:
         seconds["start of the server"] = server.seconds_to_start
-        asked = demo_steps.ask(server.address, text, top_k=top_k)
+        asked = demo.ask(server.address, text, top_k=top_k)
         seconds["prediction and explanation"] = asked.seconds
         if as_json:
             print_json({"prediction": asked.prediction, "explanation": asked.explanation, "seconds": seconds})

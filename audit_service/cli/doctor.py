@@ -1,4 +1,4 @@
-"""``bento-audit doctor``."""
+"""``bento-audit doctor``: checks the set-up and says what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from audit_service.cli.console import output_console, print_json
 from audit_service.cli.options import config_argument, json_option, open_config, profile_option
 
 if TYPE_CHECKING:
-    from audit_service.cli.diagnosis.finding import Finding
+    from audit_service.workflows.diagnosis.finding import Finding
 
 COLOURS = {"ok": "green", "note": "yellow", "missing": "yellow", "broken": "bold red"}
 
@@ -34,17 +34,10 @@ def command(ctx: click.Context, config: str | None, profile: str | None, as_json
       bento-audit doctor sentiment --json
     """
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli.diagnosis.finding import Finding
-    from audit_service.cli.diagnosis.machine import look_at_machine
-    from audit_service.cli.diagnosis.project import look_at_project
-    from audit_service.config import ConfigError
+    from audit_service.workflows.diagnosis.machine import look_at_machine
+    from audit_service.workflows.diagnosis.project import look_at_named_project
 
-    findings = list(look_at_machine(ctx.obj))
-    try:
-        findings += look_at_project(open_config(config, profile=profile))
-    except ConfigError as error:
-        # Without a config named, the machine is all there is to look at.
-        findings.append(Finding("config", "note" if error.field == "config" else "broken", error.message))
+    findings = [*look_at_machine(ctx.obj), *look_at_named_project(lambda: open_config(config, profile=profile))]
     broken = any(finding.state == "broken" for finding in findings)
     if as_json:
         print_json({"ok": not broken, "findings": [asdict(finding) for finding in findings]})

@@ -1,24 +1,28 @@
-"""``bento-audit drift report | watch``."""
+"""``bento-audit drift report | watch``: what has moved against the drift baseline."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import facts, output_console, print_json, remark
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
+
+if TYPE_CHECKING:
+    from audit_service.workflows.drift_watch import Observation
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group("drift", short_help="What has moved: a report over a file or the record, or a live look.")
 def command() -> None:
-    """What has moved against the reference.
+    """What has moved against the baseline.
 
     \b
     Examples:
@@ -66,7 +70,7 @@ def report(
     most_explained: int,
     as_json: bool,
 ) -> None:
-    """Hold a file of inputs, or the predictions on record, against CONFIG's reference.
+    """Hold a file of inputs, or the predictions on record, against CONFIG's baseline.
 
     Every signal with a test (scipy), the groups of training examples that gained and lost influence, and the inputs
     that moved it. Of the record, also how predictions compare with the true labels that have arrived.
@@ -83,8 +87,8 @@ def report(
     from audit_service.workflows import drift_report
 
     reach = None if since is None else drift_report.since_s(since)
-    with progress_shown() as progress:
-        found = drift_report.report(settings, inputs, reach, most_explained, progress)
+    with open_workspace(settings) as workspace:
+        found = drift_report.report(workspace, inputs, reach, most_explained)
     files = drift_report.write(found, out)
     if as_json:
         print_json(found)
@@ -99,7 +103,7 @@ def _facts(found: dict[str, Any]) -> dict[str, object]:
     outside = found["outside_index"]
     if outside:
         rows["outside the index"] = (
-            f"{outside['share']:.1%}, {outside['reference']:.1%} in the reference, {_alert(outside, '.1%')}"
+            f"{outside['share']:.1%}, {outside['reference']:.1%} in the baseline, {_alert(outside, '.1%')}"
         )
     for one in found["groups"][:4]:
         rows[f"{one['by']}={one['group']}"] = f"{one['change']:+.2%} of influence"
@@ -117,7 +121,7 @@ def _facts(found: dict[str, Any]) -> dict[str, object]:
 @json_option
 @click.pass_context
 def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool, port: int, as_json: bool) -> None:
-    """See drift in five minutes: serve NAME, send it quiet traffic, then another domain's, and show what moved.
+    """See drift in five minutes: serve NAME, send it baseline traffic, then another domain's, and show what moved.
 
     Runs the demo's stages first where they have not run yet. Half of the predictions are explained. Where Prometheus is
     installed, it is started with the rendered rules, and the alerts that fire are shown. Without --check everything
@@ -129,51 +133,43 @@ def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool
       bento-audit drift watch sentiment --domain vader/amazon --check
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # The server reads the same config: half of what it predicts is explained.
-    os.environ.setdefault("BENTO_AUDIT_MONITORING__SAMPLE_RATE", "0.5")
-    os.environ.setdefault("BENTO_AUDIT_MONITORING__SAMPLE_QUEUE", str(events))
-    settings = open_config(config)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.cli import demo_steps, drift_watch
+    from audit_service.workflows import demo, drift_watch
 
-    with progress_shown() as progress:
-        demo_steps.prepare(settings, progress)
-    wanted = round(events * settings.monitoring.sample_rate * 0.8)
-    found: list[dict[str, Any]] = []
-    with demo_steps.served(settings, port=port) as server, drift_watch.watched(settings, server) as running:
-        explained = 0
-        for name, source in (("quiet", drift_watch.QUIET), ("shifted", domain)):
-            remark(f"{name}: {events} inputs of {source} ...")
-            drift_watch.send(server.address, drift_watch.texts_of(settings, source, events))
-            snapshot = drift_watch.snapshot_of(server.address, drift_watch.settled(explained, wanted))
-            explained = snapshot["explanations"]
-            alerts = drift_watch.firing(running, wait=name == "shifted")
-            found.append({"traffic": name, "source": source, "drift": snapshot, "alerts": alerts})
+    for name, value in drift_watch.server_settings(events).items():
+        os.environ.setdefault(name, value)  # the server reads the same config
+    settings = open_config(config)
+    with open_workspace(settings) as workspace:
+        demo.prepare(workspace, remark)
+    found: list[drift_watch.Observation] = []
+    with drift_watch.watched_server(settings, port=port) as watched:
+        for observation in watched.observe(domain, events, remark):
+            found.append(observation)
             if not as_json:
-                output_console().print(facts(_seen(name, source, snapshot, alerts)))
+                output_console().print(facts(_seen(observation)))
         if as_json:
-            print_json(found)
-        if running is None:
+            print_json([asdict(observation) for observation in found])
+        if watched.prometheus is None:
             remark("Prometheus is not installed, so there were no alerts to see (Debian: apt-get install prometheus).")
         if not check:
-            where = f", Prometheus on {running.url}" if running is not None else ""
-            remark(f"Serving on {server.address}{where} until ^C.")
-            server.process.wait()
-            raise server.stopped()
-    first, second = (_moved(one["drift"]) for one in found)
-    ctx.exit(0 if second and not first else 1)
+            where = f", Prometheus on {watched.prometheus.url}" if watched.prometheus is not None else ""
+            remark(f"Serving on {watched.server.address}{where} until ^C.")
+            watched.server.process.wait()
+            raise watched.server.stopped()
+    ctx.exit(0 if drift_watch.drift_was_seen(found) else 1)
 
 
-def _seen(name: str, source: str, snapshot: dict[str, Any], alerts: list[dict[str, Any]]) -> dict[str, object]:
+def _seen(observation: Observation) -> dict[str, object]:
+    snapshot = observation.drift
     rows: dict[str, object] = {
-        f"{name} traffic": f"{source}; {snapshot['predictions']:,} predictions so far, "
+        f"{observation.traffic} traffic": f"{observation.source}; {snapshot['predictions']:,} predictions so far, "
         f"{snapshot['explanations']:,} explained"
     }
     rows |= _signals(snapshot["signals"])
     outside = snapshot["outside_index"]
     if outside and outside["share"] is not None:
         rows["outside the index"] = f"{outside['share']:.1%}, {_alert(outside, '.1%')}"
-    fired = sorted({f"{one['labels']['alertname']} ({one['labels'].get('signal')})" for one in alerts})
+    fired = sorted({f"{one['labels']['alertname']} ({one['labels'].get('signal')})" for one in observation.alerts})
     rows["alerts of Prometheus"] = ", ".join(fired) or "none"
     return rows
 
@@ -192,8 +188,3 @@ def _signals(signals: list[dict[str, Any]]) -> dict[str, object]:
 
 def _alert(one: dict[str, Any], form: str, more: str = "") -> str:
     return f"alert above {one['threshold']:{form}}{more}{' MOVED' if one['moved'] else ''}"
-
-
-def _moved(snapshot: dict[str, Any]) -> bool:
-    outside = snapshot["outside_index"]
-    return any(one["moved"] for one in snapshot["signals"]) or bool(outside and outside["moved"])

@@ -1,4 +1,4 @@
-"""``bento-audit evaluate``."""
+"""``bento-audit evaluate``: compares explanations with retraining (LDS), and counts planted label errors found."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import duration, facts, output_console, print_json, remark
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -107,19 +107,19 @@ def command(
         leave_out=leave_out,
         refined=refined,
     )
-    with progress_shown() as progress:
+    with open_workspace(settings) as workspace:
         if dry_run:
-            cost = asdict(evaluation.plan_evaluation(settings, plan, queries, progress))
+            cost = asdict(evaluation.plan_evaluation(workspace, plan, queries))
         else:
             folder = out or evaluation.evaluation_folder(settings)
-            found = evaluation.run_evaluation(settings, plan, queries, folder, progress)
+            found = evaluation.run_evaluation(workspace, plan, queries, folder)
     if dry_run:
         if as_json:
             print_json(cost)
         else:
             output_console().print(facts({**cost, "seconds": f"at most about {duration(cost['seconds'])}"}))
         return
-    drawn = _draw(found, folder / evaluation.PLOT)
+    drawn = _draw(found, folder)
     if as_json:
         print_json(found.to_dict())
         return
@@ -132,8 +132,8 @@ def _planted(settings: AuditConfig, share: float, out: Path | None, *, as_json: 
     from audit_service.workflows import evaluation
 
     folder = out or evaluation.evaluation_folder(settings)
-    with progress_shown() as progress:
-        found = evaluation.run_planted(settings, share, folder, progress)
+    with open_workspace(settings) as workspace:
+        found = evaluation.run_planted(workspace, share, folder)
     if as_json:
         print_json(found.to_dict())
         return
@@ -149,13 +149,13 @@ def _planted(settings: AuditConfig, share: float, out: Path | None, *, as_json: 
     output_console().print(table)
 
 
-def _draw(found: Evaluation, path: Path) -> bool:
+def _draw(found: Evaluation, folder: Path) -> bool:
     try:
-        from audit_service.cli.plotting import draw_evaluation
+        from audit_service.workflows.evaluation_plot import PLOT, draw_evaluation
     except ImportError as error:
         remark(f"No plot: {error}. pip install 'bento-audit[report]' brings what it needs.")
         return False
-    draw_evaluation(found, path)
+    draw_evaluation(found, folder / PLOT)
     return True
 
 

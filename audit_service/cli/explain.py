@@ -1,4 +1,4 @@
-"""``bento-audit explain``."""
+"""``bento-audit explain``: explains a prediction, or a file of them, without a server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from audit_service.cli.console import output_console, print_json, progress_shown, remark
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import output_console, print_json, remark
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 from audit_service.cli.rendering import explanation, sharing
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ def command(
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import batch_explanation
 
-    with progress_shown() as progress:
-        answer = batch_explanation.explain_text(
-            settings, text, batch_explanation.Question(**options), progress=progress
-        )
+    with open_workspace(settings) as workspace:
+        answer = batch_explanation.explain_text(workspace, text, batch_explanation.Question(**options))
     if as_json:
         print_json(answer)
     else:
@@ -163,8 +161,8 @@ def _of_a_file(settings: AuditConfig, inputs: Path, out: Path, options: dict[str
 
     question = batch_explanation.Question(**options)
     try:
-        with progress_shown() as progress:
-            summary = batch_explanation.explain_file(settings, inputs, out, question, progress=progress)
+        with open_workspace(settings) as workspace:
+            summary = batch_explanation.explain_file(workspace, inputs, out, question)
     except KeyboardInterrupt:
         if batch_explanation.aside(out).exists():
             remark(f"What is done is kept in {batch_explanation.aside(out)}; the same command goes on after it.")

@@ -1,4 +1,4 @@
-"""``bento-audit finetune``."""
+"""``bento-audit finetune``: fine-tunes the base model and records the run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from dataclasses import asdict
 
 import click
 
-from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, size
-from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
+from audit_service.cli.console import duration, facts, output_console, print_json, size
+from audit_service.cli.options import (
+    config_argument,
+    dry_run_option,
+    json_option,
+    open_config,
+    open_workspace,
+    profile_option,
+)
 
 
 @click.command("finetune", short_help="Fine-tune the base model and record the run.")
@@ -15,7 +22,7 @@ from audit_service.cli.options import config_argument, dry_run_option, json_opti
 @profile_option
 @dry_run_option
 @click.option("--restart", is_flag=True, help="Delete an earlier run of this config first.")
-@click.option("--twin", is_flag=True, help="Train a replayable twin of a model that was trained elsewhere.")
+@click.option("--twin", is_flag=True, help="Train a replayable surrogate of a model that was trained elsewhere.")
 @json_option
 def command(config: str | None, profile: str | None, dry_run: bool, restart: bool, twin: bool, as_json: bool) -> None:
     """Fine-tune the base model of CONFIG and record the run.
@@ -35,11 +42,12 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows import stages
+    from audit_service.workflows.finetuning import plan_finetuning, run_finetuning
+    from audit_service.workflows.surrogate_run import train_surrogate
 
     if dry_run:
-        with progress_shown() as progress:
-            plan = stages.plan_finetuning(settings, progress)
+        with open_workspace(settings) as workspace:
+            plan = plan_finetuning(workspace)
         if as_json:
             print_json(asdict(plan))
             return
@@ -57,13 +65,11 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
         )
         return
     agreement = None
-    with progress_shown() as progress:
+    with open_workspace(settings) as workspace:
         if twin:
-            from audit_service.workflows.surrogate_run import train_twin
-
-            run, agreement = train_twin(settings, progress, restart=restart)
+            run, agreement = train_surrogate(workspace, restart=restart)
         else:
-            run = stages.run_finetuning(settings, progress, restart=restart)
+            run = run_finetuning(workspace, restart=restart)
     if as_json:
         print_json(
             {

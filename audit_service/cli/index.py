@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark, size
-from audit_service.cli.options import config_argument, dry_run_option, json_option, open_config, profile_option
+from audit_service.cli.options import (
+    config_argument,
+    dry_run_option,
+    json_option,
+    open_config,
+    open_workspace,
+    profile_option,
+)
 
 
 @click.group("index", short_help="The training-gradient index: build, check, inspect, upgrade, verify.")
@@ -49,34 +55,25 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows import replay_and_calibration, stages
+    from audit_service.workflows.index_building import build_for_serving, plan_for_serving
 
     if dry_run:
-        with progress_shown() as progress:
-            plan = asdict(stages.plan_index(settings, progress))
-            replayed = (
-                asdict(replay_and_calibration.plan_directions(settings, directions, progress)) if directions else None
-            )
+        with open_workspace(settings) as workspace:
+            plan = plan_for_serving(workspace, directions)
         if as_json:
-            print_json({**plan, "replay": replayed})
+            print_json(plan)
         else:
             output_console().print(_plan_facts(plan))
-            if replayed is not None:
-                output_console().print(_replay_facts(replayed))
+            if plan["replay"] is not None:
+                output_console().print(_replay_facts(plan["replay"]))
         return
-    with progress_shown() as progress:
-        remark(str(stages.plan_index(settings, progress)))
-        index = stages.build_index(settings, progress)
-        if directions and (index.basis is None or index.basis.width != directions):
-            remark(str(replay_and_calibration.plan_directions(settings, directions, progress)))
-            replay_and_calibration.replay_directions(settings, index, directions, progress)
-        exported = stages.export_model(settings, progress)
-    about = {**index.inspect(), "folder": str(index.folder)}
+    with open_workspace(settings) as workspace:
+        built = build_for_serving(workspace, directions, remark)
     if as_json:
-        print_json({**about, "export": exported})
+        print_json({**built.index, "export": built.export})
         return
-    output_console().print(_facts(about))
-    if exported is None:
+    output_console().print(_facts(built.index))
+    if built.export is None:
         remark("Not exported to ONNX: the task has no model_inputs. Explaining works, /predict is your service's own.")
     remark(f'Next: bento-audit explain {settings.spelled} --text "..."')
 
@@ -100,12 +97,10 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows import replay_and_calibration
-    from influence_engine.index import InfluenceIndex
+    from audit_service.workflows.replay_and_calibration import check_against_retraining
 
-    with progress_shown() as progress:
-        index = InfluenceIndex.open(settings.index_folder)
-        found = replay_and_calibration.check_against_retraining(settings, index, progress)
+    with open_workspace(settings) as workspace:
+        found = check_against_retraining(workspace)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -125,10 +120,9 @@ def inspect(config: str | None, profile: str | None, as_json: bool) -> None:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from influence_engine.index import InfluenceIndex
+    from audit_service.workflows.index_building import inspect_index
 
-    index = InfluenceIndex.open(settings.index_folder)
-    about = {**index.inspect(), "folder": str(index.folder)}
+    about = inspect_index(settings)
     if as_json:
         print_json(about)
     else:
@@ -158,8 +152,8 @@ def upgrade(config: str | None, profile: str | None, dry_run: bool, as_json: boo
     if dry_run:
         found = index_upkeep.planned_upgrade(settings)
     else:
-        with progress_shown() as progress:
-            found = index_upkeep.upgrade_index(settings, progress)
+        with open_workspace(settings) as workspace:
+            found = index_upkeep.upgrade_index(workspace)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""``bento-audit init``."""
+"""``bento-audit init``: a config for a checkpoint that was trained elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit measure``."""
+"""``bento-audit measure``: trains again with other training data, and says what changes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark, size
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import duration, facts, output_console, print_json, remark, size
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -84,21 +84,18 @@ def measure_in_terminal(
 ) -> None:
     """Measures with progress, and shows what was found."""
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.artifacts.bento_models import state_folder
-    from audit_service.jobs.worker import retrainings_folder
-    from audit_service.workflows.counterfactual import Measuring
+    from audit_service.workflows.counterfactual import Measuring, retrainings_folder
 
-    keep_in = retrainings_folder(state_folder(settings))
     try:
-        with progress_shown() as progress:
-            measuring = Measuring(settings, keep_in, progress, local=True)
+        with open_workspace(settings) as workspace:
+            measuring = Measuring(workspace, local=True)
             if dry_run:
                 change = measuring.change(asked)
                 cost = {"changed_examples": len(change.replacements), **asdict(measuring.cost(asked))}
             else:
-                found = measuring.answer(asked, progress).model_dump(mode="json")
+                found = measuring.answer(asked, workspace.progress).model_dump(mode="json")
     except KeyboardInterrupt:
-        remark(f"What is trained is kept in {keep_in}; the same command goes on after it.")
+        remark(f"What is trained is kept in {retrainings_folder(settings)}; the same command goes on after it.")
         raise
     if dry_run:
         if as_json:
@@ -156,9 +153,9 @@ def _found(found: dict[str, Any], text: str) -> Any:
         rows["noise"] = (
             f"executing the recorded steps here differs by {found['control_gap']:.2g} log-odds from the record"
         )
-    twin = found.get("twin")
-    if twin is not None:
-        rows["trained again"] = f"not the served model but its twin: {twin['summary']}"
+    surrogate = found.get("twin")
+    if surrogate is not None:
+        rows["trained again"] = f"not the served model but its surrogate: {surrogate['summary']}"
     rows["time"] = (
         f"{duration(found['seconds'])} for {found['steps']:,} steps, control {duration(found['control_seconds'])}"
     )

@@ -1,4 +1,4 @@
-"""``bento-audit reference build``."""
+"""``bento-audit reference build``: the drift baseline."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import facts, output_console, print_json, remark
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 
 
-@click.group("reference", short_help="How the signals look on held-out data; drift is held against it.")
+@click.group("reference", short_help="The drift baseline: how the signals look on held-out data.")
 def command() -> None:
-    """The reference that production traffic is held against.
+    """The drift baseline: what production traffic is held against.
 
     \b
     Example:
@@ -28,7 +28,7 @@ def build(config: str | None, profile: str | None, as_json: bool) -> None:
     """Predict and explain CONFIG's held-out examples (data.validation), and keep how their signals look.
 
     Label shares, bins of confidence, clusters of the model's features, influence by group of training examples, the
-    share of inputs outside the index; with the thresholds that quiet traffic stays below, by bootstrap. The reference
+    share of inputs outside the index; with the thresholds that baseline traffic stays below, by bootstrap. The baseline
     lies beside the index and belongs to it: build it again after the index.
 
     \b
@@ -39,29 +39,29 @@ def build(config: str | None, profile: str | None, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import drift_baseline
 
-    with progress_shown() as progress:
-        reference, file = drift_baseline.build(settings, progress)
+    with open_workspace(settings) as workspace:
+        baseline, file = drift_baseline.build(workspace)
     if as_json:
-        print_json({**reference.model_dump(mode="json", exclude={"centres"}), "file": str(file)})
+        print_json({**baseline.model_dump(mode="json", exclude={"centres"}), "file": str(file)})
         return
-    output_console().print(facts(_facts(reference, str(file))))
+    output_console().print(facts(_facts(baseline, str(file))))
     remark(f"Next: bento-audit rules render {settings.spelled}")
 
 
-def _facts(reference: Any, file: str) -> dict[str, object]:
+def _facts(baseline: Any, file: str) -> dict[str, object]:
     rows: dict[str, object] = {
         "reference": file,
-        "model": reference.model,
-        "held-out examples": f"{reference.predictions:,}, of which {reference.explanations:,} explained",
-        "tier": reference.tier,
-        "accuracy": f"{reference.outcomes['accuracy']:.1%}" if reference.outcomes else None,
+        "model": baseline.model,
+        "held-out examples": f"{baseline.predictions:,}, of which {baseline.explanations:,} explained",
+        "tier": baseline.tier,
+        "accuracy": f"{baseline.outcomes['accuracy']:.1%}" if baseline.outcomes else None,
     }
-    for signal, one in reference.signals.items():
+    for signal, one in baseline.signals.items():
         rows[signal] = f"{len(one.shares)} bins, alert above a PSI of {_levels(one.steps())}"
-    for one in reference.influence:
+    for one in baseline.influence:
         rows[f"influence by {one.by}"] = f"{len(one.shares)} bins, alert above a PSI of {_levels(one.steps())}"
-    if reference.outside_index is not None:
-        outside = reference.outside_index
+    if baseline.outside_index is not None:
+        outside = baseline.outside_index
         rows["outside the index"] = f"{outside.share:.1%}, alert above a share of {_levels(outside.steps('share'))}"
     return rows
 

@@ -1,4 +1,4 @@
-"""Shows explanations, one in the shape of ``/audit/explain`` or what many share, to a person at a terminal."""
+"""Explanations as a person reads them at a terminal: one in the shape of ``/audit/explain``, or what many share."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _footer(answer: Mapping[str, Any]) -> Table:
             "agreement": f"{quality['agreement']:.2f} with retraining, in the index's check; ± is a 90% interval"
             if quality["agreement"] is not None
             else None,
-            "take care": "; ".join(quality["warnings"]) or None,
+            "warnings": "; ".join(quality["warnings"]) or None,
             "parity": agreement.get(quality.get("parity")),
             "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
         }

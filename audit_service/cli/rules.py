@@ -1,9 +1,9 @@
-"""``bento-audit rules render | check``."""
+"""``bento-audit rules render | check``: Prometheus rules and alerts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 
@@ -44,8 +44,8 @@ def render(configs: tuple[str, ...], profile: str | None, format_: str, out: Pat
     """Write recording rules for every model, and drift alerts for the models of the CONFIGs.
 
     PSI and Jensen-Shannon divergence of predictions, confidence, embedding clusters and influence, over the windows of
-    the config (1h and 24h). Each model is held against its own reference, so a canary is judged by its own; thresholds
-    come from that reference, and below its volume no alert fires. Windows and links are those of the first CONFIG.
+    the config (1h and 24h). Each model is held against its own baseline, so a canary is judged by its own; thresholds
+    come from that baseline, and below its volume no alert fires. Windows and links are those of the first CONFIG.
 
     \b
     Examples:
@@ -54,30 +54,22 @@ def render(configs: tuple[str, ...], profile: str | None, format_: str, out: Pat
     """
     opened = [open_config(name, profile=profile) for name in configs or (None,)]
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.monitoring import rules
-    from audit_service.workflows import drift_baseline
+    from audit_service.monitoring.rules import Format, clean_line
+    from audit_service.workflows.monitoring_files import render_rules
 
-    references = []
-    for config in opened:
-        reference = drift_baseline.of_config(config)
-        if reference is None:
-            remark(f"{config.name} has no reference, so it gets no drift alerts: bento-audit reference build")
-        else:
-            references.append(reference)
-    settings = opened[0].monitoring
-    text = rules.render(references, settings, format=cast(rules.Format, format_))
-    series = {one.model: rules.series_of(one, outcome_groups=settings.outcome_groups) for one in references}
+    rendered = render_rules(opened, cast(Format, format_))
+    for name in rendered.without_baseline:
+        remark(f"{name} has no baseline, so it gets no drift alerts: bento-audit reference build")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        rendered.write(out)
     if as_json:
-        groups: list[Any] = rules.rule_groups(references, settings)
-        print_json({"groups": groups, "series_per_replica": series, "file": str(out) if out else None})
+        series = rendered.series
+        print_json({"groups": rendered.groups, "series_per_replica": series, "file": str(out) if out else None})
         return
     if out is None:
-        print(text, end="")
-    for model, count in series.items():
-        remark(f"{rules.clean_line(model)}: a replica adds at most {count} series")
+        print(rendered.text, end="")
+    for model, count in rendered.series.items():
+        remark(f"{clean_line(model)}: a replica adds at most {count} series")
 
 
 @command.command("check")
@@ -90,7 +82,7 @@ def check(file: Path, as_json: bool) -> None:
     Example:
       bento-audit rules check rules.yml
     """
-    from audit_service.cli.promtool import check_rules
+    from audit_service.workflows.processes.promtool import check_rules
 
     said = check_rules(file.read_text(encoding="utf-8"))
     if as_json:

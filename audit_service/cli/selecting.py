@@ -1,4 +1,4 @@
-"""From a word of the command line to a selection of training examples."""
+"""Parses words such as ``top:10`` or ``group:label=negative`` as selections of training examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bento-audit suspects``."""
+"""``bento-audit suspects``: training examples ranked by the harm they do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from audit_service.cli.console import duration, facts, output_console, print_json, progress_shown, remark
-from audit_service.cli.options import config_argument, json_option, open_config, profile_option
+from audit_service.cli.console import duration, facts, output_console, print_json, remark
+from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -97,15 +97,15 @@ def command(
     from audit_service.workflows import suspects
 
     if dry_run:
-        with progress_shown() as progress:
-            plan = asdict(suspects.plan_suspects(settings, progress, folds=folds))
+        with open_workspace(settings) as workspace:
+            plan = asdict(suspects.plan_suspects(workspace, folds=folds))
         if as_json:
             print_json(plan)
         else:
             output_console().print(_plan_facts(plan))
         return
-    with progress_shown() as progress:
-        found = suspects.find_suspects(settings, progress, by=by, folds=folds)
+    with open_workspace(settings) as workspace:
+        found = suspects.find_suspects(workspace, by=by, folds=folds)
     if out is not None:
         suspects.write_suspects(out, found.ranked)
         remark(f"{len(found.ranked):,} training examples in {out}")

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration."""
+"""The error that says what is wrong with a configuration."""
 
 from __future__ import annotations
 

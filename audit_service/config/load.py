@@ -1,4 +1,4 @@
-"""From a name to a checked config."""
+"""Finds a config by name, and lays file, profile, environment and arguments over one another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from audit_service.config import problems, yaml_text
+from audit_service.config import validation_messages, yaml_text
 from audit_service.config.errors import ConfigError
 from audit_service.config.layers import Layers, Origin, from_arguments, from_environment, nested
 from audit_service.config.settings import AuditConfig
@@ -58,7 +58,7 @@ def _checked(layers: Layers, file: Path, root: Path, state: str | None) -> Audit
     try:
         return AuditConfig.from_layers(layers, root=root, file=file, state=Path(state).expanduser() if state else None)
     except ValidationError as error:
-        raise problems.explain(error, layers, AuditConfig) from error
+        raise validation_messages.explain(error, layers, AuditConfig) from error
 
 
 # Finding and reading the file

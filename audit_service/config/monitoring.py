@@ -1,4 +1,4 @@
-"""The section ``monitoring`` of a config."""
+"""The section ``monitoring`` of a config: sampling, drift windows, alert thresholds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class MonitoringSettings(Section):
         sample_queue: Chosen predictions that wait for their explanation at most; further ones are dropped and counted.
         groups: Groups of training examples whose influence is watched: ``label``, ``source``, or a metadata column.
         clusters: Clusters of the model's pooled features.
-        reference_examples: Held-out examples that the reference is made of at most; each is explained.
+        reference_examples: Held-out examples that the baseline is made of at most; each is explained.
         windows: Time windows of the drift rules; the first is the one that reacts first.
         minimum_predictions: Predictions in a window below which no drift alert fires.
         minimum_explanations: The same for sampled explanations.
-        false_alarm_rate: Probability with which a window of quiet traffic just above the minimum exceeds a threshold.
+        false_alarm_rate: Probability that a window of baseline traffic just above the minimum exceeds a threshold.
         alert_for: How long a threshold must be exceeded.
         explain_latency_s: Seconds that 95% of explanations must not exceed.
         stale_after: Age at which an index counts as stale.

@@ -1,4 +1,4 @@
-"""Which config a service class means."""
+"""The reference from a service class to its config, by name or by ``BENTO_AUDIT_CONFIG``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole config, checked."""
+"""``AuditConfig``: a whole config, checked, with the folders and objects that follow from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from audit_service.config.errors import ConfigError
 from audit_service.config.layers import Layers
 from audit_service.config.monitoring import MonitoringSettings
 from audit_service.config.sections import (
-    TEXT_CLASSIFICATION,
     BaseModelSettings,
     DataSections,
     FolderSettings,
@@ -30,7 +29,7 @@ from influence_engine.data.names import did_you_mean
 from influence_engine.data.sources.table import similar_path
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Task, TextClassification
+from influence_engine.tasks import TASK_TYPES, Task
 from influence_engine.training.settings import FinetuneSettings
 
 
@@ -121,8 +120,8 @@ class AuditConfig(Section):
         return self.root / (self.folders.runs or Path("runs", self.name))
 
     @property
-    def twin_folder(self) -> Path:
-        """The recorded run of a replayable twin, for a model that was fine-tuned elsewhere."""
+    def surrogate_folder(self) -> Path:
+        """The recorded run of a replayable surrogate, for a model that was fine-tuned elsewhere."""
         return self.run_folder.with_name(f"{self.run_folder.name}-twin")
 
     @property
@@ -168,43 +167,30 @@ class AuditConfig(Section):
         """
         return None if self.model is None else self._existing(("model", "path"), self.model.path)
 
-    def task_object(self, tokenizer: Any) -> Task:
-        """The task, with the tokenizer that the model goes with.
+    def processor_class(self) -> str | None:
+        """The class of ``transformers`` that loads what the task is made with; ``None`` where it wants nothing.
+
+        Raises:
+            ConfigError: a class of one's own cannot be imported.
+        """
+        shipped = TASK_TYPES.get(self.task.type)
+        if shipped is not None:
+            return shipped.processor
+        found: str | None = getattr(self._own_class(self.task.type), "processor_class", "AutoTokenizer")
+        return found
+
+    def task_object(self, processor: Any) -> Task:
+        """The task, with the tokenizer or image processor that the model goes with.
 
         Raises:
             ConfigError: a class of one's own cannot be imported or called.
         """
-        task = self.task
-        if task.type == TEXT_CLASSIFICATION:
-            return TextClassification(
-                tokenizer, task.labels, max_length=task.max_length, text=task.text, label=task.label
-            )
+        task, shipped = self.task, TASK_TYPES.get(self.task.type)
         given = {key: getattr(task, key) for key in ("labels", "text", "label", "max_length")}
+        if shipped is not None:
+            return shipped.build(processor, {**given, **task.options})
         arguments = {key: value for key, value in given.items() if key in task.model_fields_set}
-        return self._own_task(task.type, tokenizer, {**arguments, **task.options})
-
-    def check_files(self) -> None:
-        """Checks that every file and folder which the config names is there.
-
-        Raises:
-            ConfigError: some are missing; the message names the key and line of each.
-        """
-        named: dict[tuple[str, ...], Path | None] = {
-            ("data", part, kind): getattr(getattr(self.data, part), kind, None)
-            for part in ("train", "validation", "test")
-            for kind in ("csv", "jsonl", "parquet", "dataset")
-        }
-        named["base_model", "path"] = self.base_model.path if self.base_model is not None else None
-        named["model", "path"] = self.model.path if self.model is not None else None
-        problems = []
-        for path, value in named.items():
-            try:
-                if value is not None:
-                    self._existing(path, value)
-            except ConfigError as error:
-                problems.append(error)
-        if problems:
-            raise ConfigError("\n".join(problem.message for problem in problems), field=problems[0].field)
+        return self._own_task(task.type, processor, {**arguments, **task.options})
 
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:
         located = self.root / value.expanduser()
@@ -212,7 +198,7 @@ class AuditConfig(Section):
             return located
         raise self._error(path, f"found {str(value)!r}, but there is no {located}.{similar_path(located)}")
 
-    def _own_task(self, name: str, tokenizer: Any, arguments: Mapping[str, Any]) -> Task:
+    def _own_class(self, name: str) -> Any:
         module_name, _, class_name = name.partition(":")
         if str(self.root) not in sys.path:
             sys.path.insert(0, str(self.root))
@@ -224,8 +210,11 @@ class AuditConfig(Section):
         if made is None:
             hint = did_you_mean(class_name, [known for known in vars(module) if not known.startswith("_")])
             raise self._error(("task", "type"), f"the module {module_name} has no {class_name!r}.{hint}")
+        return made
+
+    def _own_task(self, name: str, processor: Any, arguments: Mapping[str, Any]) -> Task:
         try:
-            task: Task = made(tokenizer, **arguments)
+            task: Task = self._own_class(name)(processor, **arguments)
         except TypeError as error:
             raise self._error(("task", "type"), f"{name} cannot be called with {sorted(arguments)}: {error}") from error
         if not isinstance(task, Task):

@@ -1,1 +1,1 @@
-"""Drift seen from outside the prediction path: the reference, and reports over files and the log."""
+"""Drift outside the prediction path: builds the baseline, and reports on files of inputs and recorded predictions."""

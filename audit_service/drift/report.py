@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from audit_service.drift.signals import Explained, Predicted, group_bins, group_events, one_hot
+from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline, confidence_bin
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
-from audit_service.monitoring.reference import Distribution, Reference, confidence_bin
 from audit_service.monitoring.statistics import SMALLEST_SHARE
 from influence_engine.tasks import Array
 
@@ -21,17 +21,17 @@ LEAST_EXPECTED = 5.0
 
 
 def drift_report(
-    reference: Reference,
+    baseline: DriftBaseline,
     texts: Sequence[str],
     predicted: Predicted,
     explained: Explained,
     explained_rows: Sequence[int],
     outcomes: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Holds inputs against the reference.
+    """Holds inputs against the baseline.
 
     Args:
-        reference: Of the model and index that predicted and explained.
+        baseline: Of the model and index that predicted and explained.
         texts: What to show of each input.
         predicted: Predictions of the inputs.
         explained: Explanations of some of them.
@@ -42,41 +42,41 @@ def drift_report(
         A JSON value: ``signals`` with statistics, thresholds, a test each and bins; ``groups`` that gained and lost
         influence; ``outside_index``; ``inputs`` that moved the signals most; ``outcomes``.
     """
-    events = _events(reference, predicted)
-    signals = [_signal(name, reference.signals[name], found, reference.predictions) for name, found in events.items()]
+    events = _events(baseline, predicted)
+    signals = [_signal(name, baseline.signals[name], found, baseline.predictions) for name, found in events.items()]
     groups = []
-    for one in reference.influence:
+    for one in baseline.influence:
         found = group_events(explained, one.by, group_bins(_groups(one)))
-        signals.append(_signal("influence", one, found, reference.explanations, counts=False))
-        groups.extend(_group_changes(one, found, reference.explanations))
+        signals.append(_signal("influence", one, found, baseline.explanations, counts=False))
+        groups.extend(_group_changes(one, found, baseline.explanations))
     return {
-        "model": reference.model,
-        "reference": {"digest": reference.digest, "created": reference.created},
+        "model": baseline.model,
+        "reference": {"digest": baseline.digest, "created": baseline.created},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inputs_read": len(predicted),
         "inputs_explained": len(explained),
         "tier": explained.tier,
         "signals": signals,
         "groups": sorted(groups, key=lambda one: -abs(one["change"])),
-        "outside_index": _outside(reference, explained),
-        "inputs": _moving_inputs(reference, texts, predicted, events, explained, explained_rows),
-        "outcomes": back_test(reference, outcomes),
+        "outside_index": _outside(baseline, explained),
+        "inputs": _moving_inputs(baseline, texts, predicted, events, explained, explained_rows),
+        "outcomes": back_test(baseline, outcomes),
     }
 
 
-def _events(reference: Reference, predicted: Predicted) -> dict[Any, Array]:
+def _events(baseline: DriftBaseline, predicted: Predicted) -> dict[Any, Array]:
     """What each input adds to the bins of each signal, ``[inputs, bins]``."""
     values: dict[Any, Sequence[object]] = {
         "prediction": predicted.labels,
         "confidence": [None if one is None else confidence_bin(one) for one in predicted.confidences],
     }
-    nearest = reference.nearest_centre()
+    nearest = baseline.nearest_centre()
     if nearest is not None and predicted.features is not None:
         values["embedding"] = nearest.of(predicted.features)
     return {
-        name: one_hot(found, list(reference.signals[name].shares))
+        name: one_hot(found, list(baseline.signals[name].shares))
         for name, found in values.items()
-        if name in reference.signals
+        if name in baseline.signals
     }
 
 
@@ -89,9 +89,9 @@ def _signal(
     return {**distribution.compare(name, observed, len(events)), "test": test}
 
 
-def _chi_square(observed: Array, reference: Array) -> dict[str, Any] | None:
+def _chi_square(observed: Array, baseline: Array) -> dict[str, Any] | None:
     """Whether two tables of counts may be of one distribution."""
-    table = np.stack([observed, reference])
+    table = np.stack([observed, baseline])
     expected = table.sum(0) * (table.sum(1).min() / table.sum())
     few = expected < LEAST_EXPECTED
     merged = table[:, ~few]
@@ -108,7 +108,7 @@ def _groups(distribution: Distribution) -> list[str]:
 
 
 def _group_changes(distribution: Distribution, events: Array, reference_events: int) -> list[dict[str, Any]]:
-    """Each group's share of influence, now and in the reference, with Welch's test of the difference."""
+    """Each group's share of influence, now and in the baseline, with Welch's test of the difference."""
     bins = list(distribution.shares)
     found = []
     for group in _groups(distribution):
@@ -117,7 +117,7 @@ def _group_changes(distribution: Distribution, events: Array, reference_events: 
         before = sum(distribution.shares[bins[column]] for column in columns)
         if not len(shares) or (before == 0 and not shares.any()):
             continue
-        # The reference keeps no single events; their spread is taken to be that of these.
+        # The baseline keeps no single events; their spread is taken to be that of these.
         spread = float(shares.std(ddof=1)) if len(shares) > 1 else 0.0
         p_value = None
         if spread > 0:
@@ -139,38 +139,38 @@ def _group_changes(distribution: Distribution, events: Array, reference_events: 
     return found
 
 
-def _outside(reference: Reference, explained: Explained) -> dict[str, Any] | None:
+def _outside(baseline: DriftBaseline, explained: Explained) -> dict[str, Any] | None:
     known = [bool(one) for one in explained.outside if one is not None]
-    if reference.outside_index is None or not known:
+    if baseline.outside_index is None or not known:
         return None
-    before = reference.outside_index.share
-    level = reference.outside_index.level(len(known), "share")
+    before = baseline.outside_index.share
+    level = baseline.outside_index.level(len(known), "share")
     count = sum(known)
-    test = stats.binomtest(count, len(known), max(before, 1 / (reference.explanations + 2)), alternative="greater")
+    test = stats.binomtest(count, len(known), max(before, 1 / (baseline.explanations + 2)), alternative="greater")
     return {
         "share": count / len(known),
         "reference": before,
         "threshold": level,
-        "moved": len(known) >= reference.minimum_explanations and count / len(known) > level,
+        "moved": len(known) >= baseline.minimum_explanations and count / len(known) > level,
         "test": {"name": "binomial", "p_value": float(test.pvalue)},
     }
 
 
 def _moving_inputs(
-    reference: Reference,
+    baseline: DriftBaseline,
     texts: Sequence[str],
     predicted: Predicted,
     events: Mapping[Any, Array],
     explained: Explained,
     explained_rows: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """The inputs whose bins gained most, over all signals: ``sum ln(share now / share in the reference)``."""
+    """The inputs whose bins gained most, over all signals: ``sum ln(share now / share in the baseline)``."""
     scores = np.zeros(len(predicted))
     why: list[list[str]] = [[] for _ in range(len(predicted))]
     for name, found in events.items():
-        bins = list(reference.signals[name].shares)
+        bins = list(baseline.signals[name].shares)
         now = np.maximum(found.mean(0), SMALLEST_SHARE)
-        before = np.maximum(np.array(list(reference.signals[name].shares.values())), SMALLEST_SHARE)
+        before = np.maximum(np.array(list(baseline.signals[name].shares.values())), SMALLEST_SHARE)
         gains = np.log(now / before)
         places = found.argmax(1)
         scores += np.where(found.any(1), gains[places], 0)
@@ -195,12 +195,12 @@ def _moving_inputs(
     ]
 
 
-def back_test(reference: Reference, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def back_test(baseline: DriftBaseline, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Accuracy and calibration of predictions whose true label is known, against the held-out examples."""
     if not outcomes:
         return None
     right = [one["label"] == one["predicted"] for one in outcomes]
-    before = reference.outcomes.get("accuracy")
+    before = baseline.outcomes.get("accuracy")
     by: dict[str, list[bool]] = {}
     for one, is_right in zip(outcomes, right, strict=True):
         by.setdefault(f"label={one['label']}", []).append(is_right)
@@ -223,7 +223,7 @@ def back_test(reference: Reference, outcomes: Sequence[Mapping[str, Any]]) -> di
                 }
             )
     error = sum(abs(one["mean_confidence"] - one["accuracy"]) * one["examples"] for one in calibration)
-    told = sum(one["examples"] for one in calibration)
+    counted = sum(one["examples"] for one in calibration)
     return {
         "examples": len(right),
         "accuracy": sum(right) / len(right),
@@ -236,5 +236,5 @@ def back_test(reference: Reference, outcomes: Sequence[Mapping[str, Any]]) -> di
             for group, found in sorted(by.items())
         ],
         "calibration": calibration,
-        "calibration_error": error / told if told else None,
+        "calibration_error": error / counted if counted else None,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from audit_service.monitoring.recorders import other_group, shares_by_group
+from audit_service.monitoring.model_metrics import other_group, shares_by_group
 from audit_service.monitoring.values import MAX_VALUES, OTHER, clean
 from audit_service.prediction.predictor import OnnxPredictor
 from influence_engine.attribution.attributor import Attributor, Tier
@@ -86,7 +86,7 @@ def predict_all(
         predictor: A predictor that ``catcher`` observes.
         catcher: Catches the features.
         examples: Inputs.
-        progress: Told of every hundredth.
+        progress: Reports every hundredth.
     """
     labels: list[str | None] = []
     confidences: list[float | None] = []
@@ -114,7 +114,7 @@ def explain_all(
         examples: Inputs; a label that one has is left out, as a served input has none.
         tier: Of the influences.
         group_by: ``label``, ``source`` or metadata columns.
-        progress: Told of every batch.
+        progress: Reports every batch.
 
     Returns:
         The explanations, and the predictions that torch made on the way.

@@ -1,4 +1,4 @@
-"""Batches without waiting: when the one worker gets free, it takes everything that has arrived meanwhile."""
+"""Dynamic batching without a delay: when the one worker gets free, it takes everything that has arrived meanwhile."""
 
 from __future__ import annotations
 

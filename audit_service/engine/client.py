@@ -1,4 +1,4 @@
-"""How an edge reaches the engine: JSON over HTTP, on a Unix socket or by URL, with a deadline of its own.
+"""How a service reaches the engine: JSON over HTTP, on a Unix socket or by URL, with a deadline of its own.
 
 BentoML's own proxy pickles its arguments, waits a minute, and is probed by ``/readyz``; ``EngineDependency`` lets
 BentoML start the engine and gives the service this client instead.
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
-from _bentoml_sdk.service.dependency import Dependency
 
+from audit_service.bentoml_internals import ServiceDependency
 from audit_service.errors import EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.schemas import EngineItem
 
@@ -106,7 +106,7 @@ class HttpEngine:
             return await _post(self._client, path, content)
 
 
-class EngineDependency(Dependency[Any]):
+class EngineDependency(ServiceDependency[Any]):
     """A ``bentoml.depends`` whose service sees an ``Engine`` instead of BentoML's proxy.
 
     Args:

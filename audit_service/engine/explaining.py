@@ -1,4 +1,4 @@
-"""From an ``Attribution`` to the answer of the API."""
+"""Explains items of the API with an ``Attributor``, and puts the attributions into the API's shape."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def failure(error: InfluenceError) -> dict[str, Any]:
 
 
 def parity(recorded: Mapping[str, Any] | None, computed: Mapping[str, Any], tolerance: float) -> bool | None:
-    """Whether torch agrees with the prediction on record: the same label, every told probability within ``tolerance``.
+    """Whether torch agrees with the recorded prediction: the same label, its probabilities within ``tolerance``.
 
     ``None`` where there is nothing on record.
     """

@@ -1,4 +1,4 @@
-"""Holds what is loaded for each config: loads it in the background, reloads it when a new index is current."""
+"""Holds model and index of each config: loads them in the background, and again when a new index is current."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from audit_service.engine.loading import Loaded, index_version, load
 from audit_service.engine.tracing import current_context, leave_spans, now_ns
 from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.monitoring.metrics import model_label
-from audit_service.monitoring.recorders import EngineMetrics
+from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.schemas import EngineItem
+from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
 
 WATCH_S = 1.0
@@ -100,7 +101,7 @@ class Slot:
         start = time.monotonic()
         if self.loaded is None:
             self.state = "loading"
-        loaded = in_passing_thread(partial(_loaded_and_warm, config))
+        loaded = in_short_lived_thread(partial(_loaded_and_warm, config))
         loaded = replace(loaded, metrics=counting(loaded, None if self.loaded is None else self.loaded.metrics))
         self.loaded, self.state, self.reason = loaded, "ready", None
         logger.info(
@@ -171,7 +172,7 @@ class EngineHost:
         self._worker.close()
 
 
-def in_passing_thread(work: Callable[[], Result]) -> Result:
+def in_short_lived_thread(work: Callable[[], Result]) -> Result:
     """Runs ``work`` in a thread that ends with it, and returns or raises what it does.
 
     OpenMP gives its processors to the threads that have computed and still live: were the model loaded in a thread that
@@ -194,7 +195,7 @@ def counting(loaded: Loaded, before: EngineMetrics | None) -> EngineMetrics:
 
 
 def _loaded_and_warm(config: AuditConfig) -> Loaded:
-    loaded = load(config)
+    loaded = load(Workspace(config))
     warm_up(loaded)
     return loaded
 

@@ -1,23 +1,18 @@
-"""Opens model and index of one config, ready to explain; the command line's ``explain`` and the engine share it."""
+"""Model and index of one config, ready to explain; the command line's ``explain`` and the engine share it."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import find, load_served
+from audit_service.artifacts.bento_models import find
 from audit_service.config import AuditConfig
-from audit_service.monitoring.recorders import EngineMetrics
+from audit_service.monitoring.model_metrics import EngineMetrics
+from audit_service.workspace import Workspace
 from influence_engine.attribution.attributor import Attributor
-from influence_engine.data import load_examples
-from influence_engine.errors import InfluenceError
-from influence_engine.index import InfluenceIndex
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,47 +36,26 @@ class Loaded:
     metrics: EngineMetrics | None = None
 
 
-def load(config: AuditConfig, *, device: str = "auto") -> Loaded:
-    """Loads model, base, tokenizer and index, and checks that they belong together.
+def load(workspace: Workspace) -> Loaded:
+    """Takes model, base, tokenizer and index from a workspace, which checks that they belong together.
 
     Raises:
         InfluenceError: something is missing, has changed, or does not belong together.
     """
-    served = load_served(config)
-    task = config.task_object(served.tokenizer)
-    found = find(config, "index")
-    index = InfluenceIndex.open(
-        found.folder, model_digest=served.digests["model"], key=index_key(config), device=device
-    )
-    if index.store_examples == "none":
-        _resolve(index, config, task)
-    attributor = Attributor(served.model, task, index, base_model=served.base, device=device)
+    config, attributor, model = workspace.config, workspace.attributor, workspace.model
+    manifest = attributor.index.manifest
     return Loaded(
         config=config,
         attributor=attributor,
-        task=task,
-        model={"tag": served.tag, "digest": served.digests["model"]},
+        task=workspace.task,
+        model={"tag": model.tag, "digest": model.digests["model"]},
         index={
-            "tag": found.tag,
-            "digest": index.manifest.build_digest,
-            "method": index.manifest.approximation,
-            "rows": index.manifest.rows,
+            "tag": find(config, "index").tag,
+            "digest": manifest.build_digest,
+            "method": manifest.approximation,
+            "rows": manifest.rows,
         },
     )
-
-
-def index_key(config: AuditConfig) -> bytes | None:
-    """The key that an encrypted index is read with; None where the reader has none, and sees no texts."""
-    path = config.index_key_file
-    return path.read_bytes() if path.is_file() else None
-
-
-def _resolve(index: InfluenceIndex, config: AuditConfig, task: Any) -> None:
-    """Texts come from the data's own source, as far as this reader may read it."""
-    try:
-        index.resolve_from(load_examples(config.data.train, task, config.root).examples)
-    except (InfluenceError, OSError) as error:
-        logger.warning("training texts are not shown: their source cannot be read (%s)", error)
 
 
 def index_version(config: AuditConfig) -> str | None:

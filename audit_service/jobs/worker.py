@@ -24,24 +24,20 @@ from audit_service.artifacts.bento_models import state_folder
 from audit_service.config import AuditConfig, load_config
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
+from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
 
 LOCK = "jobs.lock"
 IDLE_S = 20.0
 """How long it waits for another job before it ends and gives its memory back."""
 
-TOLD_EVERY_S = 0.5
+REPORTED_EVERY_S = 0.5
 
 logger = logging.getLogger(__name__)
 
 
 class JobCancelledError(Exception):
     """Raised in the middle of a job that is to stop."""
-
-
-def retrainings_folder(folder: Path) -> Path:
-    """Where retrained parameters are kept, below the state folder."""
-    return folder / "retrainings"
 
 
 class Worker:
@@ -69,11 +65,11 @@ class Worker:
 
     def run(self, job: Job, content: dict[str, Any]) -> None:
         """Works on one job to its end."""
-        told = _Told(self.store, job.job_id)
+        reported = _StoredProgress(self.store, job.job_id)
         try:
             if self._measuring is None:
-                self._measuring = Measuring(self.config, retrainings_folder(self.store.folder), told)
-            answer = self._measuring.answer(Question.of(content), told)
+                self._measuring = Measuring(Workspace(self.config, reported))
+            answer = self._measuring.answer(Question.of(content), reported)
         except JobCancelledError:
             self.store.end(job.job_id, "cancelled")
         except InfluenceError as error:
@@ -88,7 +84,7 @@ class Worker:
             self.store.end(job.job_id, "done", result=answer.model_dump(mode="json"))
 
 
-class _Told:
+class _StoredProgress:
     """Progress that goes into the store now and then, and brings back whether to stop."""
 
     def __init__(self, store: JobStore, job_id: str) -> None:
@@ -98,7 +94,7 @@ class _Told:
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + TOLD_EVERY_S
+        self._next = time.monotonic() + REPORTED_EVERY_S
         progress = {"stage": stage, "done": done, "total": total, "seconds_left": seconds_left(note)}
         if self._store.told(self._job_id, progress):
             raise JobCancelledError

@@ -1,1 +1,1 @@
-"""What an operator sees: metrics, the reference they are held against, rules, alerts and dashboards."""
+"""What an operator sees: metrics, the baseline they are held against, rules, alerts and dashboards."""

@@ -1,4 +1,4 @@
-"""Alerts: drift beyond what quiet traffic shows, slow explanations, a stale index, lost records."""
+"""Alerts: drift beyond what baseline traffic shows, slow explanations, a stale index, lost records."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from audit_service.config import MonitoringSettings
+from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline
 from audit_service.monitoring.promql import RULES, quoted
-from audit_service.monitoring.reference import Distribution, Reference
 
 ALERTS = (
     "AuditPredictionDrift",
@@ -18,34 +18,34 @@ ALERTS = (
 )
 
 
-def drift_alerts(reference: Reference, settings: MonitoringSettings, window: str) -> Iterator[dict[str, Any]]:
+def drift_alerts(baseline: DriftBaseline, settings: MonitoringSettings, window: str) -> Iterator[dict[str, Any]]:
     """The drift alerts of one model: each signal against its own threshold, gated on volume."""
-    for signal, distribution in reference.signals.items():
-        yield _drift_alert("AuditPredictionDrift", signal, distribution, reference, settings, window)
-    for distribution in reference.influence:
-        yield _drift_alert("AuditInfluenceDrift", "influence", distribution, reference, settings, window)
-    if reference.outside_index is not None:
-        model = f"{{model={quoted(reference.model)}}}"
+    for signal, distribution in baseline.signals.items():
+        yield _drift_alert("AuditPredictionDrift", signal, distribution, baseline, settings, window)
+    for distribution in baseline.influence:
+        yield _drift_alert("AuditInfluenceDrift", "influence", distribution, baseline, settings, window)
+    if baseline.outside_index is not None:
+        model = f"{{model={quoted(baseline.model)}}}"
         yield _alert(
             "AuditInfluenceDrift",
             _exceeds(
                 f"model:audit_queries_outside_index_share:{window}{model}",
                 f"model:audit_explanation_volume:{window}{model}",
-                reference.outside_index.steps("share"),
+                baseline.outside_index.steps("share"),
             ),
             settings,
-            {"model": reference.model, "signal": "outside_index", "window": window},
+            {"model": baseline.model, "signal": "outside_index", "window": window},
             summary="More inputs of {{ $labels.model }} than usual lie outside its training data",
             description=(
                 f"{{{{ $value | humanizePercentage }}}} of the sampled predictions of the last {window} have a "
                 "gradient of which the index keeps less than of 99% of held-out examples; of the reference's inputs it "
-                f"were {reference.outside_index.share:.1%}. Explanations of such inputs say little."
+                f"were {baseline.outside_index.share:.1%}. Explanations of such inputs say little."
             ),
         )
 
 
 def service_alerts(settings: MonitoringSettings) -> list[dict[str, Any]]:
-    """The alerts that need no reference; they are of every model."""
+    """The alerts that need no baseline; they are of every model."""
     total = 'audit_explanation_duration_seconds{suffix}{{stage="total"}}[10m]'
     return [
         _alert(
@@ -93,15 +93,15 @@ def _drift_alert(
     name: str,
     signal: str,
     distribution: Distribution,
-    reference: Reference,
+    baseline: DriftBaseline,
     settings: MonitoringSettings,
     window: str,
 ) -> dict[str, Any]:
-    model = quoted(reference.model)
+    model = quoted(baseline.model)
     chosen = f"{{model={model}, by={quoted(distribution.by)}}}" if distribution.by else f"{{model={model}}}"
     of_influence = signal == "influence"
     volume = "explanation" if of_influence else "prediction"
-    minimum = reference.minimum_explanations if of_influence else reference.minimum_predictions
+    minimum = baseline.minimum_explanations if of_influence else baseline.minimum_predictions
     what = f"influence by {distribution.by}" if of_influence else signal
     return _alert(
         name,
@@ -112,7 +112,7 @@ def _drift_alert(
         ),
         settings,
         {
-            "model": reference.model,
+            "model": baseline.model,
             "signal": signal,
             **({"by": distribution.by} if distribution.by else {}),
             "window": window,
@@ -120,8 +120,8 @@ def _drift_alert(
         summary=f"The {what} of {{{{ $labels.model }}}} has moved",
         description=(
             f"The population stability index of {what} over the last {window} is {{{{ $value | humanize }}}}. Of "
-            f"quiet traffic, {minimum} {volume}s exceed {distribution.level(minimum):.3g} in "
-            f"{reference.false_alarm_rate:.2g} of all windows, and more of them less."
+            f"baseline traffic, {minimum} {volume}s exceed {distribution.level(minimum):.3g} in "
+            f"{baseline.false_alarm_rate:.2g} of all windows, and more of them less."
         ),
     )
 
@@ -153,13 +153,13 @@ def _alert(
     }
 
 
-def alert_groups(references: Sequence[Reference], settings: MonitoringSettings) -> list[dict[str, Any]]:
+def alert_groups(baselines: Sequence[DriftBaseline], settings: MonitoringSettings) -> list[dict[str, Any]]:
     """The rule groups of all alerts."""
     drift = [
         alert
         for window in settings.windows
-        for reference in references
-        for alert in drift_alerts(reference, settings, window)
+        for baseline in baselines
+        for alert in drift_alerts(baseline, settings, window)
     ]
     groups = [{"name": "audit_service_alerts", "rules": service_alerts(settings)}]
     return [{"name": "audit_drift_alerts", "rules": drift}, *groups] if drift else groups

@@ -90,7 +90,7 @@ def _overview(window: str) -> list[tuple[str, list[Graph]]]:
             [
                 Graph(
                     f"Population stability index, {window}",
-                    "Each signal against the reference of its own model. The alerts know the threshold of each.",
+                    "Each signal against the baseline of its own model. The alerts know the threshold of each.",
                     {
                         **{
                             f"{{{{model}}}} {name}": f"{rule.drift_record('psi', window)}{{{MODEL}}}"
@@ -143,7 +143,7 @@ def _drift(windows: list[str]) -> list[tuple[str, list[Graph]]]:
         graphs = [
             Graph(
                 title,
-                f"{title} of {name}, against the reference.",
+                f"{title} of {name}, against the baseline.",
                 {f"{legend}{window}": f"{rule.drift_record(statistic, window)}{{{MODEL}}}" for window in windows},
             )
             for statistic, title in (("psi", "Population stability index"), ("js", "Jensen-Shannon divergence"))
@@ -159,10 +159,10 @@ def _drift(windows: list[str]) -> list[tuple[str, list[Graph]]]:
         graphs.append(
             Graph(
                 "Moved against the reference",
-                "Positive where a bin has more than in the reference.",
+                "Positive where a bin has more than in the baseline.",
                 {
                     "{{bin}}": f"{rule.share_record(windows[0])}{{{MODEL}}} - on "
-                    f"({', '.join((*rule.keys, 'bin'))}) {rule.reference()}"
+                    f"({', '.join((*rule.keys, 'bin'))}) {rule.baseline()}"
                 },
                 "percentunit",
             )

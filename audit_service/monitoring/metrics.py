@@ -1,7 +1,7 @@
 """The metrics of a replica: counters and fixed histograms, so that workers, services and replicas add up in PromQL.
 
 They are module-level, as multi-process mode needs; nothing is opened before a series is asked for. ``model`` is
-``NAME:`` and the first twelve characters of the model's digest, so that a canary is judged by its own reference. The
+``NAME:`` and the first twelve characters of the model's digest, so that a canary is judged by its own baseline. The
 few gauges tell what is loaded: of several processes the most recent one counts, and what is no longer so is set to
 zero (a gauge cannot be removed in multi-process mode).
 """
@@ -96,7 +96,6 @@ fidelity = Histogram(
     ["model", "tier", "kind"],
     buckets=FIDELITY_BUCKETS,
 )
-ledger_entries = Counter("audit_ledger_entries_total", "Entries of the audit ledger.", ["model", "type"])
 dropped = Counter(
     "audit_records_dropped_total", "Records and sampled explanations that were lost.", ["model", "reason"]
 )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from audit_service.monitoring.drift_baseline import Signal
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
-from audit_service.monitoring.reference import Signal
 from audit_service.monitoring.statistics import SMALLEST_SHARE
 
 BY = "(?s)([^=]*)=.*"
@@ -46,7 +46,7 @@ class SignalRule:
             f"{counts}\n/ ignoring (bin) group_left ()\n(sum by ({', '.join(self.keys)}) ({self._binned(window)}) > 0)"
         )
 
-    def reference(self) -> str:
+    def baseline(self) -> str:
         """The reference's share of every bin, with the same labels."""
         shown = f'audit_reference_share_ratio{{signal="{self.name}"}}'
         if "by" in self.keys:
@@ -55,7 +55,7 @@ class SignalRule:
 
     def drift(self, statistic: str, shares: str) -> str:
         """A statistic over bins, from an expression of shares (an inner one, or the name of its record)."""
-        p, q = f"clamp_min({shares}, {SMALLEST_SHARE})", f"clamp_min({self.reference()}, {SMALLEST_SHARE})"
+        p, q = f"clamp_min({shares}, {SMALLEST_SHARE})", f"clamp_min({self.baseline()}, {SMALLEST_SHARE})"
         on = f"on ({', '.join((*self.keys, 'bin'))})"
         if statistic == "psi":
             inner = f"({p} - {on} {q})\n* {on} ln({p} / {on} {q})"

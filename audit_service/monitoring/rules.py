@@ -10,8 +10,8 @@ import yaml
 from audit_service.config import MonitoringSettings
 from audit_service.monitoring import metrics
 from audit_service.monitoring.alerts import alert_groups
+from audit_service.monitoring.drift_baseline import DriftBaseline
 from audit_service.monitoring.promql import RULES, explanations_in, outside_share, predictions_in
-from audit_service.monitoring.reference import Reference
 from audit_service.monitoring.statistics import STATISTICS
 from audit_service.monitoring.values import admitted
 
@@ -33,20 +33,20 @@ def recording_group(window: str) -> dict[str, Any]:
     return {"name": f"audit_drift_{window}", "rules": rules}
 
 
-def rule_groups(references: Sequence[Reference], settings: MonitoringSettings) -> list[dict[str, Any]]:
-    """All groups of rules: those that record hold for every model, drift alerts for those of ``references``."""
-    return [*map(recording_group, settings.windows), *alert_groups(references, settings)]
+def rule_groups(baselines: Sequence[DriftBaseline], settings: MonitoringSettings) -> list[dict[str, Any]]:
+    """All groups of rules: those that record hold for every model, drift alerts for those of ``baselines``."""
+    return [*map(recording_group, settings.windows), *alert_groups(baselines, settings)]
 
 
-def render(references: Sequence[Reference], settings: MonitoringSettings, *, format: Format = "prometheus") -> str:
+def render(baselines: Sequence[DriftBaseline], settings: MonitoringSettings, *, format: Format = "prometheus") -> str:
     """The rules as YAML; in front, as a comment, what they are and what they cost.
 
     Args:
-        references: Of the models whose drift is to raise alerts.
+        baselines: Of the models whose drift is to raise alerts.
         settings: Windows, gates and links.
         format: A file for Prometheus's ``rule_files``, or a ``PrometheusRule`` for its operator.
     """
-    groups = rule_groups(references, settings)
+    groups = rule_groups(baselines, settings)
     document: dict[str, Any] = {"groups": groups}
     if format == "prometheus-operator":
         document = {
@@ -56,9 +56,9 @@ def render(references: Sequence[Reference], settings: MonitoringSettings, *, for
             "spec": document,
         }
     facts = [
-        f"{clean_line(reference.model)}: reference {reference.digest[:12]} of {reference.predictions} predictions "
-        f"and {reference.explanations} explanations; a replica adds at most {series_of(reference)} series."
-        for reference in references
+        f"{clean_line(baseline.model)}: baseline {baseline.digest[:12]} of {baseline.predictions} predictions "
+        f"and {baseline.explanations} explanations; a replica adds at most {series_of(baseline)} series."
+        for baseline in baselines
     ]
     comment = "".join(f"# {line}\n" for line in ("Rendered by `bento-audit rules render`.", *facts))
     return comment + yaml.dump(
@@ -66,15 +66,15 @@ def render(references: Sequence[Reference], settings: MonitoringSettings, *, for
     )
 
 
-def series_of(reference: Reference, *, outcome_groups: Sequence[str] = ()) -> int:
-    """Series that one replica with this reference exposes at most, however many workers it has."""
+def series_of(baseline: DriftBaseline, *, outcome_groups: Sequence[str] = ()) -> int:
+    """Series that one replica with this baseline exposes at most, however many workers it has."""
 
     def histogram(bounds: Sequence[float]) -> int:
         return len(bounds) + 1 + 2  # +Inf; _count and _sum
 
-    labels = len(admitted(one for one in reference.labels))
+    labels = len(admitted(one for one in baseline.labels))
     by: dict[str, int] = {}
-    for group in reference.groups:
+    for group in baseline.groups:
         by[group.partition("=")[0]] = by.get(group.partition("=")[0], 0) + 1
     # Where prometheus_client also shows when a counter was made it does so only outside multi-process mode.
     explanations = 2 * (len(metrics.TIERS) - 1) + len(metrics.OUTCOMES) - 1
@@ -82,11 +82,11 @@ def series_of(reference: Reference, *, outcome_groups: Sequence[str] = ()) -> in
         (
             labels,
             histogram(metrics.CONFIDENCE_BUCKETS),
-            len(reference.centres),
+            len(baseline.centres),
             sum(2 * count for count in by.values()),
             histogram(metrics.TOP_SHARE_BUCKETS),
             1,  # outside the index
-            sum(1 for _ in reference.bins()),
+            sum(1 for _ in baseline.bins()),
             explanations,
             len(metrics.STAGES) * histogram(metrics.DURATION_BUCKETS),
             len(metrics.JOB_STATES),

@@ -19,7 +19,7 @@ from typing import Any
 
 from bentoml.monitoring import MonitorBase
 
-from audit_service.monitoring.recorders import PredictionMetrics
+from audit_service.monitoring.model_metrics import PredictionMetrics
 
 
 class AuditMonitor(MonitorBase[Any]):

@@ -1,4 +1,4 @@
-"""What one replica has counted since its start, held against the reference; for who has no Prometheus at hand."""
+"""What one replica has counted since its start, compared with the baseline: ``/audit/drift``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
-from audit_service.monitoring.reference import Distribution, Reference
 from audit_service.monitoring.statistics import shares
 
 Counted = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -58,13 +58,13 @@ class Samples:
         return found
 
 
-def snapshot(model: str, reference: Reference | None, reason: str | None) -> dict[str, Any]:
+def snapshot(model: str, baseline: DriftBaseline | None, reason: str | None) -> dict[str, Any]:
     """The drift of every signal since this replica's start.
 
     Args:
         model: The label ``model``.
-        reference: What to hold the counts against.
-        reason: Why there is no reference, where there is none.
+        baseline: What to hold the counts against.
+        reason: Why there is no baseline, where there is none.
     """
     samples = Samples.of(model)
     predictions = sum(samples.by("audit_predictions_total", "label").values())
@@ -79,28 +79,28 @@ def snapshot(model: str, reference: Reference | None, reason: str | None) -> dic
         "signals": [],
         "outcomes": _outcomes(samples),
     }
-    if reference is None:
+    if baseline is None:
         return found
     found["reference"] = {
-        "digest": reference.digest,
-        "created": reference.created,
-        "predictions": reference.predictions,
-        "explanations": reference.explanations,
+        "digest": baseline.digest,
+        "created": baseline.created,
+        "predictions": baseline.predictions,
+        "explanations": baseline.explanations,
     }
-    if reference.outside_index is not None:
+    if baseline.outside_index is not None:
         share = samples.value("audit_queries_outside_index_total") / explanations if explanations else None
         found["outside_index"] = {
             "share": share,
-            "reference": reference.outside_index.share,
-            "threshold": reference.outside_index.level(explanations, "share"),
+            "reference": baseline.outside_index.share,
+            "threshold": baseline.outside_index.level(explanations, "share"),
             "moved": share is not None
-            and explanations >= reference.minimum_explanations
-            and share > reference.outside_index.level(explanations, "share"),
+            and explanations >= baseline.minimum_explanations
+            and share > baseline.outside_index.level(explanations, "share"),
         }
     signals: list[tuple[str, Distribution, float]] = [
-        (signal, one, predictions) for signal, one in reference.signals.items()
+        (signal, one, predictions) for signal, one in baseline.signals.items()
     ]
-    signals += [("influence", one, explanations) for one in reference.influence]
+    signals += [("influence", one, explanations) for one in baseline.influence]
     for signal, one, volume in signals:
         counts = _counts(samples, signal)
         observed = shares(np.array([counts.get(bin_, 0.0) for bin_ in one.shares]))

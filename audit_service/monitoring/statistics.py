@@ -1,4 +1,4 @@
-"""Drift of a distribution over bins: two statistics, and the threshold that quiet traffic stays below.
+"""Drift of a distribution over bins: two statistics, and the threshold that baseline traffic stays below.
 
 Each is written here once more than in the rules (``promql``); a test holds the two against each other.
 """
@@ -56,7 +56,7 @@ def shares(counts: Array) -> Array:
 def thresholds(
     events: Array, volume: int, false_alarm_rate: float, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float]:
-    """The value of each statistic that quiet traffic exceeds with probability ``false_alarm_rate`` at most.
+    """The value of each statistic that baseline traffic exceeds with probability ``false_alarm_rate`` at most.
 
     By bootstrap: both the reference and a window of traffic are drawn from the reference's own events, so that the
     reference's being a sample is part of the noise.
@@ -95,13 +95,13 @@ def rate_threshold(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> float:
-    """The share of true events that quiet traffic exceeds with probability ``false_alarm_rate``.
+    """The share of true events that baseline traffic exceeds with probability ``false_alarm_rate``.
 
     Args:
         events: Zeros and ones, ``[events]``.
         volume: Events of a window.
         false_alarm_rate: In (0, 1).
-        optimism: How many times rarer the events may be here than in quiet traffic.
+        optimism: How many times rarer the events may be here than in baseline traffic.
         draws: Windows that are drawn.
         seed: Of the draws.
     """

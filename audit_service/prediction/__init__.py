@@ -1,0 +1,1 @@
+"""Predictions without torch: export to ONNX, and ONNX Runtime."""

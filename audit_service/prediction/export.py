@@ -3,7 +3,7 @@
 What is exported is ``Task.outputs``, so that ONNX Runtime and torch mean the same tensor whatever the architecture.
 Where the outputs come from one linear layer over one vector an example (the pooled features of a classifier), that
 vector is a second output, ``features``: computed anyway, it tells at no cost where among its like an input lies.
-The folder holds ``model.onnx``, the tokenizer where there is one, and a manifest with digests.
+The folder holds ``model.onnx``, in ``tokenizer`` the model's processor where there is one, and a manifest with digests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from influence_engine.tasks import Array, Example, ExportableTask, Task, matches
 FORMAT = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
-TOKENIZER = "tokenizer"
+PROCESSOR = "tokenizer"
 PARITY = 1e-4
 """Largest allowed difference between an output of ONNX Runtime and of torch."""
 
@@ -60,7 +60,7 @@ def export_onnx(
         folder: Where to write; an older export there is replaced once the new one is whole.
         model_digest: Digest of the model's weights, for the manifest.
         processor: Saved beside the model, so that serving needs this folder only.
-        progress: Told when export and check are done.
+        progress: Reports export and check.
 
     Returns:
         The manifest.
@@ -87,7 +87,7 @@ def export_onnx(
                 "serve this model with torch, or change the layer that ONNX computes differently"
             )
         if processor is not None:
-            processor.save_pretrained(str(aside / TOKENIZER))
+            processor.save_pretrained(str(aside / PROCESSOR))
         manifest = {
             "format": FORMAT,
             "model_digest": model_digest,

@@ -1,4 +1,4 @@
-"""Predictions by ONNX Runtime."""
+"""Predicts with ONNX Runtime, from an exported model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OnnxPredictor:
         task: The task it was exported for; it turns examples into inputs and outputs into labels.
         threads: Threads of one call; ``None`` leaves it to ONNX Runtime.
         max_chars: Texts longer than this are refused.
-        observe: Told the features ``[B, width]`` of every prediction, where the model has them; it must not raise.
+        observe: Called with the features ``[B, width]`` of every prediction, where there are some; it must not raise.
 
     Raises:
         DigestMismatchError: a file has changed, or the export was made for another task.

@@ -1,4 +1,4 @@
-"""What a service has as ``self.audit``: its config, its predictor, and its predictions on record."""
+"""``self.audit`` of a service: its config, its predictor, its recorded predictions, and its questions to the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audit_service.engine.explaining import input_fields
 from audit_service.errors import error_body, status_of
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
-from audit_service.serving.monitor import Watch
+from audit_service.serving.monitor import ServiceMonitor
 from audit_service.store.ids import new_id
 from audit_service.store.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.store.predictions import OTHER_WORKER_S, PredictionRecord, PredictionStore, Reservation, is_fresh
@@ -39,10 +39,10 @@ class Audit:
         self.config = config
         self.input_fields: Sequence[str] | None = input_fields(config)
         self.model_digest = ""
-        self.watch = Watch(name, config)
+        self.monitor = ServiceMonitor(name, config)
         self.outcomes = OutcomeStore(state_folder(config))
         self.store = PredictionStore(
-            state_folder(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.watch.dropped
+            state_folder(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.monitor.dropped
         )
 
     def open_predictor(self) -> OnnxPredictor:
@@ -52,7 +52,7 @@ class Audit:
             RecordError: it has not been exported yet.
             DigestMismatchError: a file has changed, or the task has.
         """
-        predictor = open_predictor(self.config, self.watch.features)
+        predictor = open_predictor(self.config, self.monitor.features)
         self.model_digest = predictor.model_digest
         return predictor
 
@@ -67,11 +67,11 @@ class Audit:
                 manifest = Manifest.read(index_version_folder(self.config) / MANIFEST)
                 self.model_digest = manifest.digests.get("model") or ""
         self.store.start()
-        self.watch.start(self.model_digest, engine)
+        self.monitor.start(self.model_digest, engine)
 
     def close(self) -> None:
         """Writes what has not been written yet."""
-        self.watch.close()
+        self.monitor.close()
         self.store.close()
 
     def record(
@@ -98,7 +98,7 @@ class Audit:
                 input=example,
             )
         )
-        self.watch.predicted(example, outputs)
+        self.monitor.predicted(example, outputs)
 
     def feedback(self, outcomes: Sequence[Outcome]) -> list[Judged]:
         """Keeps true labels and counts them; a prediction that was judged before is not counted twice.
@@ -117,7 +117,7 @@ class Audit:
             time.sleep(OTHER_WORKER_S)
             for place, one in zip(fresh, self.outcomes.add([outcomes[place] for place in fresh]), strict=True):
                 judged[place] = one
-        counting = self.watch.outcomes
+        counting = self.monitor.outcomes
         for outcome, one in zip(outcomes, judged, strict=True):
             if counting is not None and one.fate == "recorded":
                 groups = [f"{column}={value}" for column, value in outcome.groups.items()]
@@ -128,7 +128,7 @@ class Audit:
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts predictions that are missing from the record."""
-        self.watch.dropped(reason, count)
+        self.monitor.dropped(reason, count)
 
     def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> Reservation:
         """What an ``Idempotency-Key`` stands for; see ``PredictionStore.reserve``."""
@@ -150,7 +150,7 @@ class Audit:
         return answers
 
     def _count(self, answers: Sequence[dict[str, Any]], began: float) -> None:
-        explanations = self.watch.explanations
+        explanations = self.monitor.explanations
         if explanations is None:
             return
         for answer in answers:

@@ -1,4 +1,4 @@
-"""``@audited`` puts every prediction of a method on record without changing what the method answers.
+"""``@audited`` records every prediction of a method without changing what the method answers.
 
 The prediction's id travels in the response header ``X-Prediction-Id`` (several, with commas, where the method answers
 a list), and in the body only where its schema has a field ``prediction_id``. The wrapper is of the method's own kind
@@ -35,7 +35,7 @@ from audit_service.serving.method_fields import (
     find_inputs,
     type_hints,
 )
-from audit_service.serving.request_context import Exchange, current_exchange
+from audit_service.serving.request_context import RequestContext, current_request
 from audit_service.store.ids import derived_id, new_id
 from audit_service.store.predictions import Reservation
 from influence_engine.errors import InfluenceError
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class Auditing(Protocol):
-    """What a service offers as ``self.audit``; see ``service.Audit``."""
+    """What a service offers as ``self.audit``; see ``serving.audit.Audit``."""
 
     input_fields: Sequence[str] | None
 
@@ -80,8 +80,8 @@ def audited(
         label: Where the predicted label is in what the method returns: a field's name, dotted for nested ones, or a
             function of the returned value. A method that returns a list has one prediction an item. A stream has one;
             its label is in one of its last chunks, and a function is given all chunks.
-        confidence: The same for the probability of the label, if it is told.
-        scores: The same for the mapping of every label to its probability, if it is told.
+        confidence: The same for the probability of the label, if the method returns it.
+        scores: The same for the mapping of every label to its probability, if the method returns it.
         inputs: Where the task's fields are, ``{"text": "request.body"}``, where their names differ from those of the
             arguments and of the arguments' fields.
 
@@ -90,16 +90,16 @@ def audited(
     """
 
     def decorate(function: Method) -> Method:
-        recorder = MethodRecorder(function, label, confidence, scores, inputs or {})
-        wrapper = _wrap(function, recorder)
-        wrapper.audit_recorder = recorder
+        method = AuditedMethod(function, label, confidence, scores, inputs or {})
+        wrapper = _wrap(function, method)
+        wrapper.audited_method = method
         wrapper.__signature__ = inspect.signature(function)  # BentoML asks for it with every request
         return wrapper
 
     return decorate
 
 
-class MethodRecorder:
+class AuditedMethod:
     """What ``@audited`` knows about one method."""
 
     def __init__(
@@ -127,20 +127,20 @@ class MethodRecorder:
             self._paths[key] = find_inputs(self.function, fields, self.inputs)
         return self._paths[key]
 
-    def reserve(self, service: Any, exchange: Exchange, arguments: Mapping[str, Any]) -> Reservation:
+    def reserve(self, service: Any, context: RequestContext, arguments: Mapping[str, Any]) -> Reservation:
         """Reserves the id of a request that has an ``Idempotency-Key``."""
         audit: Auditing = service.audit
         example = example_of(self.paths(audit.input_fields), arguments)
-        return audit.reserve(exchange.idempotency_key or "", self.function.__name__, example)
+        return audit.reserve(context.idempotency_key or "", self.function.__name__, example)
 
-    def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
+    def reserve_request(self, service: Any, context: RequestContext, request: Any) -> None:
         """The same for a batchable method, from the request's JSON."""
-        exchange.reserved = self.reserve(service, exchange, self._arguments_of_json(request))
+        context.reserved = self.reserve(service, context, self._arguments_of_json(request))
 
     def finish(
         self,
         service: Any,
-        exchange: Exchange | None,
+        context: RequestContext | None,
         reserved: Reservation | None,
         arguments: Mapping[str, Any],
         result: Any,
@@ -152,8 +152,8 @@ class MethodRecorder:
                 return result  # an error that the method answered itself is no prediction
             many = isinstance(shown, (list, tuple))
             ids = self._record(service, reserved, arguments, list(shown) if many else [shown], many)
-            if exchange is not None:
-                exchange.prediction_ids.extend(ids)
+            if context is not None:
+                context.prediction_ids.extend(ids)
             if many and isinstance(result, (list, tuple)):
                 return type(result)(map(self._named, result, ids))
             return self._named(result, ids[0]) if ids and not many else result
@@ -162,7 +162,7 @@ class MethodRecorder:
             _count_dropped(service)
             return result
 
-    def record_response(self, service: Any, exchange: Exchange, request: Any, response: Any) -> bool:
+    def record_response(self, service: Any, context: RequestContext, request: Any, response: Any) -> bool:
         """Records one request's answer of a batchable method, from the JSON of both.
 
         Returns:
@@ -171,9 +171,9 @@ class MethodRecorder:
         many = isinstance(response, list)
         items = response if many else [response]
         arguments = self._arguments_of_json(request)
-        exchange.prediction_ids.extend(self._record(service, exchange.reserved, arguments, items, many))
+        context.prediction_ids.extend(self._record(service, context.reserved, arguments, items, many))
         named = False
-        for item, prediction_id in zip(items, exchange.prediction_ids, strict=True):
+        for item, prediction_id in zip(items, context.prediction_ids, strict=True):
             if isinstance(item, dict) and (self._names_id or "prediction_id" in item):
                 item["prediction_id"] = prediction_id
                 named = True
@@ -243,64 +243,64 @@ class MethodRecorder:
         return result
 
 
-def _wrap(function: Any, recorder: MethodRecorder) -> Any:
+def _wrap(function: Any, method: AuditedMethod) -> Any:
     if inspect.isasyncgenfunction(function):
-        return _wrap_async_stream(function, recorder)
+        return _wrap_async_stream(function, method)
     if inspect.isgeneratorfunction(function):
-        return _wrap_stream(function, recorder)
+        return _wrap_stream(function, method)
     if inspect.iscoroutinefunction(function):
-        return _wrap_async(function, recorder)
-    return _wrap_sync(function, recorder)
+        return _wrap_async(function, method)
+    return _wrap_sync(function, method)
 
 
-def _wrap_async(function: Any, recorder: MethodRecorder) -> Any:
+def _wrap_async(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exchange = current_exchange.get()
-        if exchange is not None and exchange.batched:
+        context = current_request.get()
+        if context is not None and context.batched:
             return await function(self, *args, **kwargs)
-        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
         reserved = None
         try:
-            if exchange is not None and exchange.idempotency_key:
-                reserved = await asyncio.to_thread(recorder.reserve, self, exchange, arguments)
+            if context is not None and context.idempotency_key:
+                reserved = await asyncio.to_thread(method.reserve, self, context, arguments)
             result = await function(self, *args, **kwargs)
         except InfluenceError as error:
-            return _answer(error, exchange)
-        return recorder.finish(self, exchange, reserved, arguments, result)
+            return _answer(error, context)
+        return method.finish(self, context, reserved, arguments, result)
 
     return wrapper
 
 
-def _wrap_sync(function: Any, recorder: MethodRecorder) -> Any:
+def _wrap_sync(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exchange = current_exchange.get()
-        if exchange is not None and exchange.batched:
+        context = current_request.get()
+        if context is not None and context.batched:
             return function(self, *args, **kwargs)
-        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
         reserved = None
         try:
-            if exchange is not None and exchange.idempotency_key:
-                reserved = recorder.reserve(self, exchange, arguments)
+            if context is not None and context.idempotency_key:
+                reserved = method.reserve(self, context, arguments)
             result = function(self, *args, **kwargs)
         except InfluenceError as error:
-            return _answer(error, exchange)
-        return recorder.finish(self, exchange, reserved, arguments, result)
+            return _answer(error, context)
+        return method.finish(self, context, reserved, arguments, result)
 
     return wrapper
 
 
-def _wrap_async_stream(function: Any, recorder: MethodRecorder) -> Any:
+def _wrap_async_stream(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     async def wrapper(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        exchange = current_exchange.get()
-        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        context = current_request.get()
+        arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
         try:
             reserved = None
-            if exchange is not None and exchange.idempotency_key:
-                reserved = await asyncio.to_thread(recorder.reserve, self, exchange, arguments)
-            stream = _Stream(recorder, self, exchange, reserved, arguments)
+            if context is not None and context.idempotency_key:
+                reserved = await asyncio.to_thread(method.reserve, self, context, arguments)
+            stream = _Stream(method, self, context, reserved, arguments)
             with stream:
                 async for chunk in function(self, *args, **kwargs):
                     stream.chunks.append(chunk)
@@ -311,16 +311,16 @@ def _wrap_async_stream(function: Any, recorder: MethodRecorder) -> Any:
     return wrapper
 
 
-def _wrap_stream(function: Any, recorder: MethodRecorder) -> Any:
+def _wrap_stream(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        exchange = current_exchange.get()
-        arguments = {**dict(zip(recorder.arguments, args, strict=False)), **kwargs}
+        context = current_request.get()
+        arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
         try:
             reserved = None
-            if exchange is not None and exchange.idempotency_key:
-                reserved = recorder.reserve(self, exchange, arguments)
-            stream = _Stream(recorder, self, exchange, reserved, arguments)
+            if context is not None and context.idempotency_key:
+                reserved = method.reserve(self, context, arguments)
+            stream = _Stream(method, self, context, reserved, arguments)
             with stream:
                 for chunk in function(self, *args, **kwargs):
                     stream.chunks.append(chunk)
@@ -336,26 +336,26 @@ class _Stream:
 
     def __init__(
         self,
-        recorder: MethodRecorder,
+        method: AuditedMethod,
         service: Any,
-        exchange: Exchange | None,
+        context: RequestContext | None,
         reserved: Reservation | None,
         arguments: Mapping[str, Any],
     ) -> None:
-        self.recorder, self.service, self.arguments = recorder, service, arguments
+        self.method, self.service, self.arguments = method, service, arguments
         self.prediction_id = reserved.prediction_id if reserved else new_id()
         self.repeated = reserved is not None and reserved.repeated
-        whole = any(callable(pick) for pick in recorder.outputs.values())
+        whole = any(callable(pick) for pick in method.outputs.values())
         self.chunks: deque[Any] = deque(maxlen=None if whole else LAST_CHUNKS)
-        if exchange is not None:
-            exchange.prediction_ids.append(self.prediction_id)
+        if context is not None:
+            context.prediction_ids.append(self.prediction_id)
 
     def __enter__(self) -> None:
         """The header goes out with the first chunk, so the id is known by now."""
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if self.chunks or kind is None:  # a stream that failed before its first chunk answered nothing
-            self.recorder.record_stream(
+            self.method.record_stream(
                 self.service, self.prediction_id, self.arguments, list(self.chunks), repeated=self.repeated
             )
 
@@ -384,13 +384,13 @@ def _json_of(response: JSONResponse) -> Any:
     return json.loads(bytes(response.body)) if response.status_code < 400 else None
 
 
-def _answer(error: InfluenceError, exchange: Exchange | None) -> JSONResponse:
-    if exchange is None:
+def _answer(error: InfluenceError, context: RequestContext | None) -> JSONResponse:
+    if context is None:
         raise error
     return error_response(error)
 
 
 def _carried(error: InfluenceError) -> BentoMLException:
-    """A stream cannot return a response of its own: its error goes through BentoML, and the edge unpacks it."""
+    """A stream cannot return a response of its own: its error goes through BentoML, and the middleware unpacks it."""
     body = json.dumps(error_body(error.code, error.message, error.field))
     return BentoMLException(body, error_code=HTTPStatus(status_of(error)))

@@ -31,7 +31,7 @@ CODES = {
 }
 
 
-def describe_problem(
+def uniform_body(
     status: int, content_type: str, body: bytes, *, endpoints: Iterable[str] = (), fields: Iterable[str] = ()
 ) -> dict[str, Any] | None:
     """The error body for a response of status 400 or above, or ``None`` if the response should stay as it is.
@@ -70,7 +70,7 @@ def error_response(error: InfluenceError) -> JSONResponse:
     )
 
 
-def describe_validation(details: list[Mapping[str, Any]], fields: Iterable[str] = ()) -> dict[str, Any]:
+def validation_body(details: list[Mapping[str, Any]], fields: Iterable[str] = ()) -> dict[str, Any]:
     """The error body for pydantic's list of errors (``type``, ``loc``, ``msg``)."""
     return _validation(details, list(fields))
 

@@ -1,4 +1,4 @@
-"""``/audit/feedback``: true labels in, one fate for each out; one bad item never harms its neighbours."""
+"""``/audit/feedback``: keeps true labels; one bad item never harms its neighbours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from audit_service.errors import error_body
 from audit_service.schemas import FeedbackItem, FeedbackRequest
 from audit_service.serving.audit import Audit
-from audit_service.serving.error_responses import describe_validation
+from audit_service.serving.error_responses import validation_body
 from audit_service.store.outcomes import Outcome
 
 
@@ -41,7 +41,7 @@ def _parsed(item: dict[str, Any], labels: list[str]) -> Outcome | dict[str, Any]
         found = FeedbackItem.model_validate(item)
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
-        return describe_validation(details, FeedbackItem.model_fields)
+        return validation_body(details, FeedbackItem.model_fields)
     if labels and found.label not in labels:
         known = ", ".join(map(repr, labels))
         return error_body("bad_request", f"unknown label {found.label[:80]!r}; the labels are {known}", "label")

@@ -9,7 +9,7 @@ import logging
 
 from pydantic import ValidationError
 
-LOGGERS = ("bentoml", "bentoml._internal.server.http_app", "bentoml.serve")
+from audit_service.bentoml_internals import LOGGERS
 
 
 class InputRedactingFilter(logging.Filter):

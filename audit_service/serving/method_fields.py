@@ -1,4 +1,4 @@
-"""Where a method's inputs and outputs are: task fields found by name among arguments and their fields."""
+"""Finds the task's fields among the arguments of an audited method, and the outputs in what it returns."""
 
 from __future__ import annotations
 

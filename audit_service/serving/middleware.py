@@ -1,19 +1,17 @@
 """What every request passes before BentoML sees it, and every error after.
 
-``EdgeMiddleware`` answers 415 to content types that nobody declared (pickles first of all), 413 to bodies that are too
+``AuditMiddleware`` answers 415 to content types that nobody declared (pickles first of all), 413 to bodies that are too
 long and 400 to bodies that are not JSON; it gives every error the one shape of ``errors.error_body``; and it adds the
 header ``X-Prediction-Id`` to what ``@audited`` recorded.
 
 BentoML lets a *service* take a middleware (``Service.add_asgi_middleware``) but not a class that services inherit
-from, and puts it inside its own time and concurrency limits, whose errors would keep their shape. ``Edged`` therefore
-wraps ``Service.to_asgi`` once, and only touches services whose class inherits from it. Should BentoML drop that
-method, ``Edged`` says so, and ``service.add_asgi_middleware(EdgeMiddleware, service=service)`` does the same by hand.
+from. ``MiddlewareMixin`` therefore adds it whenever BentoML makes the application of a service whose class inherits
+from it (``bentoml_internals.when_an_app_is_made``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -21,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import bentoml
-from _bentoml_sdk import Service
 from starlette.middleware import Middleware
 
+from audit_service.bentoml_internals import OBSERVERS, when_an_app_is_made
 from audit_service.errors import BodyTooLargeError, BrokenJsonError, MediaTypeError, ServiceError, error_body
-from audit_service.serving.error_responses import describe_problem
+from audit_service.serving.error_responses import uniform_body
 from audit_service.serving.log_redaction import hide_inputs_in_logs
-from audit_service.serving.request_context import Exchange, current_exchange
+from audit_service.serving.request_context import RequestContext, current_request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,40 +37,38 @@ Direct = Callable[[Any, Any], Awaitable[App | None]]
 
 JSON = b"application/json"
 FORMS = frozenset({b"multipart/form-data", b"application/x-www-form-urlencoded"})
-ONLY_WATCHING = frozenset({"RunnerTrafficMetricsMiddleware", "OpenTelemetryMiddleware", "AccessLogMiddleware"})
-"""BentoML's middlewares that only look; they stay outside, so that metrics and logs see what the client sees."""
-
 SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json", "/"})
 
 
-class Recorder(Protocol):
-    """Records the predictions of one request to a batchable method; see ``recording``."""
+class PredictionRecorder(Protocol):
+    """Records the predictions of one request to a batchable method; see ``audited.AuditedMethod``."""
 
-    def reserve_request(self, service: Any, exchange: Exchange, request: Any) -> None:
-        """Fills ``exchange.reserved`` for a request with an ``Idempotency-Key``."""
+    def reserve_request(self, service: Any, context: RequestContext, request: Any) -> None:
+        """Fills ``context.reserved`` for a request with an ``Idempotency-Key``."""
 
-    def record_response(self, service: Any, exchange: Exchange, request: Any, response: Any) -> bool:
-        """Fills ``exchange.prediction_ids``; true if it wrote into ``response``."""
+    def record_response(self, service: Any, context: RequestContext, request: Any, response: Any) -> bool:
+        """Fills ``context.prediction_ids``; true if it wrote into ``response``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What the edge knows about one endpoint."""
+    """What the middleware knows about one endpoint."""
 
     media_types: frozenset[bytes]
     reads_json: bool
     fields: tuple[str, ...]
     batched: bool
-    recorder: Recorder | None
+    recorder: PredictionRecorder | None
     direct: Direct | None
 
 
-class Edged:
-    """Base of service classes whose requests pass ``EdgeMiddleware``."""
+class MiddlewareMixin:
+    """Base of service classes whose requests pass ``AuditMiddleware``."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _wrap_to_asgi()
+        by_hand = "call service.add_asgi_middleware(AuditMiddleware, service=service) after the class definition"
+        when_an_app_is_made(_add_middleware, instead=by_hand)
 
     @classmethod
     def max_body_bytes(cls) -> int:
@@ -83,30 +79,15 @@ class Edged:
     """Routes answered from the parsed JSON body past BentoML's own parsing and limits, a millisecond sooner."""
 
 
-def _wrap_to_asgi() -> None:
-    original = getattr(Service, "to_asgi", None)
-    if original is None:
-        raise TypeError(
-            "this BentoML has no Service.to_asgi; call service.add_asgi_middleware(EdgeMiddleware, service=service) "
-            "after the class definition, and tell the authors of bento-audit"
-        )
-    if getattr(original, "adds_the_edge", False):
-        return
-
-    @functools.wraps(original)
-    def to_asgi(service: Any, *args: Any, **kwargs: Any) -> Any:
-        app = original(service, *args, **kwargs)
-        if issubclass(service.inner, Edged) and not any(m.cls is EdgeMiddleware for m in app.user_middleware):
-            names = [getattr(m.cls, "__name__", "") for m in app.user_middleware]
-            place = next((i for i, name in enumerate(names) if name not in ONLY_WATCHING), len(names))
-            app.user_middleware.insert(place, Middleware(EdgeMiddleware, service=service))
-        return app
-
-    to_asgi.adds_the_edge = True  # type: ignore[attr-defined]
-    Service.to_asgi = to_asgi
+def _add_middleware(service: Any, app: Any) -> None:
+    if issubclass(service.inner, MiddlewareMixin) and not any(m.cls is AuditMiddleware for m in app.user_middleware):
+        names = [getattr(m.cls, "__name__", "") for m in app.user_middleware]
+        # Those that only look stay outside: metrics and logs see what the client sees.
+        place = next((i for i, name in enumerate(names) if name not in OBSERVERS), len(names))
+        app.user_middleware.insert(place, Middleware(AuditMiddleware, service=service))
 
 
-class EdgeMiddleware:
+class AuditMiddleware:
     """ASGI middleware in front of one service; costs some ten microseconds a request."""
 
     def __init__(self, app: App, *, service: Any) -> None:
@@ -149,21 +130,21 @@ class EdgeMiddleware:
             if body is None:
                 return  # the client went away before it had sent everything
             value = parse_json(body) if is_json and route.reads_json else None
-            exchange = Exchange(batched=route.batched, idempotency_key=key.decode("latin-1") or None)
+            context = RequestContext(batched=route.batched, idempotency_key=key.decode("latin-1") or None)
             if key and route.batched and route.recorder is not None:
                 service = bentoml.get_current_service()
-                await asyncio.to_thread(route.recorder.reserve_request, service, exchange, value)
+                await asyncio.to_thread(route.recorder.reserve_request, service, context, value)
         except ServiceError as error:
             return await _answer(send, error)
         if route.direct is not None:
             response = await route.direct(bentoml.get_current_service(), value)
             if response is not None:
                 return await response(scope, receive, send)
-        token = current_exchange.set(exchange)
+        token = current_request.set(context)
         try:
-            await self.app(scope, _replay(body, receive), _Reply(send, exchange, self.routes, route, value))
+            await self.app(scope, _replay(body, receive), _Reply(send, context, self.routes, route, value))
         finally:
-            current_exchange.reset(token)
+            current_request.reset(token)
 
     async def _read(self, length: bytes, receive: Receive) -> bytes | None:
         if length and (not length.isdigit() or int(length) > self.limit):
@@ -190,18 +171,18 @@ class EdgeMiddleware:
 class _Reply:
     """Passes a response on; holds back errors to shape them, and answers of batchable methods to record them."""
 
-    __slots__ = ("chunks", "exchange", "request", "route", "routes", "send", "start")
+    __slots__ = ("chunks", "context", "request", "route", "routes", "send", "start")
 
     def __init__(
         self,
         send: Send,
-        exchange: Exchange | None,
+        context: RequestContext | None,
         routes: dict[str, Route],
         route: Route | None = None,
         request: Any = None,
     ) -> None:
         self.send = send
-        self.exchange = exchange
+        self.context = context
         self.routes = routes
         self.route = route
         self.request = request
@@ -228,7 +209,7 @@ class _Reply:
         content_type = _header(start, b"content-type").decode("latin-1")
         if start["status"] >= 400:
             fields = self.route.fields if self.route is not None else ()
-            problem = describe_problem(start["status"], content_type, body, endpoints=self.routes, fields=fields)
+            problem = uniform_body(start["status"], content_type, body, endpoints=self.routes, fields=fields)
             if problem is not None:
                 body = json.dumps(problem).encode()
                 _replace_headers(start, body, JSON)
@@ -237,13 +218,13 @@ class _Reply:
             body = self._record_batch(self.route.recorder, start, body)
         return body
 
-    def _record_batch(self, recorder: Recorder, start: Message, body: bytes) -> bytes:
+    def _record_batch(self, recorder: PredictionRecorder, start: Message, body: bytes) -> bytes:
         # A batchable method sees a list merged from several requests; only here is it known whose item is whose.
-        assert self.exchange is not None
+        assert self.context is not None
         try:
             response = json.loads(body)
             service = bentoml.get_current_service()
-            if recorder.record_response(service, self.exchange, self.request, response):
+            if recorder.record_response(service, self.context, self.request, response):
                 body = json.dumps(response).encode()
                 _replace_headers(start, body, JSON)
         except Exception:  # whatever goes wrong with the record, the prediction goes out
@@ -252,8 +233,8 @@ class _Reply:
         return body
 
     def _name_predictions(self, start: Message) -> None:
-        if self.exchange is not None and self.exchange.prediction_ids:
-            ids = ",".join(self.exchange.prediction_ids).encode("latin-1")
+        if self.context is not None and self.context.prediction_ids:
+            ids = ",".join(self.context.prediction_ids).encode("latin-1")
             start["headers"] = [*start.get("headers", ()), (b"x-prediction-id", ids)]
 
 
@@ -265,7 +246,7 @@ def _route(method: Any, direct: Direct | None) -> Route:
         reads_json=declared in (JSON, b"multipart/form-data"),
         fields=tuple(method.input_spec.model_fields),
         batched=method.batchable,
-        recorder=getattr(method.func, "audit_recorder", None),
+        recorder=getattr(method.func, "audited_method", None),
         direct=direct,
     )
 

@@ -1,4 +1,4 @@
-"""What a service measures of itself: one object for its metrics, its reference and its sampled explanations."""
+"""What a service measures of itself: metrics, drift baseline and sampled explanations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from audit_service.artifacts.bento_models import index_version_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
+from audit_service.monitoring.drift_baseline import BASELINE_FILE, DriftBaseline, read_baseline
+from audit_service.monitoring.exposed_baseline import ExposedBaseline, watched_groups
 from audit_service.monitoring.metrics import model_label
-from audit_service.monitoring.recorders import (
+from audit_service.monitoring.model_metrics import (
     DropMetrics,
     ExplanationMetrics,
     InfluenceMetrics,
     OutcomeMetrics,
     PredictionMetrics,
 )
-from audit_service.monitoring.reference import REFERENCE, Reference, read_reference
-from audit_service.monitoring.showing import ShownReference, watched_groups
 from audit_service.monitoring.statistics import NearestCentre
 from audit_service.serving.sampler import Sampler
 from influence_engine.errors import InfluenceError
@@ -30,7 +30,7 @@ from influence_engine.tasks import Array
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class ServiceMonitor:
     """Counts one service's predictions, explanations and outcomes. Recording never raises.
 
     Args:
@@ -39,19 +39,19 @@ class Watch:
 
     Attributes:
         model: The label ``model``.
-        reference: What the signals are held against; ``None`` where there is none, or one of another model or index.
-        reason: Why there is no reference.
+        baseline: What the signals are held against; ``None`` where there is none, or one of another model or index.
+        reason: Why there is no baseline.
     """
 
     def __init__(self, name: str, config: AuditConfig) -> None:
         self.name = name
         self.config = config
         self.model = model_label(config.name, None)
-        self.reference: Reference | None = None
+        self.baseline: DriftBaseline | None = None
         self.reason: str | None = None
         self._model_digest: str | None = None
         self._seen: tuple[Path, float | None] | None = None
-        self._shown = ShownReference()
+        self._shown = ExposedBaseline()
         self._predictions: PredictionMetrics | None = None
         self._nearest: NearestCentre | None = None
         self._drops: DropMetrics | None = None
@@ -88,17 +88,17 @@ class Watch:
             self._sampler.close()
 
     def refresh(self) -> None:
-        """Looks whether another index is current or its reference has been made; never raises."""
+        """Looks whether another index is current or its baseline has been made; never raises."""
         try:
             self._refresh()
         except Exception:  # the watch goes on with what it has
-            logger.exception("the reference of %s could not be read", self.name)
+            logger.exception("the baseline of %s could not be read", self.name)
 
     def _refresh(self) -> None:
         folder, changed = None, None
         try:
             folder = index_version_folder(self.config)
-            file = folder / REFERENCE
+            file = folder / BASELINE_FILE
             changed = file.stat().st_mtime if file.is_file() else None
         except InfluenceError as error:  # no index, or it lies where another process holds it
             self.reason = error.message
@@ -106,26 +106,26 @@ class Watch:
         if seen == self._seen:
             return
         self._seen = seen
-        self.reference = None if folder is None else self._read(folder)
+        self.baseline = None if folder is None else self._read(folder)
         labels = self._labels()
-        clusters = len(self.reference.centres) if self.reference else 0
-        self._shown.show(self.model, self.reference)
-        self._nearest = self.reference.nearest_centre() if self.reference else None
+        clusters = len(self.baseline.centres) if self.baseline else 0
+        self._shown.show(self.model, self.baseline)
+        self._nearest = self.baseline.nearest_centre() if self.baseline else None
         self._predictions = PredictionMetrics(self.model, labels, clusters)
         self.outcomes = OutcomeMetrics(self.model, labels, self.config.monitoring.outcome_groups)
         if self._sampler is not None:
-            columns = [one.by for one in self.reference.influence] if self.reference else ["label"]
+            columns = [one.by for one in self.baseline.influence] if self.baseline else ["label"]
             self._sampler.group_by = columns
-            self._sampler.influence = InfluenceMetrics(self.model, watched_groups(self.reference, labels))
-            self._sampler.tier = self.reference.tier if self.reference else "best"  # type: ignore[assignment]
+            self._sampler.influence = InfluenceMetrics(self.model, watched_groups(self.baseline, labels))
+            self._sampler.tier = self.baseline.tier if self.baseline else "best"  # type: ignore[assignment]
 
-    def _read(self, folder: Path) -> Reference | None:
+    def _read(self, folder: Path) -> DriftBaseline | None:
         try:
             index_digest = Manifest.read(folder / MANIFEST).build_digest
-            found = read_reference(folder, model_digest=self._model_digest, index_digest=index_digest)
+            found = read_baseline(folder, model_digest=self._model_digest, index_digest=index_digest)
         except InfluenceError as error:
             self.reason = error.message
-            logger.error("%s has no reference to hold its traffic against: %s", self.name, error.message)
+            logger.error("%s has no baseline to hold its traffic against: %s", self.name, error.message)
             return None
         self.reason = (
             None if found else f"there is none; make it with: bento-audit reference build {self.config.spelled}"
@@ -134,7 +134,7 @@ class Watch:
 
     def _labels(self) -> list[str]:
         """All labels that can be predicted, as far as anybody says: a label without a series falls out of sums."""
-        return list(self.config.task.labels) or (self.reference.labels if self.reference else [])
+        return list(self.config.task.labels) or (self.baseline.labels if self.baseline else [])
 
     def features(self, features: Array) -> None:
         """Counts the clusters of the features ``[B, width]`` of some predictions."""

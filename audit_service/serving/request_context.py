@@ -1,8 +1,8 @@
-"""What belongs to one HTTP request and has to reach across BentoML: from the edge to the audited method and back.
+"""What belongs to one HTTP request and has to cross BentoML, from the middleware to the audited method and back.
 
 BentoML gives a method no way to add a response header unless it takes a ``ctx`` parameter, and a method in a thread
-sees a copy of the context. So the edge puts one mutable object into the context before the request goes in, the
-method writes into it, and the edge reads it when the response comes out.
+sees a copy of the context. So the middleware puts one mutable object into the context before the request goes in, the
+method writes into it, and the middleware reads it when the response comes out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from contextvars import ContextVar
 from audit_service.store.predictions import Reservation
 
 
-class Exchange:
-    """One request on its way through the service.
+class RequestContext:
+    """One request, while the service answers it.
 
     Attributes:
         batched: The method merges several requests into one call, so nothing within it belongs to this request only.
@@ -31,4 +31,4 @@ class Exchange:
         self.prediction_ids: list[str] = []
 
 
-current_exchange: ContextVar[Exchange | None] = ContextVar("bento_audit_exchange", default=None)
+current_request: ContextVar[RequestContext | None] = ContextVar("bento_audit_request", default=None)

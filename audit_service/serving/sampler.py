@@ -17,7 +17,7 @@ from typing import Any
 
 from audit_service.engine.client import Engine
 from audit_service.errors import EngineUnavailableError
-from audit_service.monitoring.recorders import DropMetrics, InfluenceMetrics
+from audit_service.monitoring.model_metrics import DropMetrics, InfluenceMetrics
 from audit_service.schemas import EngineItem, Tier
 from influence_engine.errors import InfluenceError
 
@@ -45,7 +45,7 @@ class Sampler:
         waiting: Samples that wait at most.
         engine: The engine, as this process reaches it; asked for in the thread, when there is a first sample.
         drops: Where lost samples are counted.
-        refresh: Called every few seconds, such as to look for another reference; it must not raise.
+        refresh: Called every few seconds, such as to look for another baseline; it must not raise.
     """
 
     def __init__(

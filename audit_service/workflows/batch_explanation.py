@@ -1,4 +1,4 @@
-"""Explanations without a server, by the code and in the shape that the server has: of one text, or of a file of them.
+"""Explains one text, or a file of them, without a server: by the code and in the shape that the server has.
 
 A file's explanations are written beside the file that they become, batch by batch, with the sums over all of them: a
 run that was interrupted goes on after the last batch that was written whole.
@@ -22,8 +22,8 @@ from audit_service.engine.loading import Loaded, load
 from audit_service.schemas import EngineItem, Polarity, Target, Tier
 from audit_service.workflows.aggregate_influence import SharedInfluence, shared_examples, shared_groups
 from audit_service.workflows.input_files import column_of, input_table, no_column
+from audit_service.workspace import Workspace
 from influence_engine.attribution.groups import DEFAULT_COLUMNS
-from influence_engine.data import load_examples
 from influence_engine.data.examples import scalar
 from influence_engine.data.names import listing
 from influence_engine.data.report import BadRow, bad_row_lines, plural
@@ -75,31 +75,28 @@ class Asked:
     target: str | None
 
 
-def explain_text(config: AuditConfig, text: str, question: Question, *, progress: Progress) -> dict[str, Any]:
+def explain_text(workspace: Workspace, text: str, question: Question) -> dict[str, Any]:
     """What ``/audit/explain`` would answer for ``text``, without ids; ``top_k`` examples of each polarity asked for.
 
     Raises:
         InputError: the text or the target cannot be used.
         InfluenceError: model or index are missing, have changed or do not belong together.
     """
-    loaded = _load(config, question.tier, progress)
+    loaded = _load(workspace, question.tier)
     asked = Asked(line=1, id=None, text=text, target=question.target)
     (answer,) = _answers(loaded, [asked], question)
     return answer
 
 
-def explain_file(
-    config: AuditConfig, path: Path, out: Path, question: Question, *, progress: Progress
-) -> dict[str, Any]:
+def explain_file(workspace: Workspace, path: Path, out: Path, question: Question) -> dict[str, Any]:
     """Explains every row of ``path`` and writes one explanation a line to ``out``, in the order of the rows.
 
     Args:
-        config: The config.
+        workspace: Whose model and index.
         path: A .jsonl, .csv or .parquet file. The text is in the column that is named as the task's field, or as the
             training data's column for it; so are ``id`` and the label, where there are any.
         out: The file to write. Until it is complete, what is done lies in the folder ``aside(out)``.
         question: What to explain of each row.
-        progress: Told of every batch.
 
     Returns:
         How many rows were ``explained`` and how many ``skipped``; ``shared_examples`` and ``shared_groups``.
@@ -113,12 +110,13 @@ def explain_file(
     """
     if out.exists():
         raise SettingsError(f"{out} exists already; delete it, or name another --out file", field="out")
+    config, progress = workspace.config, workspace.progress
     labels = config.task.labels
     if question.target is not None and labels and question.target not in labels:
         raise InputError(f"unknown label {question.target!r}; the labels are {listing(labels)}", field="target")
     table = _table(path)
     columns = _columns(config, table, question)
-    loaded = _load(config, question.tier, progress)
+    loaded = _load(workspace, question.tier)
     rows = _rows(loaded, table, columns, question)
     chosen = _wrong(loaded, rows, progress) if question.only_wrong else rows
     index = loaded.attributor.index
@@ -152,13 +150,10 @@ def aside(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _load(config: AuditConfig, tier: Tier, progress: Progress) -> Loaded:
-    progress("loading model and index", 0, 1)
-    loaded = load(config)
-    progress("loading model and index", 1, 1)
+def _load(workspace: Workspace, tier: Tier) -> Loaded:
+    loaded = load(workspace)
     if tier == "refined":
-        examples = load_examples(config.data.train, loaded.task, config.root, progress=progress)
-        loaded.attributor.refine_with(examples.examples, progress=progress)
+        loaded.attributor.refine_with(workspace.train, progress=workspace.progress)
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""What a measured job does, with a queue or in the terminal: predicts a change, trains again with it, compares."""
+"""Counterfactual questions: predicts what a change of the training data does, trains again with it, and compares."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from audit_service.artifacts.training_data import TrainingSet, read_training_set, replayable_run
+from audit_service.artifacts.bento_models import state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import query_of
-from audit_service.engine.loading import Loaded, load
+from audit_service.engine.loading import load
 from audit_service.schemas import Edit, EngineItem, MeasuredAnswer, Relabel, Selection, Target
+from audit_service.workspace import Workspace
 from influence_engine.counterfactual import (
     Change,
     editing,
@@ -31,12 +32,16 @@ from influence_engine.counterfactual.cost import Cost, predict_cost
 from influence_engine.counterfactual.measuring import CHANGED, CONTROL
 from influence_engine.counterfactual.tangent import STAGE as REPLAYING
 from influence_engine.errors import DigestMismatchError, InputError, ResourceError, SettingsError
-from influence_engine.progress import Progress, silent
+from influence_engine.progress import Progress
 from influence_engine.resources import free_memory, peak_memory, readable_bytes
 from influence_engine.tasks import Example
-from influence_engine.training import Run
 
 EXAMPLES_SHOWN = 100
+
+
+def retrainings_folder(config: AuditConfig) -> Path:
+    """Where retrained parameters are kept, by jobs and by the command line."""
+    return state_folder(config) / "retrainings"
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,8 @@ class Measuring:
     """A config's model, index, recorded run and training data, ready to answer such questions.
 
     Args:
-        config: The config.
-        keep_in: Where retrained parameters are kept.
-        progress: Told what is loaded.
+        workspace: Whose they are.
+        keep_in: Where retrained parameters are kept; below the state folder if left out.
         local: Whether examples may also be named by their own ids, which no API shows.
 
     Raises:
@@ -97,31 +101,23 @@ class Measuring:
         InfluenceError: something is missing, has changed, or does not belong together.
     """
 
-    def __init__(self, config: AuditConfig, keep_in: Path, progress: Progress = silent, *, local: bool = False) -> None:
-        self.config, self.keep_in, self.local = config, keep_in, local
-        progress("loading", 0, 3)
-        self.run: Run
-        self.run, self.twin = replayable_run(config)
-        progress("loading", 1, 3)
-        self.data: TrainingSet = read_training_set(config, self.run.folder / "model", progress)
-        progress("loading", 2, 3)
-        self.loaded: Loaded = load(config)
-        if self.twin is not None and self.twin["served"] != self.loaded.model["digest"]:
+    def __init__(self, workspace: Workspace, keep_in: Path | None = None, *, local: bool = False) -> None:
+        self.config, self.local = workspace.config, local
+        self.keep_in = keep_in or retrainings_folder(workspace.config)
+        replayable = workspace.replayable
+        self.run, self.task, self.surrogate = replayable.run, replayable.task, replayable.agreement
+        self.train = workspace.train
+        self.loaded = load(workspace)
+        if self.surrogate is not None and self.surrogate["served"] != self.loaded.model["digest"]:
             raise DigestMismatchError(
-                f"the twin in {config.twin_folder} was compared with another model than the one that is served; "
-                f"compare it again: bento-audit finetune {config.spelled} --twin",
+                f"the surrogate run in {self.config.surrogate_folder} is of another model than the served one; "
+                f"compare them again: bento-audit finetune {self.config.spelled} --twin",
                 field="model",
             )
-        progress("loading", 3, 3)
-
-    @property
-    def train(self) -> list[dict[str, Any]]:
-        """The training examples."""
-        return self.data.train.examples
 
     def cost(self, question: Question) -> Cost:
         """Time, memory and disk, predicted."""
-        return predict_cost(self.run, self.data.task, self.train, replay=question.replay)
+        return predict_cost(self.run, self.task, self.train, replay=question.replay)
 
     def query(self, question: Question) -> dict[str, Any]:
         """The example that is measured; raises ``InputError`` where it cannot be."""
@@ -134,7 +130,7 @@ class Measuring:
         Raises:
             InfluenceError: an example, a group or a label does not exist, or nothing would change.
         """
-        task = self.data.task
+        task = self.task
         if question.without is not None:
             chosen = self._chosen(question, question.without)
             if len(chosen) == len(self.train):
@@ -161,11 +157,11 @@ class Measuring:
         query, change = self.query(question), self.change(question)
         cost = self.cost(question)
         self._check_memory(cost)
-        told = Countdown(progress, _work(cost, question))
-        predicted, errors, seconds = self._predicted([query], change, question, told)
-        task, keep_in = self.data.task, self.keep_in
+        reported = Countdown(progress, _work(cost, question))
+        predicted, errors, seconds = self._predicted([query], change, question, reported)
+        task, keep_in = self.task, self.keep_in
         found = measure(
-            self.run, task, self.train, [query], change, predicted=predicted, keep_in=keep_in, progress=told
+            self.run, task, self.train, [query], change, predicted=predicted, keep_in=keep_in, progress=reported
         )
         return MeasuredAnswer.model_validate(
             {
@@ -179,7 +175,7 @@ class Measuring:
                 "memory_predicted_bytes": cost.memory_bytes,
                 "model": self.loaded.model,
                 "index": self.loaded.index,
-                "twin": self.twin,
+                "twin": self.surrogate,
             }
         )
 
@@ -192,7 +188,7 @@ class Measuring:
         errors: dict[str, float | None] = {found.tier: found.error_90[0]}
         if question.replay:
             begun = time.monotonic()
-            task = self.data.task
+            task = self.task
             predicted["replayed"] = first_order(self.run, task, self.train, queries, change, progress=progress)
             errors["replayed"] = None
             seconds["replayed"] = time.monotonic() - begun
@@ -246,7 +242,7 @@ class Countdown:
     """Passes progress on as steps of one whole, with the seconds that are left in the note ``... s left``.
 
     Args:
-        progress: Told.
+        progress: What to pass it on to.
         work: Stages in their order, with the seconds that each was predicted to take.
     """
 
@@ -256,7 +252,7 @@ class Countdown:
         self._begun, self._first = time.monotonic(), 0
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """See ``Progress``."""
+        """Passes a stage on; as ``Progress``, with the note replaced where the time left is known."""
         if stage != self._stage:
             self._stage, self._begun, self._first = stage, time.monotonic(), max(done - 1, 0)
         left = None

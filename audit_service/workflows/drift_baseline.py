@@ -1,4 +1,4 @@
-"""The work of ``bento-audit reference build``: imported by the verb when it runs, since it imports torch."""
+"""Builds the drift baseline of a config's model and index from its held-out examples, or finds the one there is."""
 
 from __future__ import annotations
 
@@ -6,87 +6,83 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import index_version_folder, open_predictor, register
+from audit_service.artifacts.bento_models import index_version_folder, open_predictor
 from audit_service.config import AuditConfig
-from audit_service.drift.building import build_reference
+from audit_service.drift.baseline_building import HeldOut, build_baseline
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all
 from audit_service.engine.loading import load
-from audit_service.monitoring.reference import Reference, read_reference
-from influence_engine.data import load_examples
+from audit_service.monitoring.drift_baseline import DriftBaseline, read_baseline
+from audit_service.workflows.export import register
+from audit_service.workspace import Workspace
 from influence_engine.errors import DataError, DigestMismatchError, InputError, RecordError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
-from influence_engine.progress import Progress
 
 
-def build(config: AuditConfig, progress: Progress) -> tuple[Reference, Path]:
-    """Builds the reference of the config's model and index, and writes it beside the index's vectors.
+def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
+    """Builds the baseline of the config's model and index, and writes it beside the index's vectors.
 
     Returns:
-        The reference, and its file.
+        The baseline, and its file.
 
     Raises:
         DataError: the config names no held-out data, or too little.
         InfluenceError: there is no model or no index.
     """
+    config, progress = workspace.config, workspace.progress
     if config.data.validation is None:
         raise DataError(
-            f"{config.name!r} has no held-out examples to take a reference from; name some in data.validation",
+            f"{config.name!r} has no held-out examples to take a baseline from; name some in data.validation",
             field="data.validation",
         )
-    loaded = load(config)
+    loaded = load(workspace)
     task, index = loaded.task, loaded.attributor.index
-    held_out = load_examples(config.data.validation, task, config.root, progress=progress).examples
-    examples = held_out[: config.monitoring.reference_examples]
+    examples = workspace.held_out[: config.monitoring.reference_examples]
     columns = _columns(config, loaded.attributor)
     explained, seen = explain_all(loaded.attributor, examples, tier="best", group_by=columns, progress=progress)
-    predicted = _served_predictions(config, examples, progress) or seen
+    predicted = _served_predictions(workspace, examples) or seen
     label = getattr(task, "label", "label")
     unseen = None
     if config.data.test is not None:
-        others = load_examples(config.data.test, task, config.root, progress=progress).examples
-        others = others[: config.monitoring.reference_examples]
+        others = workspace.test[: config.monitoring.reference_examples]
         unseen, _ = explain_all(loaded.attributor, others, tier="best", group_by=columns[:1], progress=progress)
-    reference = build_reference(
+    baseline = build_baseline(
         config,
-        predicted,
-        explained,
+        HeldOut(predicted, explained, [example.get(label) for example in examples], unseen),
         model_digest=loaded.model["digest"],
         index_digest=index.manifest.build_digest,
-        truths=[example.get(label) for example in examples],
         labels=list(config.task.labels),
-        unseen=unseen,
     )
-    file = reference.write(index_version_folder(config))
+    file = baseline.write(index_version_folder(config))
     if (config.onnx_folder / "manifest.json").is_file():
-        register(config, progress=progress)  # the Bento model of the index carries it, too
-    return reference, file
+        register(workspace)  # the Bento model of the index carries it, too
+    return baseline, file
 
 
 def is_there(config: AuditConfig) -> bool:
-    """Whether the current index has a reference of the config's model."""
+    """Whether the current index has a baseline of the config's model."""
     try:
         return of_config(config) is not None
     except (RecordError, DigestMismatchError):
         return False
 
 
-def of_config(config: AuditConfig) -> Reference | None:
-    """The reference of the config's current index; ``None`` where there is none.
+def of_config(config: AuditConfig) -> DriftBaseline | None:
+    """The baseline of the config's current index; ``None`` where there is none.
 
     Raises:
-        RecordError: there is no index, or the reference is damaged.
+        RecordError: there is no index, or the baseline is damaged.
         DigestMismatchError: it belongs to another index.
     """
     folder = index_version_folder(config)
     manifest = Manifest.read(folder / MANIFEST)
-    return read_reference(folder, model_digest=manifest.digests.get("model"), index_digest=manifest.build_digest)
+    return read_baseline(folder, model_digest=manifest.digests.get("model"), index_digest=manifest.build_digest)
 
 
-def _served_predictions(config: AuditConfig, examples: Sequence[Any], progress: Progress) -> Predicted | None:
+def _served_predictions(workspace: Workspace, examples: Sequence[Any]) -> Predicted | None:
     try:
         catcher = FeatureCatcher()
-        return predict_all(open_predictor(config, catcher), catcher, examples, progress)
+        return predict_all(open_predictor(workspace.config, catcher), catcher, examples, workspace.progress)
     except RecordError:  # a service with a predictor of its own: torch predicts the same, without features
         return None
 

@@ -1,4 +1,4 @@
-"""The work of ``bento-audit drift report``: reads inputs, predicts and explains them, writes the report."""
+"""Predicts and explains a file of inputs or the recorded predictions, and writes how they differ from the baseline."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
 from audit_service.drift.signals import FeatureCatcher, explain_all, predict_all
 from audit_service.engine.loading import Loaded, load
-from audit_service.monitoring.reference import Reference
+from audit_service.monitoring.drift_baseline import DriftBaseline
 from audit_service.prediction.predictor import check_example
 from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows import drift_baseline
 from audit_service.workflows.input_files import column_of, input_table, no_column
+from audit_service.workspace import Workspace
 from influence_engine.errors import DataError, InputError, RecordError
 from influence_engine.files import write_text
-from influence_engine.progress import Progress
 
 
 def since_s(text: str) -> float:
@@ -33,20 +33,19 @@ def since_s(text: str) -> float:
     return time.time() - seconds_of(text)
 
 
-def report(
-    config: AuditConfig, inputs: Path | None, since: float | None, most_explained: int, progress: Progress
-) -> dict[str, Any]:
+def report(workspace: Workspace, inputs: Path | None, since: float | None, most_explained: int) -> dict[str, Any]:
     """The report over a file of inputs, or over the predictions on record since a Unix time.
 
     Raises:
-        RecordError: there is no reference.
+        RecordError: there is no baseline.
         DataError: there are no inputs.
     """
-    reference = drift_baseline.of_config(config)
-    if reference is None:
+    config = workspace.config
+    baseline = drift_baseline.of_config(config)
+    if baseline is None:
         again = f"bento-audit reference build {config.spelled}"
-        raise RecordError(f"{config.name!r} has no reference; make it with: {again}")
-    loaded = load(config)
+        raise RecordError(f"{config.name!r} has no baseline; make it with: {again}")
+    loaded = load(workspace)
     outcomes: list[dict[str, Any]] = []
     if inputs is not None:
         examples = read_inputs(config, loaded, inputs)
@@ -58,7 +57,7 @@ def report(
     if not examples:
         where = str(inputs) if inputs is not None else f"the record in {state_folder(config)}"
         raise DataError(f"{where} holds no inputs to report on", field="inputs")
-    return _held_against(reference, loaded, config, examples, outcomes, most_explained, progress)
+    return _held_against(baseline, workspace, examples, outcomes, most_explained)
 
 
 def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[str, Any]]:
@@ -82,26 +81,25 @@ def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[st
 
 
 def _held_against(
-    reference: Reference,
-    loaded: Loaded,
-    config: AuditConfig,
+    baseline: DriftBaseline,
+    workspace: Workspace,
     examples: Sequence[dict[str, Any]],
     outcomes: Sequence[dict[str, Any]],
     most_explained: int,
-    progress: Progress,
 ) -> dict[str, Any]:
+    config, progress = workspace.config, workspace.progress
     catcher = FeatureCatcher()
     predicted = predict_all(open_predictor(config, catcher), catcher, examples, progress)
     rows = sorted(random.Random(0).sample(range(len(examples)), min(most_explained, len(examples))))
     explained, _ = explain_all(
-        loaded.attributor,
+        workspace.attributor,
         [examples[row] for row in rows],
-        tier=reference.tier,  # type: ignore[arg-type]
-        group_by=[one.by for one in reference.influence],
+        tier=baseline.tier,  # type: ignore[arg-type]
+        group_by=[one.by for one in baseline.influence],
         progress=progress,
     )
     texts = [str(example.get(config.task.text, "")) for example in examples]
-    return drift_report(reference, texts, predicted, explained, rows, outcomes)
+    return drift_report(baseline, texts, predicted, explained, rows, outcomes)
 
 
 def write(found: dict[str, Any], out: Path) -> list[Path]:

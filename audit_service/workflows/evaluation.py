@@ -1,4 +1,4 @@
-"""What ``bento-audit evaluate`` does: retrains, compares, writes the results and draws them."""
+"""Evaluates explanations against retraining (LDS) and on planted label errors, and writes the results."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit_service.artifacts.training_data import read_training_set, recorded_run
 from audit_service.config import AuditConfig
 from audit_service.engine.loading import load
-from audit_service.workflows.stages import base_location, plan_finetuning
+from audit_service.workflows.finetuning import plan_finetuning
+from audit_service.workspace import Workspace
 from influence_engine.errors import DataError
 from influence_engine.evaluation import (
     Evaluation,
@@ -22,10 +22,8 @@ from influence_engine.evaluation import (
     single_removals,
 )
 from influence_engine.files import write_json
-from influence_engine.progress import Progress
 
 RESULTS = "evaluation.json"
-PLOT = "evaluation.png"
 PLANTED = "planted.json"
 FEWEST_QUERIES = 4
 
@@ -57,9 +55,9 @@ def evaluation_folder(config: AuditConfig) -> Path:
     return config.state_folder / "evaluation"
 
 
-def plan_evaluation(config: AuditConfig, plan: EvaluationPlan, queries: int, progress: Progress) -> EvaluationCost:
+def plan_evaluation(workspace: Workspace, plan: EvaluationPlan, queries: int) -> EvaluationCost:
     """Predicts what ``run_evaluation`` will take; raises what that does."""
-    retraining = _retraining(config, queries, progress)
+    retraining = _retraining(workspace, queries)
     ids = retraining.run.example_ids
     plan.check(ids)
     tuning = plan.tuning_of(len(retraining.queries))
@@ -69,10 +67,10 @@ def plan_evaluation(config: AuditConfig, plan: EvaluationPlan, queries: int, pro
         for fraction in plan.fractions
     )
     if plan.single or plan.leave_out:
-        attributor = load(config).attributor
+        attributor = workspace.attributor
         influences = attributor.scores(retraining.queries[tuning:], "estimated").double()
         kept += retraining.kept(single_removals(plan, influences, attributor.index.example_ids))
-    each = plan_finetuning(config, progress).seconds
+    each = plan_finetuning(workspace).seconds
     return EvaluationCost(
         queries=len(retraining.queries),
         tuning=tuning,
@@ -82,70 +80,64 @@ def plan_evaluation(config: AuditConfig, plan: EvaluationPlan, queries: int, pro
     )
 
 
-def run_evaluation(
-    config: AuditConfig, plan: EvaluationPlan, queries: int, folder: Path, progress: Progress
-) -> Evaluation:
+def run_evaluation(workspace: Workspace, plan: EvaluationPlan, queries: int, folder: Path) -> Evaluation:
     """Evaluates the config's index against retrainings of its run, and writes the results to ``folder``.
 
     Args:
-        config: The config.
+        workspace: Whose run, index and data.
         plan: What to retrain; retrainings of an earlier evaluation are used again.
         queries: Held-out examples to take, tuning ones included.
         folder: Gets ``evaluation.json``.
-        progress: Told of every retraining.
 
     Raises:
         RecordError: there is no recorded run, or none that can be executed again.
         DataError: there are no labelled held-out examples.
         SettingsError: the plan cannot be carried out.
     """
-    retraining = _retraining(config, queries, progress)
-    loaded = load(config)
-    found = evaluate(loaded.attributor, retraining, plan, base=retraining.run.load_base(), progress=progress)
+    retraining = _retraining(workspace, queries)
+    loaded = load(workspace)
+    found = evaluate(loaded.attributor, retraining, plan, base=workspace.model.base, progress=workspace.progress)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULTS, {**found.to_dict(), "model": loaded.model, "index": loaded.index})
     return found
 
 
-def run_planted(config: AuditConfig, share: float, folder: Path, progress: Progress) -> PlantedErrors:
+def run_planted(workspace: Workspace, share: float, folder: Path) -> PlantedErrors:
     """Plants wrong labels in the config's training examples, and counts how many the rankings of suspects find.
 
     Args:
-        config: The config; its own run and index stay as they are.
+        workspace: Whose base model and data; its own run and index stay as they are.
         share: Of the labels that are changed.
         folder: Gets ``planted.json``; a run and an index of their own are kept below it.
-        progress: Told of every stage.
 
     Raises:
         DataError: there are no labelled held-out examples, or no label can be changed.
     """
-    location = base_location(config, progress)
-    examples = read_training_set(config, location, progress)
-    labelled = examples.labelled_held_out(config.task.label)
+    config, task = workspace.config, workspace.base_task
+    labelled = workspace.labelled_held_out
     if not labelled:
         raise DataError(
             f"{config.name!r} has no labelled held-out examples to measure harm on: name them in data.validation",
             field="data.validation",
         )
     found = find_planted_errors(
-        examples.task,
-        location,
-        examples.train.examples,
+        task,
+        workspace.base_location,
+        workspace.train,
         labelled,
         folder / f"planted-{share:g}",
         share=share,
         finetuning=config.finetune,
         indexing=config.index,
-        progress=progress,
+        progress=workspace.progress,
     )
     write_json(folder / PLANTED, found.to_dict())
     return found
 
 
-def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retraining:
-    run = recorded_run(config)
-    examples = read_training_set(config, run.folder / "model", progress)
-    labelled = examples.labelled_held_out(config.task.label)
+def _retraining(workspace: Workspace, queries: int) -> Retraining:
+    config, run = workspace.config, workspace.run
+    labelled = workspace.labelled_held_out
     chosen = random.Random(0).sample(labelled, min(queries, len(labelled)))
     if len(chosen) < FEWEST_QUERIES:
         raise DataError(
@@ -154,4 +146,4 @@ def _retraining(config: AuditConfig, queries: int, progress: Progress) -> Retrai
             field="data.validation",
         )
     cache = evaluation_folder(config) / "retrainings"
-    return Retraining(run, examples.task, examples.train.examples, chosen, cache, progress=progress)
+    return Retraining(run, workspace.task, workspace.train, chosen, cache, progress=workspace.progress)

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.model_files import load_trained_model, model_digests
-from audit_service.artifacts.training_data import read_training_set
+from audit_service.artifacts.model_files import model_digests
 from audit_service.config import AuditConfig
+from audit_service.workspace import Workspace
 from influence_engine.errors import DigestMismatchError
 from influence_engine.index import InfluenceIndex, Manifest, current_version
 from influence_engine.index.building.pipeline import TABLE, VERSIONS
@@ -76,14 +76,14 @@ def planned_upgrade(config: AuditConfig, parts: Sequence[IndexPart] = KNOWN_PART
     return Upgrade(folder, _parts_of(folder), [], missing)
 
 
-def upgrade_index(config: AuditConfig, progress: Progress, parts: Sequence[IndexPart] = KNOWN_PARTS) -> Upgrade:
+def upgrade_index(workspace: Workspace, parts: Sequence[IndexPart] = KNOWN_PARTS) -> Upgrade:
     """Adds to the config's index what came after it was built; one that has it all is left as it is.
 
     Raises:
         InfluenceError: there is no index, or model or training data are not those that it was built from.
         OSError: it cannot be written to.
     """
-    folder, added = upgrade(config.index_folder, partial(_context, config, progress), parts)
+    folder, added = upgrade(workspace.config.index_folder, partial(_context, workspace), parts)
     return Upgrade(folder, _parts_of(folder), added, [])
 
 
@@ -92,27 +92,24 @@ def _parts_of(version: Path) -> dict[str, dict[str, Any]]:
     return {name: entry.model_dump(mode="json", include={"version", "made_by", "created"}) for name, entry in entries}
 
 
-def _context(config: AuditConfig, progress: Progress, needs: frozenset[Need], version: Path) -> PartContext:
+def _context(workspace: Workspace, needs: frozenset[Need], version: Path) -> PartContext:
     """What parts need beside the index's files, after checking that the index was built from it."""
     if not needs:
-        return PartContext(progress=progress)
+        return PartContext(progress=workspace.progress)
     digests = Manifest.read(version / MANIFEST).digests
-    served = load_trained_model(config)
-    if served.digests["model"] != digests["model"]:
+    if workspace.model.digests["model"] != digests["model"]:
         raise DigestMismatchError(
-            f"the index in {version} is of another model than {config.name!r} now has. Build an index for it: "
-            f"bento-audit index build {config.spelled}",
+            f"the index in {version} is of another model than {workspace.config.name!r} now has. Build an index for "
+            f"it: bento-audit index build {workspace.config.spelled}",
             field=str(version),
         )
-    source = config.run_folder / "model" if config.model is None else config.model_folder()
-    assert source is not None  # a config has a run or a model
-    training = read_training_set(config, source, progress)
-    by_id = {str(example["example_id"]): example for example in training.train.examples}
-    if first_difference(digests, training.task, training.train.examples) is not None:
+    by_id = {str(example["example_id"]): example for example in workspace.train}
+    if first_difference(digests, workspace.task, workspace.train) is not None:
         raise DigestMismatchError(
-            f"the training data of {config.name!r} are not those that the index in {version} was built from; restore "
-            f"them, or build the index again: bento-audit index build {config.spelled}",
+            f"the training data of {workspace.config.name!r} are not those that the index in {version} was built from; "
+            f"restore them, or build the index again: bento-audit index build {workspace.config.spelled}",
             field="data.train",
         )
     order = ExampleTable(version / TABLE).column("example_id")
-    return PartContext(served.model, training.task, [by_id[example_id] for example_id in order], progress)
+    examples = [by_id[example_id] for example_id in order]
+    return PartContext(workspace.model.model, workspace.task, examples, workspace.progress)

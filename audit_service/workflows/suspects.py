@@ -1,4 +1,4 @@
-"""What ``bento-audit suspects`` does: suspects and their prediction in time, and the file that holds all of them."""
+"""Ranks training examples by the harm they do, predicts how long that takes, and writes the ranking to a file."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.training_data import recorded_run
-from audit_service.config import AuditConfig
 from audit_service.engine.loading import Loaded, load
-from audit_service.workflows.stages import plan_finetuning
-from influence_engine.data import load_examples
+from audit_service.workflows.finetuning import plan_finetuning
+from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import CrossValidation, Measure, Suspect, rank_suspects, seen_in_training
 from influence_engine.evaluation.baselines import training_losses
 from influence_engine.files import atomic_write
 from influence_engine.index.ordering import in_index_order
-from influence_engine.progress import Progress
 from influence_engine.training.schedule import plan_schedule
 
 PROBED = 32
@@ -94,12 +91,11 @@ class _Opened:
     validation: CrossValidation | None
 
 
-def find_suspects(config: AuditConfig, progress: Progress, *, by: Measure = "harm", folds: int = 0) -> Suspects:
+def find_suspects(workspace: Workspace, *, by: Measure = "harm", folds: int = 0) -> Suspects:
     """Ranks all training examples of a config.
 
     Args:
-        config: The config; ``data.validation`` are its held-out examples.
-        progress: Told of every batch, and of every step of every fold.
+        workspace: Whose model, index and data; ``data.validation`` are its held-out examples.
         by: What to rank by.
         folds: Of the cross-validation that the out-of-sample confidence is from; 0 leaves it out.
 
@@ -107,7 +103,7 @@ def find_suspects(config: AuditConfig, progress: Progress, *, by: Measure = "har
         InfluenceError: there are no held-out examples, model or index are missing or do not belong together, or there
             is no recorded run to cross-validate.
     """
-    opened = _open(config, progress, folds)
+    opened = _open(workspace, folds)
     validation, loaded = opened.validation, opened.loaded
     ranked = rank_suspects(
         loaded.attributor,
@@ -115,19 +111,19 @@ def find_suspects(config: AuditConfig, progress: Progress, *, by: Measure = "har
         opened.train,
         by=by,
         out_of_sample_confidence=None if validation is None else validation.out_of_sample_confidence(),
-        progress=progress,
+        progress=workspace.progress,
     )
     seen = seen_in_training(opened.held_out, opened.train)
     return Suspects(ranked, by, len(opened.held_out), seen, loaded.model, loaded.index)
 
 
-def plan_suspects(config: AuditConfig, progress: Progress, *, folds: int = 0) -> SuspectsPlan:
+def plan_suspects(workspace: Workspace, *, folds: int = 0) -> SuspectsPlan:
     """Predicts how long ``find_suspects`` will take, from a few influences, losses and training steps.
 
     Raises:
         InfluenceError: as ``find_suspects``.
     """
-    opened = _open(config, progress, folds)
+    opened = _open(workspace, folds)
     attributor, train, held_out = opened.loaded.attributor, opened.train, opened.held_out
     in_index_order(attributor.index, attributor.task, train)
     attributor.scores(held_out[:1])  # warms up
@@ -140,7 +136,7 @@ def plan_suspects(config: AuditConfig, progress: Progress, *, folds: int = 0) ->
         missing = opened.validation.missing
         trainings = len(missing)
         remaining = [len(train) - len(opened.validation.left_out[fold]) for fold in missing]
-        training_seconds = _training_seconds(config, opened.validation, remaining, progress) if missing else 0.0
+        training_seconds = _training_seconds(workspace, opened.validation, remaining) if missing else 0.0
     return SuspectsPlan(
         held_out=len(held_out),
         training=len(train),
@@ -167,7 +163,8 @@ def write_suspects(path: Path, ranked: Sequence[Suspect]) -> None:
             writer.writerow([rank, *measured, *_cells(one, extra)])
 
 
-def _open(config: AuditConfig, progress: Progress, folds: int) -> _Opened:
+def _open(workspace: Workspace, folds: int) -> _Opened:
+    config = workspace.config
     if config.data.validation is None:
         raise SettingsError(
             f"{config.name!r} names no held-out examples to be harmed. Add data.validation to {config.file}: labelled "
@@ -180,16 +177,12 @@ def _open(config: AuditConfig, progress: Progress, folds: int) -> _Opened:
             "elsewhere: there is no record of how. Leave --folds out; harm and loss need no record",
             field="folds",
         )
-    run = recorded_run(config) if folds else None
-    progress("loading model and index", 0, 1)
-    loaded = load(config)
-    progress("loading model and index", 1, 1)
-    train = load_examples(config.data.train, loaded.task, config.root, progress=progress).examples
-    held_out = load_examples(config.data.validation, loaded.task, config.root, progress=progress).examples
+    run = workspace.run if folds else None
+    loaded, train, held_out = load(workspace), workspace.train, workspace.held_out
     validation = None
     if run is not None:
         cache = config.state_folder / "folds"
-        validation = CrossValidation(run, loaded.task, train, cache, folds=folds, progress=progress)
+        validation = CrossValidation(run, loaded.task, train, cache, folds=folds, progress=workspace.progress)
     return _Opened(loaded, train, held_out, validation)
 
 
@@ -199,13 +192,11 @@ def _seconds_each(examples: Sequence[Any], compute: Any) -> float:
     return (time.perf_counter() - began) / len(examples)
 
 
-def _training_seconds(
-    config: AuditConfig, validation: CrossValidation, remaining: Sequence[int], progress: Progress
-) -> float:
+def _training_seconds(workspace: Workspace, validation: CrossValidation, remaining: Sequence[int]) -> float:
     # The run's settings, which the folds are trained with, whatever the config says by now.
     settings = validation.run.settings
     assert settings is not None  # a cross-validation has made sure
-    plan = plan_finetuning(config.model_copy(update={"finetune": settings}), progress)
+    plan = plan_finetuning(workspace, settings)
     return plan.seconds / plan.steps * sum(len(plan_schedule(settings, count)) for count in remaining)
 
 

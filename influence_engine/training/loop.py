@@ -126,7 +126,8 @@ def finetune(
     same weights, also after an interruption.
 
     Args:
-        task: What the model is for; it says which head a base model has (``HeadTask``, or ``labels``) if ``base`` is a folder or hub id.
+        task: What the model is for. If ``base`` is a folder or hub id, it says which head the model has (``HeadTask``,
+            or the attribute ``labels``).
         base: Folder or hub id of the base model, or a module, which is not changed.
         train: The examples; each has an ``example_id`` of its own.
         validation: Examples on which the fine-tuned model is measured.

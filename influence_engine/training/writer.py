@@ -128,8 +128,10 @@ class RecordWriter:
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "digests": {"model": model_digest(model)}
-            | {name: self._identity[name] for name in IN_DIGESTS if name in self._identity},
+            "digests": {
+                "model": model_digest(model),
+                **{name: self._identity[name] for name in IN_DIGESTS if name in self._identity},
+            },
             "replayable": not reasons,
             "why_not_replayable": "; ".join(reasons) or None,
             "optimizer": dict(optimizer),

@@ -52,7 +52,7 @@ def task_of(name: str, folder: Path) -> tuple[Any, list[Any], list[Any], nn.Modu
     """Task, training examples and queries, and a module to fill where the model is a user's own."""
     if name in ("vectors", "unrecorded"):
         return VECTORS, DATA["vectors"], DATA["vector_queries"], before.network()
-    tokenizer = Run.open(folder / name / "run").load_tokenizer()
+    tokenizer = Run.open(folder / name / "run").load_processor()
     return TextClassification(tokenizer, before.LABELS), DATA["texts"], DATA["text_queries"], None
 
 

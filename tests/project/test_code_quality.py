@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import sysconfig
@@ -44,3 +45,28 @@ def test_no_module_is_longer_than_the_house_allows() -> None:
     }
 
     assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_workflows_print_nothing() -> None:
+    folder = ROOT / "audit_service" / "workflows"
+    printing = [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if any(
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    ]
+
+    assert printing == []
+
+
+def test_every_module_says_in_one_line_what_it_is_for() -> None:
+    silent = [
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if not (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+    ]
+
+    assert silent == []

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from audit_service.cli.server import stop
+from audit_service.workflows.processes.bentoml_server import stop
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = Path(__file__).parent / "apps"

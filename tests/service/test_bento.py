@@ -18,21 +18,22 @@ OFFLINE = Path(__file__).parent / "apps" / "offline"
 
 REGISTER = """
 import sys
-from audit_service.artifacts.bento_models import register
 from audit_service.config import load_config
+from audit_service.workflows.export import register
+from audit_service.workspace import Workspace
 from influence_engine import InfluenceIndex
 from influence_engine.index.calibration import Calibration, TierError
 
 config = load_config(sys.argv[1])
-print(register(config))
-print(register(config))
+print(register(Workspace(config)))
+print(register(Workspace(config)))
 index = InfluenceIndex.open(config.index_folder)
 tiers = {"estimated": TierError(spread=0.5, share=0.25, agreement=0.9, slope=1.0)}
 index.keep_calibration(
     Calibration(about=index.about_calibration(), retrainings=5, queries=8, nonlinearity=0.1, tiers=tiers)
 )
 try:
-    print(register(config))
+    print(register(Workspace(config)))
 finally:
     (index.folder / "calibration.json").unlink()  # the project is other tests', too
 """

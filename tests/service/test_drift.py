@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audit_service.cli.prometheus import Prometheus, installed, prometheus
 from audit_service.config import AuditConfig, load_config
 from audit_service.monitoring.dashboards import queries, render_all
+from audit_service.monitoring.drift_baseline import DriftBaseline, confidence_bin
 from audit_service.monitoring.promql import RULES
-from audit_service.monitoring.reference import Reference, confidence_bin
 from audit_service.monitoring.rules import render, series_of
 from audit_service.monitoring.statistics import STATISTICS, shares
 from audit_service.workflows import drift_baseline
+from audit_service.workflows.processes.prometheus import Prometheus, installed, prometheus
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
-from influence_engine.progress import silent
 
 pytestmark = [
     pytest.mark.service,
@@ -70,7 +70,7 @@ class Fleet:
     """Two replicas, and every event that they answered."""
 
     config: AuditConfig
-    reference: Reference
+    baseline: DriftBaseline
     replicas: list[Any]
     prometheus: Prometheus
     start: Any
@@ -109,7 +109,7 @@ def fleet(start_module_server: Any, small_project: Any, tmp_path_factory: pytest
     file.write_text(CONFIG, encoding="utf-8")
     config = load_config(file)
     os.environ.setdefault("BENTOML_HOME", str(folder / "bentoml"))
-    reference, _ = drift_baseline.build(config, silent)
+    baseline, _ = drift_baseline.build(Workspace(config))
     (folder / "monitored_app.py").write_text(APP, encoding="utf-8")
 
     def start(name: str, port: int | None = None) -> Any:
@@ -121,19 +121,19 @@ def fleet(start_module_server: Any, small_project: Any, tmp_path_factory: pytest
     for replica in replicas:
         replica.wait_until_explaining()
     targets = {name: one.url.removeprefix("http://") for name, one in zip("ab", replicas, strict=True)}
-    rules = render([reference], config.monitoring)
+    rules = render([baseline], config.monitoring)
     with prometheus(folder / "prometheus", targets, [rules]) as server:
         server.wait_for("audit_predictions_total", lambda found: len(found) >= 6)
-        yield Fleet(config, reference, replicas, server, start, folder, [])
+        yield Fleet(config, baseline, replicas, server, start, folder, [])
 
 
 def from_events(fleet: Fleet, signal_: str, statistic: str) -> float:
     """The statistic of all events in one place."""
-    reference = fleet.reference.signals[signal_]
+    baseline = fleet.baseline.signals[signal_]
     pick = {"prediction": lambda one: one["label"], "confidence": lambda one: confidence_bin(one["confidence"])}
     counts = Counter(map(pick[signal_], fleet.events))
-    observed = np.array([counts.get(bin_, 0) for bin_ in reference.shares], dtype=float)
-    return float(STATISTICS[statistic](shares(observed), np.array(list(reference.shares.values()))))
+    observed = np.array([counts.get(bin_, 0) for bin_ in baseline.shares], dtype=float)
+    return float(STATISTICS[statistic](shares(observed), np.array(list(baseline.shares.values()))))
 
 
 def test_every_label_value_is_there_before_the_first_prediction(fleet: Fleet) -> None:
@@ -142,7 +142,7 @@ def test_every_label_value_is_there_before_the_first_prediction(fleet: Fleet) ->
     assert set(found.values()) == {0.0}
     assert len(fleet.prometheus.query('audit_embedding_cluster_total{replica="a"}')) == fleet.config.monitoring.clusters
     groups = {dict(labels)["group"] for labels in fleet.prometheus.query("audit_influence_share_total")}
-    assert groups == set(fleet.reference.groups)
+    assert groups == set(fleet.baseline.groups)
 
 
 def drifting(fleet: Fleet) -> dict[str, dict[str, Any]]:
@@ -154,12 +154,12 @@ def drifting(fleet: Fleet) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_quiet_traffic_fires_no_alert(fleet: Fleet) -> None:
+def test_baseline_traffic_fires_no_alert(fleet: Fleet) -> None:
     fleet.send(texts_of("movies", 150))
     fleet.wait_for_scrape_of(150)
     time.sleep(5)  # the rules have been evaluated, and would have held for two seconds
     (volume,) = fleet.prometheus.query("model:audit_prediction_volume:1h").values()
-    assert volume >= fleet.reference.minimum_predictions
+    assert volume >= fleet.baseline.minimum_predictions
     assert drifting(fleet) == {}
 
 
@@ -216,8 +216,8 @@ def test_a_retry_is_not_counted_twice(fleet: Fleet) -> None:
 def test_a_replica_adds_no_more_series_than_is_said(fleet: Fleet) -> None:
     text = fleet.replicas[1].client.get("/metrics").text
     found = [line for line in text.splitlines() if line.startswith("audit_")]
-    assert len(found) <= series_of(fleet.reference)
-    assert len(found) >= 0.8 * series_of(fleet.reference)
+    assert len(found) <= series_of(fleet.baseline)
+    assert len(found) >= 0.8 * series_of(fleet.baseline)
 
 
 def test_sampled_explanations_count_their_shares_of_influence(fleet: Fleet) -> None:
@@ -232,8 +232,8 @@ def test_sampled_explanations_count_their_shares_of_influence(fleet: Fleet) -> N
 def test_the_snapshot_of_a_replica_is_what_its_counters_say(fleet: Fleet) -> None:
     found = fleet.replicas[1].post("/audit/drift", {}).json()
 
-    assert found["model"] == fleet.reference.model
-    assert found["reference"]["digest"] == fleet.reference.digest
+    assert found["model"] == fleet.baseline.model
+    assert found["reference"]["digest"] == fleet.baseline.digest
     assert found["predictions"] == counted(fleet.replicas[1])
     prediction = next(one for one in found["signals"] if one["signal"] == "prediction")
     rule = RULES["prediction"]
@@ -294,8 +294,8 @@ def test_an_alert_fires_when_predictions_have_moved(fleet: Fleet) -> None:
 
     alert = drifting(fleet)["confidence"]
 
-    assert alert["labels"]["model"] == fleet.reference.model
-    assert float(alert["value"]) > fleet.reference.signals["confidence"].level(400)
+    assert alert["labels"]["model"] == fleet.baseline.model
+    assert float(alert["value"]) > fleet.baseline.signals["confidence"].level(400)
     assert alert["annotations"]["runbook_url"].endswith("#auditpredictiondrift")
     assert "has moved" in alert["annotations"]["summary"]
 

@@ -18,6 +18,7 @@ from audit_service.config import load_config
 from audit_service.monitoring.metrics import FIDELITY_BUCKETS, model_label
 from audit_service.schemas import MeasuredAnswer, Selection
 from audit_service.workflows.counterfactual import Measuring, Question
+from audit_service.workspace import Workspace
 from influence_engine.progress import silent
 
 pytestmark = pytest.mark.service
@@ -46,7 +47,7 @@ def measured(small_project: Any, tmp_path_factory: pytest.TempPathFactory) -> Me
     torch.set_num_threads(1)  # as in the process that works on jobs
     try:
         config = load_config(small_project.config.file)
-        measuring = Measuring(config, tmp_path_factory.mktemp("kept"), silent)
+        measuring = Measuring(Workspace(config), tmp_path_factory.mktemp("kept"))
         return measuring.answer(Question(input={"text": TEXT}, without=Selection(top_k=5)), silent)
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""From a checkpoint and its data to a config, and to what has to be added to a service."""
+"""``init``: from a checkpoint and its data to a config, and to what has to be added to a service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from influence_engine.progress import Progress
 
 NO_RECORD = (
     "no: the training was not recorded. Train with `bento-audit finetune`, or with RecordingCallback in the Trainer "
-    "of transformers; or measure on a replayable twin: `bento-audit finetune --twin`"
+    "of transformers; or measure on a replayable surrogate: `bento-audit finetune --twin`"
 )
 
 

@@ -1,4 +1,4 @@
-"""Looks into the folder of a sequence classifier that was trained elsewhere."""
+"""What a config needs to know of a sequence classifier that was trained elsewhere, from its folder."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     """
     # Imported here, not above: torch takes seconds, and `init --help` needs none of it.
     from influence_engine.gradients.tracked import track
-    from influence_engine.models.loading import load_model, load_tokenizer
+    from influence_engine.models.loading import load_model, load_processor
 
     configuration = _configuration(folder)
     labels = _labels(folder, configuration)
     model = load_model(folder)
     model.requires_grad_(True)
     tracked = track(model, allow_left_out=True)
-    limits = (load_tokenizer(folder).model_max_length, configuration.get("max_position_embeddings"), LONGEST_TEXT)
+    limits = (load_processor(folder).model_max_length, configuration.get("max_position_embeddings"), LONGEST_TEXT)
     return Checkpoint(
         folder=folder,
         architecture=configuration["architectures"][0],

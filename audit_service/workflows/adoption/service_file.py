@@ -90,7 +90,7 @@ def _last_name(node: ast.expr) -> str | None:
 
 
 def _arguments(tree: ast.Module, method: Method) -> Iterator[str]:
-    """What the decorator is told: names of the outputs, and of the input where it is not called ``text``."""
+    """The decorator's arguments: names of the outputs, and of the input where it is not called ``text``."""
     returned = {node.id for node in ast.walk(method.returns) if isinstance(node, ast.Name)} if method.returns else set()
     fields = [field for name in returned for field in _fields_of_class(tree, name)]
     label = next((field for field in LABEL_FIELDS if field in fields), LABEL_FIELDS[0])

@@ -19,7 +19,7 @@ def test_a_model_comes_back_with_its_base_from_wherever_the_folder_is_moved(
     name: str, bases: int, tmp_path: Path
 ) -> None:
     run = Run.open(before.FOLDER / name / "run")
-    served = ServedModel(run.load_model(), run.load_base(), run.load_tokenizer(), run.digests, name)
+    served = ServedModel(run.load_model(), run.load_base(), run.load_processor(), run.digests, name)
     save_model_folder(served, tmp_path / "made" / "served")
     shutil.move(tmp_path / "made", tmp_path / "moved")
 
@@ -34,7 +34,7 @@ def test_a_model_comes_back_with_its_base_from_wherever_the_folder_is_moved(
 
 def test_a_base_that_is_another_model_is_refused(tmp_path: Path) -> None:
     run = Run.open(before.FOLDER / "lora" / "run")
-    served = ServedModel(run.load_model(), run.load_base(), run.load_tokenizer(), run.digests, "lora")
+    served = ServedModel(run.load_model(), run.load_base(), run.load_processor(), run.digests, "lora")
     save_model_folder(served, tmp_path)
     shutil.copy(before.FOLDER / "texts" / "run" / "model" / "model.safetensors", tmp_path / "fine_tuned" / "base")
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from audit_service.cli.demo_steps import ask, served
 from audit_service.cli.group import main
-from audit_service.cli.server import ServerError, free_port, serving
 from audit_service.config import load_config
+from audit_service.workflows.demo import ask, served
+from audit_service.workflows.processes.bentoml_server import ServerError, free_port, serving
 
 pytestmark = pytest.mark.service
 

@@ -17,7 +17,9 @@ from audit_service.cli.group import main
 from audit_service.config import load_config
 from audit_service.engine.loading import load
 from audit_service.workflows.batch_explanation import BATCH, Question, aside, explain_file
-from audit_service.workflows.stages import build_index, run_finetuning
+from audit_service.workflows.finetuning import run_finetuning
+from audit_service.workflows.index_building import build_index
+from audit_service.workspace import Workspace
 from influence_engine.errors import RecordError
 from influence_engine.progress import silent
 
@@ -95,7 +97,7 @@ def test_a_row_is_explained_as_the_same_text_alone(
 def test_sums_are_over_all_training_examples_and_not_only_those_returned(
     small_project: Any, texts: list[str], explained: Explained
 ) -> None:
-    loaded = load(small_project.config)
+    loaded = load(Workspace(small_project.config))
     scores = loaded.attributor.scores([{"text": text} for text in texts]).double()
     shares = scores.abs() / scores.abs().sum(1, keepdim=True)
     rows = {handle: row for row, handle in enumerate(loaded.attributor.index.table.column("example_handle"))}
@@ -139,12 +141,12 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been_interrupted(
             batches_left.append(done)
 
     with pytest.raises(KeyboardInterrupt):
-        explain_file(small_project.config, explained.inputs, out, EVERYTHING, progress=interrupting)
+        explain_file(Workspace(small_project.config, interrupting), explained.inputs, out, EVERYTHING)
     assert not out.exists()
     # What a killed process may leave besides: a batch of which not all is on the disk.
     with (aside(out) / "explanations.jsonl").open("a") as file:
         file.write('{"line": 17, "id": "t1')
-    summary = explain_file(small_project.config, explained.inputs, out, EVERYTHING, progress=counting)
+    summary = explain_file(Workspace(small_project.config, counting), explained.inputs, out, EVERYTHING)
 
     assert len(batches_left) == 3 - batches
     assert untimed(read_lines(out)) == untimed(explained.lines)
@@ -165,14 +167,14 @@ def test_what_another_run_left_is_refused_and_kept(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        explain_file(small_project.config, inputs, out, EVERYTHING, progress=interrupting)
+        explain_file(Workspace(small_project.config, interrupting), inputs, out, EVERYTHING)
     if text is not None:
         write_rows(inputs, [{"text": text}])
     left = (aside(out) / "explanations.jsonl").read_bytes()
 
     other = Question(top_k=top_k)
     with pytest.raises(RecordError, match=f"differs in {differs}") as refused:
-        explain_file(small_project.config, inputs, out, other, progress=silent)
+        explain_file(Workspace(small_project.config, silent), inputs, out, other)
     assert "delete the folder" in str(refused.value)
     assert (aside(out) / "explanations.jsonl").read_bytes() == left
 
@@ -325,8 +327,9 @@ def test_the_mislabelled_training_examples_behind_wrong_predictions_come_out_on_
     (tmp_path / "configs" / "films.yaml").write_text(MISLABELLED)
     monkeypatch.chdir(tmp_path)
     config = load_config("films")
-    run_finetuning(config, silent)
-    build_index(config, silent)
+    workspace = Workspace(config)
+    run_finetuning(workspace)
+    build_index(workspace)
     with open("errors.csv", "w", newline="") as file:
         things = ("film", "plot", "cast", "ending", "script", "score")
         # Columns and labels as in the training data.

@@ -151,7 +151,7 @@ def adopted_project(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def test_an_adopted_model_is_measured_on_a_twin_whose_agreement_every_answer_states(
+def test_an_adopted_model_is_measured_on_a_surrogate_whose_agreement_every_answer_states(
     adopted_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(adopted_project)
@@ -169,7 +169,7 @@ def test_an_adopted_model_is_measured_on_a_twin_whose_agreement_every_answer_sta
     assert agreement["labels"] > 0.8
     assert agreement["logits"] > 0.5
     assert -1 <= agreement["gradients"] <= 1
-    assert load_config("support").twin_folder == adopted_project / "runs" / "support-twin"
+    assert load_config("support").surrogate_folder == adopted_project / "runs" / "support-twin"
 
     found = answer("--without", "group:label=good", config="support")
     assert found["twin"] == agreement
@@ -179,7 +179,7 @@ def test_an_adopted_model_is_measured_on_a_twin_whose_agreement_every_answer_sta
     assert again["agreement"] == agreement
 
 
-def test_a_recorded_model_has_no_twin(films: Path) -> None:
+def test_a_recorded_model_needs_no_surrogate(films: Path) -> None:
     result = bento_audit("finetune", "films", "--twin")
     assert result.exit_code == 2
-    assert "only a model that was trained elsewhere has a twin" in result.stderr
+    assert "only a model that was trained elsewhere needs a surrogate" in result.stderr

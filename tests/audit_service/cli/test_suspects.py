@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 
 from audit_service.cli.group import main
 from audit_service.config import load_config
-from audit_service.workflows.stages import build_index
+from audit_service.workflows.index_building import build_index
 from audit_service.workflows.suspects import find_suspects, write_suspects
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings, load_examples
 from influence_engine.evaluation import Suspect
-from influence_engine.progress import silent
 from influence_engine.training import Run
-from tests.audit_service.cli.conftest import FILMS_CONFIG
+from tests.audit_service.conftest import FILMS_CONFIG
 
 
 def bento_audit(*arguments: str) -> Result:
@@ -79,7 +79,7 @@ def test_the_file_holds_every_training_example_and_can_be_trained_on(films: Path
     assert sorted(row["example_id"] for row in rows) == sorted(run.example_ids)
     assert [row["rank"] for row in rows] == [row["rank_by_harm"] for row in rows]
     assert f"{len(rows)} training examples in suspects.csv" in result.stderr
-    task = config.task_object(run.load_tokenizer())
+    task = config.task_object(run.load_processor())
     settings = DataSettings.model_validate({"csv": "suspects.csv", "columns": {"id": "example_id"}})
     again = {one["example_id"]: one for one in load_examples(settings, task, films).examples}
     for example in load_examples(config.data.train, task, films).examples:
@@ -210,7 +210,7 @@ def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted:
     (films / "configs" / "support.yaml").write_text(
         FILMS_CONFIG.replace("base_model: {path: base}", "model: {path: support}\nindex: {damping: 1.0}")
     )
-    build_index(load_config(films / "configs" / "support.yaml"), silent)
+    build_index(Workspace(load_config(films / "configs" / "support.yaml")))
 
     ranked = answer("support", "--top-k", "3")
     refused = bento_audit("suspects", "support", "--folds", "2")
@@ -221,6 +221,6 @@ def test_an_adopted_model_is_ranked_but_has_no_record_to_cross_validate(adopted:
 
 
 def test_every_measure_is_there_from_python_as_well(films: Path) -> None:
-    found = find_suspects(load_config(films / "configs" / "films.yaml"), silent, by="self_influence")
+    found = find_suspects(Workspace(load_config(films / "configs" / "films.yaml")), by="self_influence")
 
     assert [one.rank_by_self_influence for one in found.ranked] == list(range(1, len(found.ranked) + 1))

@@ -63,26 +63,6 @@ def test_a_missing_folder_is_named_by_key_and_line(project: Project) -> None:
     assert caught.value.field == "base_model.path"
 
 
-def test_all_missing_files_are_listed(project: Project) -> None:
-    with pytest.raises(ConfigError) as caught:
-        project.load({"BENTO_AUDIT_DATA__TEST__JSONL": "test.jsonl"}).check_files()
-
-    lines = caught.value.message.splitlines()
-    assert lines[0].startswith("configs/reviews.yaml, line 8: data.train.csv: found 'data/train.csv', but there is no ")
-    assert lines[1].startswith(
-        "environment variable BENTO_AUDIT_DATA__TEST__JSONL: data.test.jsonl: found 'test.jsonl'"
-    )
-    assert lines[2].startswith("configs/reviews.yaml, line 5: base_model.path: ")
-
-
-def test_with_all_files_there_nothing_is_said(project: Project) -> None:
-    (project.folder / "base").mkdir()
-    (project.folder / "data").mkdir()
-    (project.folder / "data" / "train.csv").touch()
-
-    project.load().check_files()
-
-
 def test_the_task_is_made_from_its_section(project: Project) -> None:
     task = project.load(task__max_length=16, task__text="review").task_object(None)
 

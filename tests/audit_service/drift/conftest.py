@@ -1,4 +1,4 @@
-"""Events with a known shape, and a reference built of them."""
+"""Events with a known shape, and a baseline built of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from audit_service.config import AuditConfig
-from audit_service.drift.building import build_reference
+from audit_service.drift.baseline_building import HeldOut, build_baseline
 from audit_service.drift.signals import Explained, Predicted
-from audit_service.monitoring.reference import Reference
+from audit_service.monitoring.drift_baseline import DriftBaseline
 
 GROUPS = (("label", "a"), ("label", "b"), ("batch", "old"), ("batch", "new\n🎭"))
 
@@ -59,7 +59,7 @@ def config() -> AuditConfig:
 
 
 @pytest.fixture
-def reference(config: AuditConfig) -> Reference:
-    """The reference of such events."""
+def baseline(config: AuditConfig) -> DriftBaseline:
+    """The baseline of such events."""
     truths = ["a"] * 300
-    return build_reference(config, predicted(), explained(), model_digest="m" * 64, index_digest="i", truths=truths)
+    return build_baseline(config, HeldOut(predicted(), explained(), truths), model_digest="m" * 64, index_digest="i")

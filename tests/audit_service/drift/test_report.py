@@ -1,4 +1,4 @@
-"""Reports: quiet inputs are quiet, moved ones are named, and odd texts stay text."""
+"""Reports: baseline inputs move nothing, moved ones are named, and odd texts stay text."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 
 from audit_service.drift.html import as_html
 from audit_service.drift.report import back_test, drift_report
-from audit_service.monitoring.reference import Reference
+from audit_service.monitoring.drift_baseline import DriftBaseline
 from tests.audit_service.drift.conftest import explained, predicted
 
 TEXTS = [f"<script>alert({number})</script> 🎭" for number in range(300)]
 
 
-def report(reference: Reference, *, seen: Any = None, why: Any = None, outcomes: Any = ()) -> dict[str, Any]:
+def report(baseline: DriftBaseline, *, seen: Any = None, why: Any = None, outcomes: Any = ()) -> dict[str, Any]:
     seen, why = seen or predicted(seed=1), why or explained(seed=1)
-    return drift_report(reference, TEXTS[: len(seen)], seen, why, list(range(len(why))), outcomes)
+    return drift_report(baseline, TEXTS[: len(seen)], seen, why, list(range(len(why))), outcomes)
 
 
 def signals(found: dict[str, Any]) -> dict[str, Any]:
     return {f"{one['signal']} {one['by'] or ''}".strip(): one for one in found["signals"]}
 
 
-def test_quiet_inputs_move_nothing(reference: Reference) -> None:
-    found = report(reference)
+def test_baseline_inputs_move_nothing(baseline: DriftBaseline) -> None:
+    found = report(baseline)
 
     assert not any(one["moved"] for one in found["signals"])
     assert not found["outside_index"]["moved"]
     assert all(one["test"]["p_value"] > 1e-3 for one in found["signals"] if one["test"])
 
 
-def test_influence_that_moves_alone_is_named_with_its_group(reference: Reference) -> None:
-    found = report(reference, why=explained(share_of_new=0.4, seed=1))
+def test_influence_that_moves_alone_is_named_with_its_group(baseline: DriftBaseline) -> None:
+    found = report(baseline, why=explained(share_of_new=0.4, seed=1))
 
     moved = {name for name, one in signals(found).items() if one["moved"]}
     assert moved == {"influence batch"}
@@ -44,8 +44,8 @@ def test_influence_that_moves_alone_is_named_with_its_group(reference: Reference
     assert gained["p_value"] < 1e-6
 
 
-def test_other_labels_and_unknown_inputs_are_seen_with_a_test(reference: Reference) -> None:
-    found = report(reference, seen=predicted(share_of_a=0.85, seed=1), why=explained(outside=0.4, seed=1))
+def test_other_labels_and_unknown_inputs_are_seen_with_a_test(baseline: DriftBaseline) -> None:
+    found = report(baseline, seen=predicted(share_of_a=0.85, seed=1), why=explained(outside=0.4, seed=1))
 
     assert signals(found)["prediction"]["moved"]
     assert signals(found)["prediction"]["test"]["p_value"] < 1e-6
@@ -54,12 +54,12 @@ def test_other_labels_and_unknown_inputs_are_seen_with_a_test(reference: Referen
     assert "outside the index" in found["inputs"][0]["why"]
 
 
-def test_a_report_is_json_and_html_that_shows_texts_as_text(reference: Reference) -> None:
+def test_a_report_is_json_and_html_that_shows_texts_as_text(baseline: DriftBaseline) -> None:
     outcomes = [
         {"label": "a", "predicted": "a", "confidence": 0.9, "groups": {"region": "<b>north</b>"}},
         {"label": "a", "predicted": "b", "confidence": 0.6, "groups": {}},
     ]
-    found = report(reference, seen=predicted(share_of_a=0.9, seed=1), outcomes=outcomes)
+    found = report(baseline, seen=predicted(share_of_a=0.9, seed=1), outcomes=outcomes)
     json.dumps(found, allow_nan=False)
 
     tags: list[str] = []
@@ -75,16 +75,16 @@ def test_a_report_is_json_and_html_that_shows_texts_as_text(reference: Reference
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_back_testing_compares_with_the_held_out_accuracy(reference: Reference) -> None:
+def test_back_testing_compares_with_the_held_out_accuracy(baseline: DriftBaseline) -> None:
     outcomes = [
         {"label": "a", "predicted": "a" if number % 2 else "b", "confidence": 0.97, "groups": {"region": "north"}}
         for number in range(100)
     ]
 
-    found = back_test(reference, outcomes)
+    found = back_test(baseline, outcomes)
 
     assert found is not None
     assert found["accuracy"] == 0.5
     assert {one["group"]: one["accuracy"] for one in found["groups"]} == {"label=a": 0.5, "region=north": 0.5}
     assert found["calibration_error"] == pytest.approx(0.47)
-    assert back_test(reference, []) is None
+    assert back_test(baseline, []) is None

@@ -16,12 +16,13 @@ from audit_service.engine.host import EngineHost
 from audit_service.engine.loading import Loaded, load
 from audit_service.errors import EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.schemas import EngineItem
+from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
 
 
 @pytest.fixture(scope="module")
 def loaded(small_project: Any) -> Loaded:
-    return load(small_project.config, device="cpu")
+    return load(Workspace(small_project.config, device="cpu"))
 
 
 def item(text: Any = "a dull film", **changes: Any) -> EngineItem:

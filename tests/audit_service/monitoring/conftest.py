@@ -1,4 +1,4 @@
-"""A small reference with odd names."""
+"""A small baseline with odd names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
-from audit_service.monitoring.reference import Distribution, Reference
 
 
 @pytest.fixture
-def reference() -> Reference:
+def baseline() -> DriftBaseline:
     """Of a model whose labels and groups have quotes, newlines and emoji in their names."""
 
     def distribution(shares: dict[str, float], by: str = "") -> Distribution:
@@ -51,4 +51,4 @@ def reference() -> Reference:
         "centres": [[0.0, 1.0], [1.0, 0.0]],
         "outcomes": {},
     }
-    return Reference.model_validate(values)
+    return DriftBaseline.model_validate(values)

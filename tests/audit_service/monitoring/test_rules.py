@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
-from audit_service.cli.prometheus import installed
-from audit_service.cli.promtool import RulesError, check_rules
 from audit_service.config import MonitoringSettings
 from audit_service.monitoring.alerts import ALERTS
 from audit_service.monitoring.dashboards import queries, render_all
+from audit_service.monitoring.drift_baseline import DriftBaseline
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.promql import RULES, quoted
-from audit_service.monitoring.reference import Reference
 from audit_service.monitoring.rules import render, series_of
 from audit_service.monitoring.statistics import STATISTICS, shares
+from audit_service.workflows.processes.prometheus import installed
+from audit_service.workflows.processes.promtool import RulesError, check_rules
 
 needs_promtool = pytest.mark.skipif(
     not installed(), reason="Prometheus is not installed (apt-get install --no-install-recommends prometheus)"
@@ -36,8 +36,8 @@ def groups_of(text: str) -> list[dict[str, Any]]:
 
 @needs_promtool
 @pytest.mark.parametrize("format_", ["prometheus", "prometheus-operator"])
-def test_promtool_accepts_what_is_rendered(reference: Reference, format_: Any) -> None:
-    text = render([reference, reference.model_copy(update={"model": "canary:1"})], SETTINGS, format=format_)
+def test_promtool_accepts_what_is_rendered(baseline: DriftBaseline, format_: Any) -> None:
+    text = render([baseline, baseline.model_copy(update={"model": "canary:1"})], SETTINGS, format=format_)
 
     assert "SUCCESS" in check_rules(text)
 
@@ -48,8 +48,8 @@ def test_promtools_objection_is_passed_on() -> None:
         check_rules("groups: [{name: a, rules: [{record: b, expr: 'sum('}]}]")
 
 
-def test_every_alert_says_what_happened_and_where_the_runbook_is(reference: Reference) -> None:
-    alerts = [rule for group in groups_of(render([reference], SETTINGS)) for rule in group["rules"] if "alert" in rule]
+def test_every_alert_says_what_happened_and_where_the_runbook_is(baseline: DriftBaseline) -> None:
+    alerts = [rule for group in groups_of(render([baseline], SETTINGS)) for rule in group["rules"] if "alert" in rule]
 
     assert {alert["alert"] for alert in alerts} == set(ALERTS)
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
@@ -74,8 +74,8 @@ def test_every_signal_has_both_statistics_in_every_window() -> None:
                 assert f"model:audit_{signal}_drift_{statistic}:{window}" in recorded
 
 
-def test_the_number_of_series_is_said(reference: Reference) -> None:
-    assert f"a replica adds at most {series_of(reference)} series" in render([reference], SETTINGS)
+def test_the_number_of_series_is_said(baseline: DriftBaseline) -> None:
+    assert f"a replica adds at most {series_of(baseline)} series" in render([baseline], SETTINGS)
 
 
 def series(name: str, value: float, **labels: str) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def constant(signal: str, bin_: str, share: float, model: str) -> dict[str, Any]
 @needs_promtool
 @pytest.mark.parametrize("signal", ["prediction", "embedding", "influence", "confidence"])
 def test_promtool_computes_the_statistics_that_numpy_computes(
-    reference: Reference, signal: str, tmp_path: Path
+    baseline: DriftBaseline, signal: str, tmp_path: Path
 ) -> None:
-    model, random = reference.model, np.random.default_rng(3)
-    distribution = reference.influence[0] if signal == "influence" else reference.signals[signal]  # type: ignore[index]
+    model, random = baseline.model, np.random.default_rng(3)
+    distribution = baseline.influence[0] if signal == "influence" else baseline.signals[signal]  # type: ignore[index]
     bins = list(distribution.shares)
     counts = random.integers(0, 50, (2, len(bins))).astype(float)
     inputs = [constant(signal, bin_, share, model) for bin_, share in distribution.shares.items()]
@@ -152,13 +152,13 @@ def run_promtool(folder: Path, tests: list[dict[str, Any]], rules: str) -> None:
 
 @needs_promtool
 @pytest.mark.parametrize(("count", "fires"), [(150, False), (300, True)])
-def test_an_alert_waits_for_its_volume(reference: Reference, tmp_path: Path, count: int, fires: bool) -> None:
-    bins = list(reference.signals["prediction"].shares)
+def test_an_alert_waits_for_its_volume(baseline: DriftBaseline, tmp_path: Path, count: int, fires: bool) -> None:
+    bins = list(baseline.signals["prediction"].shares)
     inputs = [
-        constant("prediction", one, share, reference.model)
-        for one, share in reference.signals["prediction"].shares.items()
+        constant("prediction", one, share, baseline.model)
+        for one, share in baseline.signals["prediction"].shares.items()
     ]
-    inputs += counters("prediction", bins, np.array([float(count), 0, 0]), model=reference.model, instance="a")
+    inputs += counters("prediction", bins, np.array([float(count), 0, 0]), model=baseline.model, instance="a")
     firing = 'count(ALERTS{alertname="AuditPredictionDrift",alertstate="firing",window="1h"})'
     samples = [{"labels": "{}", "value": 1}] if fires else []
     test = {
@@ -167,17 +167,17 @@ def test_an_alert_waits_for_its_volume(reference: Reference, tmp_path: Path, cou
         "promql_expr_test": [{"expr": firing, "eval_time": "10m", "exp_samples": samples}],
     }
 
-    run_promtool(tmp_path, [test], render([reference], SETTINGS))
+    run_promtool(tmp_path, [test], render([baseline], SETTINGS))
 
 
-def test_a_model_is_judged_by_its_own_reference(reference: Reference) -> None:
-    canary = reference.model_copy(update={"model": "canary:1"})
-    text = render([reference, canary], SETTINGS)
+def test_a_model_is_judged_by_its_own_reference(baseline: DriftBaseline) -> None:
+    canary = baseline.model_copy(update={"model": "canary:1"})
+    text = render([baseline, canary], SETTINGS)
     alerts = [
         rule for group in groups_of(text) for rule in group["rules"] if rule.get("alert") == "AuditPredictionDrift"
     ]
 
-    assert {alert["labels"]["model"] for alert in alerts} == {reference.model, "canary:1"}
+    assert {alert["labels"]["model"] for alert in alerts} == {baseline.model, "canary:1"}
     assert all(f"model={quoted(alert['labels']['model'])}" in alert["expr"] for alert in alerts)
 
 

@@ -1,4 +1,4 @@
-"""Drift statistics: what they are, and that quiet traffic stays below its threshold."""
+"""Drift statistics: what they are, and that baseline traffic stays below its threshold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_jensen_shannon_is_one_bit_at_most() -> None:
     assert 0.95 < apart <= 1.0
 
 
-def test_quiet_traffic_exceeds_its_threshold_as_rarely_as_promised() -> None:
+def test_baseline_traffic_exceeds_its_threshold_as_rarely_as_promised() -> None:
     random = np.random.default_rng(7)
     truth = np.array([0.5, 0.3, 0.15, 0.05])
     exceeded = dict.fromkeys(STATISTICS, 0)

@@ -59,7 +59,7 @@ def test_a_value_that_cannot_be_looked_up_counts_among_the_rest() -> None:
 
 
 UNWRITABLE = """
-from audit_service.monitoring.recorders import *
+from audit_service.monitoring.model_metrics import *
 metrics = PredictionMetrics("m:1", ["a", "b"], 3)
 metrics.predicted("a", 0.5)
 metrics.predicted(None, None)

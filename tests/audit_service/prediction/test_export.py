@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_service.artifacts.bento_models import export_for_serving, load_served
 from audit_service.prediction.export import export_onnx, is_current, read_export
 from audit_service.prediction.predictor import OnnxPredictor
+from audit_service.workflows.export import export_for_serving
+from audit_service.workspace import Workspace
 from influence_engine.errors import DigestMismatchError, InputError, ModelError, RecordError
 from influence_engine.tasks import TextClassification
 
@@ -56,7 +57,7 @@ def rows(count: int = 5) -> list[dict[str, Any]]:
 def test_predictions_are_those_of_torch(small_project: Any) -> None:
     config = small_project.config
     predictor = OnnxPredictor(config.onnx_folder, small_project.task, threads=1)
-    served = load_served(config)
+    served = Workspace(config).model
     batch = small_project.task.collate(small_project.test)
     with torch.no_grad():
         expected = small_project.task.predictions(small_project.task.outputs(served.model, batch), batch)
@@ -70,7 +71,7 @@ def test_predictions_are_those_of_torch(small_project: Any) -> None:
 
 def test_an_export_that_is_there_is_not_made_again(small_project: Any) -> None:
     before = (small_project.config.onnx_folder / "model.onnx").stat().st_mtime_ns
-    export_for_serving(small_project.config, small_project.test)
+    export_for_serving(Workspace(small_project.config), small_project.test)
     assert (small_project.config.onnx_folder / "model.onnx").stat().st_mtime_ns == before
     assert not is_current(small_project.config.onnx_folder, small_project.task, "another digest")
 
@@ -144,7 +145,7 @@ def test_a_task_without_model_inputs_cannot_be_exported(tmp_path: Path) -> None:
 
 
 def test_texts_that_happen_to_be_equally_long_do_not_fix_the_length(small_project: Any, tmp_path: Path) -> None:
-    served = load_served(small_project.config)
+    served = Workspace(small_project.config).model
     equal = [{"text": "a good film"}, {"text": "a poor film"}, {"text": "a long film"}]
     export_onnx(served.model, small_project.task, equal, tmp_path / "onnx", model_digest="digest")
     predictor = OnnxPredictor(tmp_path / "onnx", small_project.task, threads=1)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_service.artifacts.bento_models import load_served
 from audit_service.prediction.export import export_onnx, find_head, read_export
 from audit_service.prediction.predictor import OnnxPredictor
+from audit_service.workspace import Workspace
 
 
 class Rows:
@@ -75,7 +75,7 @@ def test_a_text_classifiers_features_are_its_pooled_ones(small_project: Any) -> 
     seen: list[np.ndarray] = []
     predictor = OnnxPredictor(config.onnx_folder, small_project.task, observe=lambda found: seen.append(found.copy()))
     predictor.predict(small_project.test[:4])
-    model = load_served(config).model
+    model = Workspace(config).model.model
 
     with torch.no_grad():
         inputs = small_project.task.model_inputs(small_project.task.collate(small_project.test[:4]))

@@ -13,9 +13,9 @@ import pytest
 from pydantic import BaseModel
 
 from audit_service import AuditMixin, audited
-from audit_service.serving.audited import MethodRecorder
+from audit_service.serving.audited import AuditedMethod
 from audit_service.serving.method_fields import argument_names, fields_of, find_inputs
-from audit_service.serving.request_context import Exchange
+from audit_service.serving.request_context import RequestContext
 from influence_engine.errors import InputError
 
 
@@ -199,12 +199,12 @@ def test_a_stream_that_fails_before_its_first_chunk_is_no_prediction() -> None:
 def test_the_json_of_a_batch_is_split_over_its_items() -> None:
     def method(self: Any, reviews: list[Review]) -> list[Verdict]: ...
 
-    recorder = MethodRecorder(method, "sentiment", None, None, {})
+    method = AuditedMethod(method, "sentiment", None, None, {})
     service = Recorded()
-    exchange = Exchange(batched=True)
+    context = RequestContext(batched=True)
     request = {"reviews": [{"text": "a"}, {"text": "b", "stars": 2}]}
     response = [{"sentiment": "x"}, {"sentiment": "y", "prediction_id": None}]
-    assert recorder.record_response(service, exchange, request, response)
+    assert method.record_response(service, context, request, response)
     assert [example for _, example, _ in service.records] == [{"text": "a"}, {"text": "b"}]
     assert response[0] == {"sentiment": "x"}
-    assert response[1]["prediction_id"] == exchange.prediction_ids[1]
+    assert response[1]["prediction_id"] == context.prediction_ids[1]

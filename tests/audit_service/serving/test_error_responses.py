@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit_service.errors import BrokenJsonError
-from audit_service.serving.error_responses import describe_problem
+from audit_service.serving.error_responses import uniform_body
 from audit_service.serving.middleware import parse_json
 
 
 def problem(status: int, body: Any) -> Any:
-    return describe_problem(status, "application/json", json.dumps(body).encode(), fields=("text",))
+    return uniform_body(status, "application/json", json.dumps(body).encode(), fields=("text",))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_bodies_of_others_stay_as_they_are(body: Any) -> None:
 
 @given(body=st.binary(max_size=200), status=st.integers(400, 599))
 def test_no_body_breaks_it(body: bytes, status: int) -> None:
-    describe_problem(status, "application/json", body)
+    uniform_body(status, "application/json", body)
 
 
 values = st.recursive(

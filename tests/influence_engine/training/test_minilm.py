@@ -10,7 +10,7 @@ import torch
 
 from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
 from influence_engine.errors import DataError
-from influence_engine.models.loading import load_tokenizer, model_digest
+from influence_engine.models.loading import load_processor, model_digest
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, Run, finetune, reexecute
 
@@ -33,7 +33,7 @@ def base() -> Path:
 def test_minilm_is_fine_tuned_to_the_same_weights_twice_and_by_its_record(
     base: Path, tmp_path: Path, trainable: Any
 ) -> None:
-    task = TextClassification(load_tokenizer(base), ["negative", "positive"], max_length=32)
+    task = TextClassification(load_processor(base), ["negative", "positive"], max_length=32)
     train = load_examples(DataSettings(packaged="vader/movies", part="train", limit=48), task, PROJECT).examples
     settings = FinetuneSettings(trainable=trainable, epochs=2, batch_size=16, learning_rate=5e-4)
 

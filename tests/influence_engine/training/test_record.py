@@ -129,7 +129,7 @@ def test_base_and_fine_tuned_model_come_back_ready_for_attribution(
     for model in (tuned, start):
         assert not model.training
         assert [name for name, value in model.named_parameters() if value.requires_grad] == run.trainable
-    assert run.load_tokenizer()("good film")["input_ids"] == task.tokenizer("good film")["input_ids"]
+    assert run.load_processor()("good film")["input_ids"] == task.tokenizer("good film")["input_ids"]
 
 
 class Plain(nn.Module):

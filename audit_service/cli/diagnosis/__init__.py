@@ -1,1 +1,0 @@
-"""What ``bento-audit doctor`` looks at."""

@@ -1,0 +1,40 @@
+"""Requests of the engine's own endpoints, ``/explain`` and ``/status``, which the audited services ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from audit_service.schemas.common import MAX_BATCH, MAX_GROUPINGS, MAX_TOP_K, Part, Polarity, Request, Target, Tier
+
+
+class EngineItem(BaseModel):
+    """One explanation asked of the engine; the service has resolved ids and checked shapes."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    input: dict[str, Any]
+    target: Target | None = None
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K)
+    polarity: Polarity = "both"
+    tier: Tier = "best"
+    include: list[Part] = ["examples", "groups", "modules"]
+    group_by: list[str] = Field(["label", "source"], max_length=MAX_GROUPINGS)
+    recorded: dict[str, Any] | None = Field(None, description="The prediction on record, for the parity check.")
+
+
+class EngineRequest(BaseModel):
+    """What a service sends to the engine. ``config`` names the model: one engine may serve several services."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    config: str
+    items: list[EngineItem] = Field(min_length=1, max_length=MAX_BATCH)
+    deadline_s: float = Field(gt=0, le=600, description="Seconds after which the service no longer waits.")
+
+
+class StatusRequest(Request):
+    """Asks what is loaded."""
+
+    config: str | None = None

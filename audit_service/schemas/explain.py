@@ -1,0 +1,129 @@
+"""Request and response of ``/audit/explain``; ``/audit/explain_batch`` takes and gives a list of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from audit_service.schemas.common import (
+    MAX_GROUPINGS,
+    MAX_TOP_K,
+    IndexIdentity,
+    ModelIdentity,
+    Part,
+    Polarity,
+    Request,
+    Target,
+    Tier,
+)
+
+
+class ExplainRequest(Request):
+    """A question: which training examples made this prediction?"""
+
+    prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
+    input: dict[str, Any] | None = Field(None, description="The fields of one example, such as {'text': ...}.")
+    target: Target | None = None
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K, strict=True, description="How many examples, strongest first.")
+    polarity: Polarity = Field(
+        "both", description="The strongest of both signs, ``top_k`` of each, or one sign's only."
+    )
+    tier: Tier = "best"
+    include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")
+    group_by: list[str] = Field(
+        ["label", "source"],
+        max_length=MAX_GROUPINGS,
+        description="Columns that influence is summed by: label, source, licence, consent, or one of the metadata.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.prediction_id is None) == (self.input is None):
+            raise PydanticCustomError("one_source", "send exactly one of prediction_id and input")
+        return self
+
+
+class InfluentialExample(BaseModel):
+    """One training example and what it did to this prediction."""
+
+    example_handle: str
+    rank: int
+    influence: float = Field(description="Change of the measurement (log-odds of the target) due to this example.")
+    error_90: float | None = Field(
+        None, description="Half of the 90% interval around it; null where the index was not checked against retraining."
+    )
+    probability_change: float | None = Field(None, description="The same change, of the target's probability.")
+    tier: str
+    polarity: Literal["proponent", "opponent"]
+    label: str | None
+    source: str | None
+    text: str | None = None
+
+
+class GroupShare(BaseModel):
+    """A group's share of the influence, such as all examples of one source or label."""
+
+    by: str = Field(description="Column that examples are grouped by.")
+    group: str = Field(description="Its value; empty for examples without one, ``__other__`` for the rarest.")
+    examples: int = Field(description="Training examples in the group.")
+    share: float = Field(description="Of the sum of all absolute influences.")
+    supporting: float = Field(description="What of that share supports the target.")
+    opposing: float = Field(description="What of it speaks against the target.")
+    influence: float = Field(description="Signed sum of the group's influences.")
+    error_90: float | None = Field(None, description="Half of the 90% interval around that sum.")
+
+
+class ModuleChange(BaseModel):
+    """A module's first-order part in the change from the base model's measurement to the fine-tuned one's."""
+
+    module: str
+    change: float
+
+
+class Differences(BaseModel):
+    """The base model beside the fine-tuned one."""
+
+    target: str | None
+    measurement: float = Field(description="Log-odds of the target in the fine-tuned model.")
+    base_measurement: float | None = Field(description="The same in the base model.")
+    base_prediction: dict[str, Any] | None
+    modules: list[ModuleChange] | None = None
+    modules_residual: float | None = Field(None, description="What the first-order split leaves over.")
+
+
+class Quality(BaseModel):
+    """How far the answer can be trusted."""
+
+    share_returned: float = Field(description="Sum of |influence| returned over the sum over all examples.")
+    share_in_basis: float | None = Field(
+        None, description="Share of the squared estimates that replayed directions span; null for other tiers."
+    )
+    retained: float = Field(description="Share of the prediction's gradient that the index keeps.")
+    outside_index: bool | None = Field(description="Whether that is less than for all but 1% of held-out examples.")
+    error_90: float | None = Field(
+        None, description="Half of the 90% interval around the summed influence of the returned examples."
+    )
+    agreement: float | None = Field(
+        None, description="Cosine of predicted and retrained changes when the index was checked; null if it was not."
+    )
+    warnings: list[str] = Field([], description="What makes the answer doubtful, in words.")
+    parity: bool | None = Field(
+        description="Whether torch agrees with the prediction on record; null where there is none."
+    )
+
+
+class ExplainResponse(BaseModel):
+    """One explanation."""
+
+    explanation_id: str
+    prediction_id: str | None
+    model: ModelIdentity
+    index: IndexIdentity
+    prediction: dict[str, Any] | None
+    examples: list[InfluentialExample] | None = None
+    groups: list[GroupShare] | None = None
+    differences: Differences
+    quality: Quality
+    timings_ms: dict[str, float]
