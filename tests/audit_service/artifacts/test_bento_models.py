@@ -11,8 +11,10 @@ import bentoml
 import pytest
 import torch
 
-from audit_service.artifacts.bento_models import export_for_serving, find, load_served, register
+from audit_service.artifacts.bento_models import find
 from audit_service.config import AuditConfig, load_config
+from audit_service.workflows.export import export_for_serving, register
+from audit_service.workspace import Workspace
 from influence_engine import Attributor, InfluenceIndex
 from influence_engine.models.loading import model_digest
 from tests.fixtures import make_before_the_move as before
@@ -52,13 +54,13 @@ def test_they_are_found_and_explain_as_then(name: str, config: AuditConfig) -> N
     model = made_then(name, "model", before.FOLDER / name / "served")
     tag = made_then(name, "index", before.FOLDER / name / "index")
 
-    served, found = load_served(config), find(config, "index")
+    served, found = Workspace(config).model, find(config, "index")
 
     assert (served.tag, found.tag) == (model, tag)
     assert served.base is not None
     assert (model_digest(served.model), model_digest(served.base)) == (served.digests["model"], served.digests["base"])
     index = InfluenceIndex.open(found.folder, model_digest=served.digests["model"])
-    attributor = Attributor(served.model, config.task_object(served.tokenizer), index, base_model=served.base)
+    attributor = Attributor(served.model, config.task_object(served.processor), index, base_model=served.base)
     scores, then = attributor.scores(DATA["text_queries"]), torch.tensor(SAID[name]["estimated"])
     assert float((scores - then).abs().max()) <= 5e-3 * float(then.abs().max())
 
@@ -70,6 +72,7 @@ def test_of_an_unchanged_run_and_index_none_is_made_again(name: str, config: Aud
         made_then(name, kind, before.FOLDER / name / folder)
         for kind, folder in (("model", "served"), ("index", "index"))
     ]
-    export_for_serving(config, DATA["texts"])
+    workspace = Workspace(config)
+    export_for_serving(workspace, DATA["texts"])
 
-    assert register(config)[:2] == tags
+    assert register(workspace)[:2] == tags

@@ -80,9 +80,9 @@ def test_a_head_that_is_there_is_kept(tmp_path: Path) -> None:
 def test_a_head_for_another_number_of_labels_is_refused(tmp_path: Path) -> None:
     bert(labels=3).save_pretrained(tmp_path / "three")
 
-    with pytest.raises(ModelError, match="head that does not fit 2 labels"):
+    with pytest.raises(ModelError, match="head that does not fit 2 outputs"):
         load_base(tmp_path / "three", HEAD)
-    with pytest.raises(ModelError, match="has 3 labels, the task has 2"):
+    with pytest.raises(ModelError, match="has 3 outputs, the task has 2"):
         load_model(tmp_path / "three", HEAD)
 
 
