@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from influence_engine.data.names import did_you_mean
 from influence_engine.data.sources.table import similar_path
 from influence_engine.index.settings import IndexSettings
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import TASK_TYPES, Task
+from influence_engine.tasks import TASK_TYPES, ExampleField, Task, input_fields, target_field
 from influence_engine.training.settings import FinetuneSettings
 
 
@@ -167,6 +167,36 @@ class AuditConfig(Section):
         """
         return None if self.model is None else self._existing(("model", "path"), self.model.path)
 
+    def example_fields(self) -> tuple[ExampleField, ...]:
+        """The fields of the task's examples, without making the task; empty where a class of one's own does not say.
+
+        Such a class says them by an attribute ``fields``, or the config by the keys ``text``, ``label`` and ``labels``.
+        """
+        task, shipped = self.task, TASK_TYPES.get(self.task.type)
+        if shipped is not None:
+            return shipped.fields(**self._given)
+        said = getattr(self._own_class(task.type), "fields", None)
+        if isinstance(said, Sequence) and all(isinstance(one, ExampleField) for one in said):
+            return tuple(said)
+        told = {name for name in ("text", "label", "labels") if name in task.model_fields_set}
+        found = [ExampleField(task.text, "text")] if "text" in told else []
+        if told & {"label", "labels"}:
+            found.append(ExampleField(task.label, "label", "target", tuple(task.labels) or None))
+        return tuple(found)
+
+    def input_names(self) -> list[str] | None:
+        """Names of the fields of an input; ``None`` where a task of one's own does not say."""
+        return [field.name for field in input_fields(self.example_fields())] or None
+
+    def label_names(self) -> list[str]:
+        """What the target's labels are called, in the order of the outputs; none where the task has or says none."""
+        field = target_field(self.example_fields())
+        return list(field.names or ()) if field is not None else []
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {key: getattr(self.task, key) for key in ("labels", "text", "label", "max_length")}
+
     def processor_class(self) -> str | None:
         """The class of ``transformers`` that loads what the task is made with; ``None`` where it wants nothing.
 
@@ -186,10 +216,9 @@ class AuditConfig(Section):
             ConfigError: a class of one's own cannot be imported or called.
         """
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
-        given = {key: getattr(task, key) for key in ("labels", "text", "label", "max_length")}
         if shipped is not None:
-            return shipped.build(processor, {**given, **task.options})
-        arguments = {key: value for key, value in given.items() if key in task.model_fields_set}
+            return shipped.build(processor, {**self._given, **task.options})
+        arguments = {key: value for key, value in self._given.items() if key in task.model_fields_set}
         return self._own_task(task.type, processor, {**arguments, **task.options})
 
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:

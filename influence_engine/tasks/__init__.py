@@ -56,7 +56,7 @@ from influence_engine.tasks.contract import (
     Unit,
     UnitsTask,
 )
-from influence_engine.tasks.fields import Field, input_fields, target_field
+from influence_engine.tasks.fields import ExampleField, input_fields, target_field
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
@@ -79,8 +79,8 @@ __all__ = [
     "CheckingTask",
     "DescribedTask",
     "Example",
+    "ExampleField",
     "ExportableTask",
-    "Field",
     "FieldsTask",
     "Head",
     "HeadTask",

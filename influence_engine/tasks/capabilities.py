@@ -27,17 +27,17 @@ from influence_engine.tasks.contract import (
     SizedTask,
     Task,
 )
-from influence_engine.tasks.fields import Field, input_fields, readable_field, target_field
+from influence_engine.tasks.fields import ExampleField, input_fields, readable_field, target_field
 
 DEFAULT_TARGET = "label"
 """The field that is taken for the target of a task that does not say which are its fields."""
 
 
-UNSAID_FIELDS = (Field("text", "text"), Field(DEFAULT_TARGET, "label", "target"))
+UNSAID_FIELDS = (ExampleField("text", "text"), ExampleField(DEFAULT_TARGET, "label", "target"))
 """What the columns of a data set are taken to be for a task that does not say."""
 
 
-def fields_of(task: object) -> tuple[Field, ...]:
+def fields_of(task: object) -> tuple[ExampleField, ...]:
     """The fields of a task's examples.
 
     A task that is no ``FieldsTask`` may name them by attributes: ``text`` is the field with a text, ``label`` that with
@@ -48,10 +48,10 @@ def fields_of(task: object) -> tuple[Field, ...]:
     found = []
     text, label, names = (getattr(task, name, None) for name in ("text", "label", "labels"))
     if isinstance(text, str):
-        found.append(Field(text, "text"))
+        found.append(ExampleField(text, "text"))
     if isinstance(label, str) or names is not None:
         name = label if isinstance(label, str) else DEFAULT_TARGET
-        found.append(Field(name, "label", "target", None if names is None else tuple(map(str, names))))
+        found.append(ExampleField(name, "label", "target", None if names is None else tuple(map(str, names))))
     return tuple(found)
 
 
@@ -71,7 +71,7 @@ def group_of(task: object, example: Example) -> str | None:
     """What influence of a training example is grouped under: its label, or what stands for it."""
     found = target_field(fields_of(task))
     value = example.get(DEFAULT_TARGET if found is None else found.name)
-    return (found or Field(DEFAULT_TARGET, "json", "target")).group(value)
+    return (found or ExampleField(DEFAULT_TARGET, "json", "target")).group(value)
 
 
 def show(task: object, example: Example) -> str:
@@ -82,7 +82,7 @@ def show(task: object, example: Example) -> str:
     return "\n".join(line for line in shown if line)
 
 
-def editable_field(task: object) -> Field | None:
+def editable_field(task: object) -> ExampleField | None:
     """The input that a person can write otherwise: the one that is text; ``None`` where none or several are."""
     return readable_field(fields_of(task))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_engine.tasks.fields import Field
+from influence_engine.tasks.fields import ExampleField
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +52,7 @@ class FieldsTask(Protocol):
     """Optional: says which fields an example has."""
 
     @property
-    def fields(self) -> Sequence[Field]:
+    def fields(self) -> Sequence[ExampleField]:
         """Inputs and targets, in the order in which a person would name them."""
 
 

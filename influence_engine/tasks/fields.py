@@ -18,7 +18,7 @@ Kind = Literal["text", "image", "conversation", "numbers", "label", "labels", "s
 ``image``                 a path or the bytes of a file
 ``conversation``          a list of turns, ``{"role", "content"}`` each
 ``numbers``               numbers, nested in lists as deep as they go
-``label``                 one name of ``Field.names`` (any scalar where no names are given)
+``label``                 one name of ``ExampleField.names`` (any scalar where no names are given)
 ``labels``                a list of such names, possibly empty
 ``spans``                 a list of ``{"start", "end", "label"}`` in characters of the text
 ``number``                one number
@@ -33,7 +33,7 @@ _PLAIN: frozenset[Kind] = frozenset({"text", "conversation", "numbers", "label",
 
 
 @dataclass(frozen=True)
-class Field:
+class ExampleField:
     """One field of a task's examples.
 
     Attributes:
@@ -126,17 +126,17 @@ _TYPES: dict[Kind, dict[str, Any]] = {
 }
 
 
-def input_fields(fields: Sequence[Field]) -> list[Field]:
+def input_fields(fields: Sequence[ExampleField]) -> list[ExampleField]:
     """The fields that a query must have."""
     return [field for field in fields if field.role == "input"]
 
 
-def target_field(fields: Sequence[Field]) -> Field | None:
+def target_field(fields: Sequence[ExampleField]) -> ExampleField | None:
     """The field that training teaches; ``None`` where there is none (a language model on plain text)."""
     return next((field for field in fields if field.role == "target"), None)
 
 
-def readable_field(fields: Sequence[Field]) -> Field | None:
+def readable_field(fields: Sequence[ExampleField]) -> ExampleField | None:
     """The one input that is text; ``None`` where none or several are."""
     found = [field for field in input_fields(fields) if field.readable]
     return found[0] if len(found) == 1 else None

@@ -13,7 +13,7 @@ from torch.nn import functional
 from influence_engine.errors import DataError, InputError, SettingsError
 from influence_engine.tasks.capabilities import classification_head
 from influence_engine.tasks.contract import Array, Batch, Example, Head, Unit
-from influence_engine.tasks.fields import Field
+from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.identity import digest_of_processor
 from influence_engine.tasks.targets import NO_TARGET
 
@@ -51,9 +51,16 @@ class TextClassification:
         self._numbers = {name: number for number, name in enumerate(self.labels)}
 
     @property
-    def fields(self) -> tuple[Field, ...]:
+    def fields(self) -> tuple[ExampleField, ...]:
         """The text and its label."""
-        return Field(self.text, "text"), Field(self.label, "label", "target", tuple(self.labels))
+        return self.fields_for(self.labels, text=self.text, label=self.label)
+
+    @staticmethod
+    def fields_for(
+        labels: Sequence[str], *, text: str = "text", label: str = "label", **_: Any
+    ) -> tuple[ExampleField, ...]:
+        """The fields of a task with these arguments; the others do not matter."""
+        return ExampleField(text, "text"), ExampleField(label, "label", "target", tuple(labels))
 
     @property
     def processor(self) -> Any:

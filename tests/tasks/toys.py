@@ -30,7 +30,7 @@ from influence_engine.errors import InputError
 from influence_engine.tasks import (
     Batch,
     Example,
-    Field,
+    ExampleField,
     Head,
     Projection,
     Target,
@@ -109,9 +109,13 @@ class Pairs(TextClassification):
     first, second = "premise", "hypothesis"
 
     @property
-    def fields(self) -> tuple[Field, ...]:
+    def fields(self) -> tuple[ExampleField, ...]:
         names = tuple(self.labels)
-        return Field(self.first, "text"), Field(self.second, "text"), Field("label", "label", "target", names)
+        return (
+            ExampleField(self.first, "text"),
+            ExampleField(self.second, "text"),
+            ExampleField("label", "label", "target", names),
+        )
 
     def check(self, example: Example, *, labelled: bool) -> None:
         for name in (self.first, self.second):
@@ -149,8 +153,8 @@ class MultiLabel:
     names = ("left", "high", "far")
 
     @property
-    def fields(self) -> tuple[Field, ...]:
-        return Field("x", "numbers"), Field("properties", "labels", "target", self.names)
+    def fields(self) -> tuple[ExampleField, ...]:
+        return ExampleField("x", "numbers"), ExampleField("properties", "labels", "target", self.names)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         told = [example.get("properties", ()) for example in examples]
@@ -206,8 +210,8 @@ class Regression:
     measurement_unit = "metres"
 
     @property
-    def fields(self) -> tuple[Field, ...]:
-        return Field("x", "numbers"), Field("height", "number", "target")
+    def fields(self) -> tuple[ExampleField, ...]:
+        return ExampleField("x", "numbers"), ExampleField("height", "number", "target")
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         return {
@@ -247,8 +251,8 @@ class Entities:
         self.processor = processor
 
     @property
-    def fields(self) -> tuple[Field, ...]:
-        return Field("text", "text"), Field("entities", "spans", "target", self.names[1:])
+    def fields(self) -> tuple[ExampleField, ...]:
+        return ExampleField("text", "text"), ExampleField("entities", "spans", "target", self.names[1:])
 
     def head(self) -> Head:
         return Head("AutoModelForTokenClassification", {"num_labels": len(self.names)}, len(self.names))
@@ -348,8 +352,8 @@ class Images:
     names = ("dark", "bright")
 
     @property
-    def fields(self) -> tuple[Field, ...]:
-        return Field("image", "image"), Field("label", "label", "target", self.names)
+    def fields(self) -> tuple[ExampleField, ...]:
+        return ExampleField("image", "image"), ExampleField("label", "label", "target", self.names)
 
     def content(self, example: Example) -> bytes:
         return Path(example["image"]).read_bytes()
@@ -391,8 +395,8 @@ class Language:
         self.processor = processor
 
     @property
-    def fields(self) -> tuple[Field, ...]:
-        return Field("prompt", "text"), Field("answer", "text", "target")
+    def fields(self) -> tuple[ExampleField, ...]:
+        return ExampleField("prompt", "text"), ExampleField("answer", "text", "target")
 
     def head(self) -> Head:
         return Head("AutoModelForCausalLM")
