@@ -135,7 +135,7 @@ class Attributor:
             gradients = trace.layer_gradients(measured)
         outputs, measured = trace.outputs.detach(), measured.detach()
         clock.lap("gradient")
-        encoded, retained = self.index.encode_and_weigh(gradients)
+        encoded, retained = self.index.encode_with_share(gradients)
         clock.lap("encode")
         basis = self.index.basis if answered == "replayed" else None
         scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)

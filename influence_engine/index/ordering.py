@@ -14,7 +14,7 @@ def in_index_order(index: InfluenceIndex, train: Sequence[Example]) -> list[Exam
     """The training examples in the order of the index's rows.
 
     Raises:
-        DigestMismatchError: they are not what the index was built from.
+        DigestMismatchError: the index was built from other examples.
     """
     digest = data_digest(train)
     if digest != index.manifest.digests["data"]:
