@@ -2,11 +2,11 @@
 
     python benchmarks/coordinates.py                  fine-tunes 500 snippets first (minutes)
 
-Reference: the exact damped GGN influence (dual form) of 500 training snippets on 64 held-out ones, in Adam's full
-metric and at the recorded damping. Against it, as the mean over queries of the correlation across training examples:
+Reference: the exact damped GGN influence (dual form) of 500 training snippets on 64 held-out ones, with Adam's full
+preconditioner and the recorded damping. Against it, as the mean over queries of the correlation across examples:
 
-* the rank-one form of the metric, nothing else changed;
-* layer coordinates chosen by energy, and blind two-sided Gaussian projections of the same number, in that metric;
+* the rank-one form of the preconditioner, nothing else changed;
+* layer coordinates chosen by energy, and random two-sided Gaussian projections of the same number, preconditioned so;
 * gradients without any curvature (their dot product).
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from work import base_and_task, snippets
 
 from influence_engine import FinetuneSettings, Run, TextClassification, finetune
-from influence_engine.curvature import adam_metric, influence_from_products, recorded_damping
+from influence_engine.curvature import adam_preconditioner, influence_from_products, recorded_damping
 from influence_engine.gradients import LayerGradient, TrackedLayers, tracing, track
 from influence_engine.gradients.coordinates import EnergyFit, LayerProjection
 from influence_engine.index.encoding.encoder import LayerCoordinates
@@ -84,17 +84,17 @@ class Problem:
         rows = root[:, None] * train
         return influence_from_products(rows * root, rows * loss, queries * root, queries * loss, damping=damping)
 
-    def fit(self, metric: Mapping[str, Any], budget: int) -> LayerCoordinates:
+    def fit(self, preconditioner: Mapping[str, Any], budget: int) -> LayerCoordinates:
         """Coordinates by energy, as the index fits them."""
         fit = EnergyFit()
         weights = torch.zeros(self.size)
         weights[: self.count] = (self.root.pow(2) + self.loss.pow(2)).sqrt().float()
         for chosen, gradients in self.batches:
             for name, gradient in gradients.items():
-                fit.add(name, metric[name].scale(gradient).times(weights[chosen]))
-        return LayerCoordinates(metric, fit.projections(budget))
+                fit.add(name, preconditioner[name].apply(gradient).times(weights[chosen]))
+        return LayerCoordinates(preconditioner, fit.projections(budget))
 
-    def blind(self, metric: Mapping[str, Any], budget: int) -> LayerCoordinates:
+    def blind(self, preconditioner: Mapping[str, Any], budget: int) -> LayerCoordinates:
         """Gaussian projections of both sides, the same for every layer, about ``budget`` numbers in all."""
         generator = torch.Generator().manual_seed(0)
         side = int((budget / len(self.tracked.layers)) ** 0.5)
@@ -102,7 +102,7 @@ class Problem:
         for layer in self.tracked.layers:
             sides = [torch.randn(d, min(side, d), generator=generator) / min(side, d) ** 0.5 for d in layer.shape]
             projections[layer.name] = LayerProjection(sides[0], sides[1])
-        return LayerCoordinates(metric, projections)
+        return LayerCoordinates(preconditioner, projections)
 
     def projected(self, coordinates: LayerCoordinates) -> Tensor:
         """Products of all pull-backs seen through coordinates."""
@@ -139,8 +139,8 @@ def main() -> None:
         problem = Problem(run, task, train, queries)
     assert moments is not None
     full = {name: (v + epsilon**2).pow(-0.25) for name, v in problem.tracked.matrices(moments).items()}
-    metric = adam_metric(problem.tracked, moments, epsilon)
-    rank_one = {name: m.row[:, None] * m.column for name, m in metric.items()}
+    preconditioner = adam_preconditioner(problem.tracked, moments, epsilon)
+    rank_one = {name: m.row[:, None] * m.column for name, m in preconditioner.items()}
     reference = problem.influence(problem.gram(lambda name: problem.dense(name, full[name])), damping)
     products = problem.gram(lambda name: problem.dense(name, rank_one[name]))
     report: dict[str, Any] = {
@@ -152,7 +152,7 @@ def main() -> None:
     }
     for budget in (4096, 8192, 16384, 32768):
         report[f"{budget} coordinates"] = {
-            kind: agreement(problem.influence(problem.projected(make(metric, budget)), damping), reference)
+            kind: agreement(problem.influence(problem.projected(make(preconditioner, budget)), damping), reference)
             for kind, make in (("by energy", problem.fit), ("blind", problem.blind))
         }
     show(report, options)

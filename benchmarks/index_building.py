@@ -121,7 +121,8 @@ def built(run: Run, task: TextClassification, examples: list[Example], settings:
     plain = max(plain_rate(model, task, examples[:2_000], size) for size in BATCHES)
     in_stage = ended[INDEXING] - started[INDEXING]
     indexed = (
-        len(examples) - sample_sizes(settings.sample, len(examples), followed=settings.approximation != "final")[0]
+        len(examples)
+        - sample_sizes(settings.sample, len(examples), along_trajectory=settings.approximation != "final")[0]
     )
     final = settings.model_copy(update={"approximation": "final"})
     operations = operations_each(model, task, examples[:: max(1, len(examples) // 512)], final)

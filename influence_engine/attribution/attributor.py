@@ -136,7 +136,7 @@ class Attributor:
             gradients = trace.gradients_along(trace.outputs, direction)
         outputs, targets = trace.outputs.detach(), targets_of(self.task, batch)
         clock.lap("gradient")
-        encoded, retained = self.index.encode_and_weigh(gradients)
+        encoded, retained = self.index.encode_with_share(gradients)
         clock.lap("encode")
         basis = self.index.basis if answered == "replayed" else None
         scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)

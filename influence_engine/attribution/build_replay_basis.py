@@ -81,7 +81,7 @@ def build_basis(
         progress=progress,
     )
     basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
-    index.keep_basis(basis)
+    index.save_basis(basis)
     return basis
 
 

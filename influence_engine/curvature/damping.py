@@ -1,4 +1,4 @@
-"""Damping: how far the training went, read from the learning rates, or from what it did to weights and loss."""
+"""Damping ``lambda``: one over the length of the training, from its learning rates or from what it did to the model."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence_engine.curvature.metric import Metric
+from influence_engine.curvature.preconditioner import Preconditioner
 from influence_engine.errors import SettingsError
 
 _SHARE_OF_LARGEST = 0.03
 """Without record and base model: damping as a share of the largest eigenvalue, a rule of thumb."""
 
-_SAME_START = 0.5
-"""A layer whose weights have a smaller cosine with the base model's did not start there: a head that was drawn anew."""
+_MIN_COSINE = 0.5
+"""A layer with a smaller cosine to the base model's weights was initialised anew: a fresh head, for instance."""
 
-_COMPARED = 0.5
-"""Share of the trained parameters that must have started at the base model's for the way from there to say much."""
+_MIN_COMPARED = 0.5
+"""Share of the trained parameters that must have started at the base model's for the distance to mean anything."""
 
 
 def recorded_damping(learning_rates: Sequence[float] | Tensor, *, momentum: float = 0.0) -> float:
-    """``1 / sum_t eta_t`` in the optimiser's metric (with momentum ``eta / (1 - momentum)``).
+    """``lambda = 1 / sum_t eta_t`` in preconditioned coordinates; with momentum, ``eta_t / (1 - momentum)``.
 
-    Gradient flow for a time ``tau`` reaches ``(I - e^(-tau G)) G^-1``, which ``(G + I / tau)^-1`` matches at both ends.
+    Gradient flow for a time ``tau = sum_t eta_t`` on a quadratic reaches ``(I - e^(-tau G)) G^-1`` of the gradient,
+    which ``(G + I / tau)^-1`` equals in the limits of small and of large eigenvalues; Bae et al. 2024 compare
+    SOURCE with damped influence functions in the same way, and scale with momentum likewise (appendix D.2).
+
+    Raises:
+        SettingsError: the learning rates add up to nothing.
     """
     time = sum(float(rate) for rate in learning_rates) / (1 - momentum)
     if not time > 0:
@@ -31,49 +36,51 @@ def recorded_damping(learning_rates: Sequence[float] | Tensor, *, momentum: floa
     return 1.0 / time
 
 
-def travelled_damping(
-    fall: float, weights: Mapping[str, Tensor], start: Mapping[str, Tensor], metric: Metric
+def displacement_damping(
+    fall: float, weights: Mapping[str, Tensor], start: Mapping[str, Tensor], preconditioner: Preconditioner
 ) -> float | None:
-    """``fall / |theta - theta_0|^2`` in the optimiser's metric, for a training that was not recorded.
+    """``lambda = fall / |theta - theta_0|_D^2``, for a training that was not recorded.
 
-    Gradient flow ``d theta = -D^-1 g dt`` for a time ``tau`` lowers the loss by the integral of ``g^T D^-1 g``; by
-    Cauchy and Schwarz ``|theta - theta_0|^2_D`` is at most ``tau`` times that, and as much on a straight way. On
-    recorded trainings it was within an eighth of ``recorded_damping`` in the recorded metric.
+    This project's own derivation: gradient flow ``d theta = -D^-1 g dt`` for a time ``tau`` lowers the loss by the
+    integral of ``g^T D^-1 g``; by Cauchy and Schwarz ``|theta - theta_0|_D^2`` is at most ``tau`` times that, and
+    equals it on a linear path, so that ``1 / tau`` is estimated. On recorded trainings the estimate was within an
+    eighth of ``recorded_damping``.
 
     Args:
-        fall: Of the mean training loss, from the base model to the fine-tuned one.
+        fall: By how much the mean training loss is lower for the fine-tuned model than for the base model.
         weights: The fine-tuned model's, ``[d0, d1]`` by layer name.
-        start: The base model's.
-        metric: By layer name.
+        start: The base model's, likewise.
+        preconditioner: By layer name.
 
     Returns:
         The damping; ``None`` where the loss did not fall, or most weights did not start at the base model's.
     """
-    way, compared, trained = 0.0, 0, 0
+    distance, compared, trained = 0.0, 0, 0
     for name, matrix in weights.items():
         trained += matrix.numel()
         before = start.get(name)
         if before is None or before.shape != matrix.shape:
             continue
-        there, here = before.to(matrix.device).double(), matrix.double()
-        if not same_start(there, here):
+        first, last = before.to(matrix.device).double(), matrix.double()
+        if not same_initialisation(first, last):
             continue
         compared += matrix.numel()
-        scales = metric[name].to(matrix.device)
+        scales = preconditioner[name].to(matrix.device)
         scale = scales.row.double().unsqueeze(1) * scales.column.double()
-        way += float(((here - there) / scale).pow(2).sum())
-    return fall / way if fall > 0 and way > 0 and compared >= _COMPARED * trained else None
+        distance += float(((last - first) / scale).pow(2).sum())
+    return fall / distance if fall > 0 and distance > 0 and compared >= _MIN_COMPARED * trained else None
 
 
-def same_start(before: Tensor, after: Tensor) -> bool:
-    """Whether a layer's weights ``after`` the training can have started at those ``before``, of the same shape.
+def same_initialisation(before: Tensor, after: Tensor) -> bool:
+    """Whether a layer's trained weights ``after`` can have been initialised with the base model's weights ``before``.
 
-    Those of a head that was drawn anew are others; adapters start at zero.
+    A head that was initialised anew has a small cosine to the base model's; adapters, which start at zero, are
+    accepted. Both tensors have the same shape.
     """
     cosine = torch.cosine_similarity(before.double().flatten(), after.double().flatten(), dim=0)
-    return not before.any() or float(cosine) >= _SAME_START
+    return not before.any() or float(cosine) >= _MIN_COSINE
 
 
 def heuristic_damping(eigenvalues: Tensor) -> float:
-    """A share of the largest GGN eigenvalue, where neither a record nor the base model says more."""
+    """A share of the largest GGN eigenvalue: a rule of thumb where neither a record nor the base model says more."""
     return _SHARE_OF_LARGEST * float(eigenvalues.max())

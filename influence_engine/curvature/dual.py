@@ -1,8 +1,13 @@
 """Exact damped GGN influence in its dual form: the reference that the index is tested against.
 
-``influence_i = -phi_q^T (G + lambda D)^-1 g_i a_i / Z`` with ``G = A^T A``, ``A`` the stacked rows
-``sqrt(h_r a_i / Z) e_r^T J_i``. By Woodbury's identity only products of rows are needed, ``N R`` squared of them; all
-gradients are materialised, so this is for small cases.
+``influence_i = -phi_q^T (G + lambda D)^-1 g_i a_i / Z`` is Koh and Liang 2017, eq. 2, with a query's measurement (its
+gradient ``phi_q``) in place of the test loss, the example's weight ``a_i / Z`` in the objective as the perturbation,
+and the damped GGN ``G + lambda D`` in place of the Hessian. ``G = A^T A``, with ``A`` the stacked rows
+``sqrt(h_r a_i / Z) e_r^T J_i`` (``curvature.output``). By Woodbury's identity,
+
+    (A^T A + lambda D)^-1 = (D^-1 - D^-1 A^T (A D^-1 A^T + lambda I)^-1 A D^-1) / lambda,
+
+only inner products of the ``N R`` rows are needed. All gradients are materialised, so this is for small cases.
 """
 
 from __future__ import annotations
@@ -26,18 +31,18 @@ def exact_influence(
     queries: Sequence[Example],
     *,
     damping: float,
-    metric: Mapping[str, Tensor] | None = None,
+    preconditioner: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Influence of every training example on every query's measurement, ``[Q, N]`` in float64.
 
     Args:
         model: The fine-tuned model.
         task: Its task; outputs must be ``[B, C]``.
-        tracked: The layers to go through.
-        train: The training examples; each weighs ``1 / N`` in the objective.
-        queries: What is explained.
+        tracked: The layers whose parameters influence goes through.
+        train: The training examples; each has the weight ``1 / N`` in the objective.
+        queries: The inputs whose measurement is explained.
         damping: ``lambda``.
-        metric: ``D`` by layer name as ``[d0, d1]``; the identity if left out.
+        preconditioner: ``D`` by layer name as ``[d0, d1]``; the identity if left out.
     """
     roots, gradients, measured = [], [], []
     for example in train:
@@ -45,11 +50,13 @@ def exact_influence(
             curvature = exact_output_curvature(task, trace.outputs, trace.batch)
             for direction, value in zip(curvature.directions, curvature.curvatures, strict=True):
                 pulled = trace.gradients_along(trace.outputs, direction, keep_graph=True)
-                roots.append(_flat(pulled, tracked, metric) * value.double().sqrt())
-            gradients.append(_flat(trace.layer_gradients(task.loss(trace.outputs, trace.batch)), tracked, metric))
+                roots.append(_flat(pulled, tracked, preconditioner) * value.double().sqrt())
+            losses_of_one = trace.layer_gradients(task.loss(trace.outputs, trace.batch))
+            gradients.append(_flat(losses_of_one, tracked, preconditioner))
     for query in queries:
         with _one(model, task, tracked, query) as trace:
-            measured.append(_flat(trace.layer_gradients(task.measurement(trace.outputs, trace.batch)), tracked, metric))
+            measurement = trace.layer_gradients(task.measurement(trace.outputs, trace.batch))
+            measured.append(_flat(measurement, tracked, preconditioner))
     rows = torch.stack(roots) / len(train) ** 0.5
     losses = torch.stack(gradients) / len(train)
     phi = torch.stack(measured)
@@ -59,7 +66,7 @@ def exact_influence(
 def influence_from_products(
     kernel: Tensor, rows_losses: Tensor, queries_rows: Tensor, queries_losses: Tensor, *, damping: float
 ) -> Tensor:
-    """The same from products of rows alone, ``[Q, N]``, for gradients that are never in one place.
+    """Exact damped GGN influence ``[Q, N]`` from inner products alone, for gradients that are never all in memory.
 
     Args:
         kernel: ``A D^-1 A^T``, ``[N R, N R]``.
@@ -77,10 +84,12 @@ def _one(model: nn.Module, task: Task, tracked: TrackedLayers, example: Example)
 
 
 def _flat(
-    gradients: Mapping[str, LayerGradient], tracked: TrackedLayers, metric: Mapping[str, Tensor] | None
+    gradients: Mapping[str, LayerGradient], tracked: TrackedLayers, preconditioner: Mapping[str, Tensor] | None
 ) -> Tensor:
+    """``D^-1/2 g`` of a batch of one as a vector ``[P]``; zeros for layers that took no part in the forward pass."""
     parts = []
     for layer in tracked.layers:
         dense = gradients[layer.name].dense()[0].double() if layer.name in gradients else torch.zeros(layer.shape)
-        parts.append((dense / metric[layer.name].double().sqrt() if metric else dense).flatten().double())
+        scaled = dense / preconditioner[layer.name].double().sqrt() if preconditioner else dense
+        parts.append(scaled.flatten().double())
     return torch.cat(parts)

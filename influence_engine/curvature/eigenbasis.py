@@ -1,9 +1,10 @@
-"""The GGN's eigenvectors within the layers' coordinates, from a sample of its rows.
+"""The GGN's leading eigenvectors within the layers' coordinates, from a sample of its rows.
 
-With rows ``A [S, m]`` (``G = A^T A / S`` in expectation) the right singular vectors of ``A`` are the eigenvectors.
-The ``S`` by ``S`` product is decomposed, never the ``m`` by ``m`` one, so ``m`` may be tens of thousands. Directions
-outside the span of the training examples' gradients carry no influence (``phi^T (G + lambda)^-1 g`` needs that span
-only), and the weakest within it are cut first.
+With rows ``A [S, m]`` (``G = A^T A / S`` in expectation) the right singular vectors of ``A`` are the eigenvectors of
+``G``. They come from the eigendecomposition of the ``S`` by ``S`` matrix ``A A^T`` (the method of snapshots, Sirovich
+1987); the ``m`` by ``m`` matrix is never formed, so ``m`` may be tens of thousands. Directions outside the span of the
+training examples' gradients carry no influence, since ``phi^T (G + lambda)^-1 g`` needs that span only; within it, the
+directions with the least energy are cut first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from influence_engine.resources import one_thread
 
 _ROUNDING = 1e-7
-"""Of the largest eigenvalue: below it, the vectors are mostly the rows' rounding, another one in every build."""
+"""Share of the largest eigenvalue below which eigenvectors are mostly rounding of the rows, and differ by build."""
 
 _COLUMNS = 1024
 """Coordinates of the basis that are made orthonormal at once, in double precision."""
@@ -25,22 +26,22 @@ _COLUMNS = 1024
 
 @dataclass(frozen=True)
 class Eigenbasis:
-    """An orthonormal basis of the coordinates, ordered by curvature.
+    """An orthonormal basis of the leading directions of the rows, in order of their energy.
 
     Attributes:
         vectors: ``[m, k]``.
-        kept: Share of the rows' energy that the ``k`` directions keep.
+        energy_kept: Share of the rows' energy (sum of squares) that lies in the ``k`` directions.
     """
 
     vectors: Tensor
-    kept: float
+    energy_kept: float
 
 
 def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
     """Fits the basis; beside two blocks of rows and the basis itself, only ``S`` by ``S`` numbers are in memory.
 
     Args:
-        rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates; gone through often.
+        rows: ``[S, m]`` in blocks, weighted rows of sampled examples in the layers' coordinates; iterated repeatedly.
         dimensions: The largest ``k``.
     """
     values, vectors = decomposed(_products(rows))
@@ -61,14 +62,15 @@ def fit_eigenbasis(rows: Iterable[Tensor], dimensions: int) -> Eigenbasis:
 
 
 def decomposed(products: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``[S]`` of a positive matrix, largest first, and eigenvectors in columns, in double precision."""
+    """Eigenvalues ``[S]`` of a positive semidefinite matrix, largest first, and its eigenvectors ``[S, S]`` in columns,
+    both in double precision; eigenvalues that rounding left below zero are zero."""
     with one_thread():
         values, vectors = torch.linalg.eigh(products.double())
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
 def _products(rows: Iterable[Tensor]) -> Tensor:
-    """Inner products of all rows, ``[S, S]``, in double precision: weak eigenvectors are small differences."""
+    """``A A^T [S, S]`` in double precision, since small eigenvalues are differences of large numbers."""
     upper = []
     for number, first in enumerate(rows):
         wide = first.double()
@@ -78,5 +80,5 @@ def _products(rows: Iterable[Tensor]) -> Tensor:
 
 
 def _product(first: Tensor, second: Tensor, known: bool) -> Tensor:
-    """Inner products of two blocks' rows; zeros where they are known from the other side."""
+    """Inner products of the rows of two blocks; zeros where symmetry gives them."""
     return first.new_zeros(len(first), len(second)) if known else first @ second.double().T

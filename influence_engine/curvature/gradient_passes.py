@@ -1,4 +1,4 @@
-"""Passes over examples that yield what the index is made of: loss gradients and GGN rows, in batches."""
+"""Passes over examples, batch by batch, that give per-example loss gradients and rows of the GGN."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ from influence_engine.tasks import Example, Task, example_sizes
 T = TypeVar("T")
 
 Batches = Generator[tuple[list[int], list[Example]], None, None]
-"""Positions of examples, and these, batch by batch."""
+"""Batches of examples: the examples' positions in the data, and the examples themselves."""
 
 FAST_TOKENS = {"cpu": 2048, "cuda": 65536}
-"""Most padded positions of a batch: more are slower on two cores; on a GPU they took 11 GB for two layers of MiniLM."""
+"""Most padded positions of a batch, by device: more were slower on two cores, and took 11 GB on a GPU for two layers of
+MiniLM."""
 
 _SHARE_OF_FREE = 0.25
+"""Share of the free memory that a batch may take."""
+
 _SIZED = 2000
-"""Examples whose sizes say how large the largest is."""
+"""Examples that the largest size is estimated from."""
 
 _BYTES_A_SAVED_BYTE = 4
-"""Of what autograd keeps: gradients of outputs, their scaled copies and projections come on top."""
+"""Memory of a pass for each byte that autograd saves: output gradients, scaled copies and projections come on top."""
 
 
 @dataclass(frozen=True)
 class PulledRow:
-    """One backward pass of a batch: gradients ``J^T e`` with the weights that make GGN rows and loss gradients of them.
+    """One backward pass of a batch along output directions ``e``: products ``J^T e``, the *pulled-back rows*.
 
     Attributes:
-        gradients: By layer name.
-        root_curvature: ``[B]``; ``root_curvature J^T e`` is a GGN row.
-        loss: ``[B]``; the loss gradient is the sum of ``loss J^T e`` over an example's rows.
+        gradients: ``J^T e`` of each example, by layer name.
+        root_curvature: ``sqrt(h)``, ``[B]``; ``sqrt(h) J^T e`` is a row ``A`` of the GGN ``G = A^T A``.
+        loss: ``c``, ``[B]``; an example's loss gradient is the sum of ``c J^T e`` over its rows.
     """
 
     gradients: dict[str, LayerGradient]
@@ -53,12 +56,13 @@ class PulledRow:
 
     @property
     def importance(self) -> Tensor:
-        """``sqrt(h + c^2)``, ``[B]``: what a row counts with its curvature and its share of the loss gradient."""
+        """``sqrt(h + c^2)``, ``[B]``: a row's weight in fitting a basis, by its curvature and its part of the loss
+        gradient."""
         return (self.root_curvature.pow(2) + self.loss.pow(2)).sqrt()
 
 
 @dataclass(frozen=True)
-class Needs:
+class PassCost:
     """What passes over some examples take.
 
     Attributes:
@@ -81,11 +85,11 @@ class GradientPasses:
 
     Args:
         model: The fine-tuned model.
-        task: Its task.
-        tracked: The layers to go through.
+        task: The model's task.
+        tracked: The layers whose gradients are taken.
         batch_tokens: Padded positions a batch; None takes as many as are fast and fit in a quarter of the free memory.
-        draws: Sampled labels an example where outputs are too many for exact curvature.
-        seed: Of the sampled labels.
+        draws: Labels drawn for each example where outputs are too many for exact curvature.
+        seed: Of the drawn labels.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class GradientPasses:
         self.draws = draws
         self.seed = seed
         self.device = next(model.parameters()).device
-        self._most_together = 0
+        self._largest_batch = 0
         self._position_bytes: float | None = None
 
     def batches(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -112,18 +116,22 @@ class GradientPasses:
                 groups[-1].append(position)
             else:
                 groups.append([position])
-        self._most_together = max(map(len, groups), default=0)
+        self._largest_batch = max(map(len, groups), default=0)
         return groups
 
     def grouped(self, examples: Sequence[Example], chosen: Sequence[int]) -> Batches:
-        """The chosen positions batch by batch, each with its examples; what a batch took is given back after it."""
+        """The chosen positions batch by batch, each with its examples; memory is given back after every batch."""
         for group in self.batches([examples[position] for position in chosen]):
             positions = [chosen[place] for place in group]
             yield positions, [examples[position] for position in positions]
-            trim_heap()  # else what batches of other sizes left adds up to several times what one of them needs
+            trim_heap()  # else the heap holds several times what one batch needs, left by batches of other sizes
 
-    def needs(self, examples: Sequence[Example]) -> Needs:
-        """What batches of them take, measured on the longest of a sample."""
+    def cost(self, examples: Sequence[Example]) -> PassCost:
+        """What batches of the examples take, measured on the longest of a sample.
+
+        Raises:
+            ResourceError: the longest example alone does not fit in the memory.
+        """
         every = max(1, len(examples) // _SIZED)
         sizes = example_sizes(self.task, examples[::every])
         place = max(range(len(sizes)), key=sizes.__getitem__)
@@ -133,26 +141,31 @@ class GradientPasses:
         with _alone(longest, size):
             rows = sum(1 for _ in self.rows([longest]))
         mean = sum(sizes) / len(sizes)
-        return Needs(
+        return PassCost(
             single=int(each * size), mean=int(each * mean), mean_size=mean, batch=int(each * positions), rows=rows
         )
 
-    def within_memory(self, work: Callable[[], T], told: Callable[[str], None]) -> T:
-        """The result of work that goes through ``batches``: where memory runs out, begun again with half as large ones.
+    def within_memory(self, work: Callable[[], T], report: Callable[[str], None]) -> T:
+        """The result of ``work``, which goes through ``batches``; begun again with half as large batches where memory
+        runs out.
+
+        Args:
+            work: What to do.
+            report: Receives a sentence for the progress display whenever batches become smaller.
 
         Raises:
             RuntimeError, MemoryError: as the work raised it, where even single examples do not fit.
         """
 
         def begun() -> T:
-            self._most_together = 0
+            self._largest_batch = 0
             return work()
 
         def halve() -> None:
             self.batch_tokens = max(1, (self.batch_tokens or 1) // 2)
-            told(f"memory ran out; going on with batches of {self.batch_tokens:,} positions")
+            report(f"memory ran out; going on with batches of {self.batch_tokens:,} positions")
 
-        return within_memory(begun, lambda: self.batch_tokens not in (None, 1) and self._most_together > 1, halve)
+        return within_memory(begun, lambda: self.batch_tokens not in (None, 1) and self._largest_batch > 1, halve)
 
     def trace(self, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Trace]:
         """A traced forward pass of one batch."""
@@ -160,14 +173,23 @@ class GradientPasses:
         return tracing(self.model, self.task, self.tracked.layers, batch)
 
     def loss_gradients(self, examples: Sequence[Example]) -> dict[str, LayerGradient]:
-        """Gradients of the training losses of one batch."""
+        """Per-example gradients of the training losses of one batch, by layer name.
+
+        Raises:
+            ModelError: a gradient is not finite.
+        """
         with self.trace(examples) as trace:
             gradients = trace.layer_gradients(self.task.loss(trace.outputs, trace.batch))
         self._check_finite(gradients, examples)
         return gradients
 
     def rows(self, examples: Sequence[Example]) -> Iterator[PulledRow]:
-        """All rows of one batch: every GGN direction, and the loss gradient where it is not a sum of these."""
+        """All pulled-back rows of one batch: every direction of the GGN, and the loss gradient where it is not a sum of
+        these.
+
+        Raises:
+            ModelError: a gradient is not finite.
+        """
         with self.trace(examples) as trace:
             exact = fits_exact_curvature(trace.outputs)
             for row in self._exact_rows(trace) if exact else self._drawn_rows(trace, examples):
@@ -219,7 +241,7 @@ class GradientPasses:
     def _check_finite(self, gradients: dict[str, LayerGradient], examples: Sequence[Example]) -> None:
         bounds = torch.stack([gradient.bounds() for gradient in gradients.values()])
         finite = torch.isfinite(bounds)
-        if bool(finite.all()):  # asked once for all layers: a GPU is waited for
+        if bool(finite.all()):  # one check for all layers, since each makes the processor wait for the GPU
             return
         number, position = (~finite).nonzero()[0].tolist()
         name = list(gradients)[number]
@@ -229,7 +251,7 @@ class GradientPasses:
 
 @contextlib.contextmanager
 def _alone(longest: Example, size: int) -> Iterator[None]:
-    """While one example is passed through the model: where memory runs out, no batch can be made that fits."""
+    """While a single example passes through the model: running out of memory becomes a ResourceError that says so."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

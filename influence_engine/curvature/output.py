@@ -1,7 +1,8 @@
-"""The generalised Gauss-Newton matrix at the model's outputs: directions whose pull-backs sum to it.
+"""The loss's curvature at the model's outputs: the ``H`` in the generalised Gauss-Newton matrix ``G = J^T H J``.
 
-``G_i = J_i^T H_i J_i`` with ``H_i`` the second derivative of example ``i``'s loss with respect to the outputs (for
-cross-entropy ``diag p - p p^T``). ``H_i = sum_r h_r e_r e_r^T`` turns it into a few backward passes along ``e_r``.
+``G_i = J_i^T H_i J_i`` (Schraudolph 2002; Martens 2020, section 8): ``J_i`` is the Jacobian of example ``i``'s outputs
+by the parameters, ``H_i`` the second derivative of its loss by the outputs; for cross-entropy, ``diag p - p p^T``.
+The eigendecomposition ``H_i = sum_r h_r e_r e_r^T`` turns ``G_i`` into a few backward passes, one along each ``e_r``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from influence_engine.errors import SettingsError
 from influence_engine.tasks import Batch, SamplingTask, Task
 
 _MOST_EXACT = 16
-"""Outputs per example up to which the output's second derivative is decomposed exactly."""
+"""Outputs of an example up to which the loss's second derivative by them is decomposed exactly."""
 
 _ROUNDING = 1e-14
 """Curvature below this is rounding of probabilities in double precision."""
@@ -35,7 +36,7 @@ class OutputCurvature:
         curvatures: ``[R, B]``, their ``h_r >= 0``.
         loss_gradient: ``[B, C]``.
         coefficients: ``[R, B]`` with ``loss_gradient = sum_r coefficients_r e_r`` where that holds for every example of
-            the batch, else ``None``: then the loss needs a backward pass of its own.
+            the batch, else ``None``: the loss then needs a backward pass of its own.
     """
 
     directions: Tensor
@@ -45,12 +46,12 @@ class OutputCurvature:
 
 
 def fits_exact_curvature(outputs: Tensor) -> bool:
-    """Whether outputs are one short vector an example, so that the exact decomposition is cheap."""
+    """Whether each example has one short vector of outputs, so that the exact decomposition is cheap."""
     return outputs.dim() == 2 and outputs.shape[1] <= _MOST_EXACT
 
 
 def exact_output_curvature(task: Task, outputs: Tensor, batch: Batch) -> OutputCurvature:
-    """Decomposes the second derivative of the loss by the outputs ``[B, C]`` exactly."""
+    """Eigendecomposition of each example's ``H_i``, the second derivative of its loss by its outputs ``[B, C]``."""
     leaf = outputs.detach().double().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf, create_graph=True)
@@ -62,8 +63,8 @@ def exact_output_curvature(task: Task, outputs: Tensor, batch: Batch) -> OutputC
         ]
     values, vectors = torch.linalg.eigh(torch.stack(rows, 1))
     values = values.clamp_min(0)
-    # Null directions of all examples (adding a constant to all logits) need no backward pass. The bound is the batch's:
-    # within an example that the model is sure of, all is rounding.
+    # Directions without curvature in every example (adding a constant to all logits) need no backward pass. The bound
+    # is relative to the batch: within an example that the model is certain of, every eigenvalue is rounding.
     used = (values > values.amax().mul(1e-9).clamp_min(_ROUNDING)).any(0).nonzero().flatten().flip(0)
     directions = vectors[:, :, used].permute(2, 0, 1)
     curvatures = values[:, used].T

@@ -80,7 +80,7 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
         tiers={tier: error_of(one) for tier, one in scores.items()},
         smoother=smoothness_advice(retraining.run.settings),
     )
-    index.keep_calibration(found)
+    index.save_calibration(found)
     return found
 
 

@@ -1,9 +1,13 @@
 """Few coordinates for a gradient of millions of numbers, chosen by where the training gradients have their energy.
 
-Every layer's gradient ``G [d0, d1]`` is seen through two orthonormal bases, ``p0^T G p1``: the leading eigenvectors of
-``sum_i G_i G_i^T`` and ``sum_i G_i^T G_i`` over training examples (the higher-order SVD of De Lathauwer et al. 2000,
-truncated). How many of them each layer gets is one greedy choice over all layers: the next coordinates go where they
-keep the most energy for their number. A blind two-sided projection of the same size keeps far less of the influence
+Every layer's gradient ``G [d0, d1]`` is projected on two orthonormal bases, ``p0^T G p1``: the leading eigenvectors of
+``sum_i G_i G_i^T`` and ``sum_i G_i^T G_i`` over training examples, which is the truncated higher-order SVD (De
+Lathauwer, De Moor and Vandewalle 2000) over the two sides of the tensor of all gradients. The bases of K-FAC (Martens
+and Grosse 2015) and EK-FAC (George et al. 2018) are eigenvectors of the inputs' and output gradients' covariances
+instead.
+
+How many directions each layer gets is this project's own greedy choice over all layers: the next coordinates go where
+they keep the most energy for their number. Random two-sided projections of the same size keep far less of the influence
 (``benchmarks/coordinates.py`` compares them).
 """
 
@@ -20,19 +24,19 @@ from influence_engine.gradients.factors import DenseGradient, FactoredGradient, 
 from influence_engine.resources import one_thread
 
 _BYTES_AT_ONCE = {False: 2**21, True: 2**26}
-"""Of gradients that are materialised together, on processors and on a GPU."""
+"""Bytes of gradients that are materialised together; the key says whether on a GPU."""
 
 _FACTORED = 16
-"""Positions times columns of the narrower basis up to which a gradient is not materialised, as measured."""
+"""Positions times columns of the narrower basis up to which a gradient stays factored, as measured."""
 
 _NARROW = 16
-"""Columns below which a batch of products is several times slower than one of all matrices side by side."""
+"""Columns below which a batch of products is several times slower than one product of all matrices side by side."""
 
 _GROWTH = 1.25
 """A layer's basis grows by a quarter at a time: fine enough, and a handful of steps instead of thousands."""
 
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
-"""Of the largest eigenvalue: with less, a direction may have no energy at all."""
+"""Share of the largest eigenvalue below which a direction may have no energy at all, only rounding."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class LayerProjection:
     """The two bases of one layer.
 
     Attributes:
-        left: ``[d0, r0]`` float, or for a look-up table ``[r0]`` integers: the rows that are kept.
-        right: ``[d1, r1]`` float.
+        left: ``p0 [d0, r0]``, orthonormal columns; for an embedding ``[r0]`` integers, the rows that are selected.
+        right: ``p1 [d1, r1]``, orthonormal columns.
     """
 
     left: Tensor
@@ -49,17 +53,20 @@ class LayerProjection:
 
     @property
     def size(self) -> int:
-        """Coordinates of this layer, ``r0 r1``."""
+        """Number of coordinates of this layer, ``r0 r1``."""
         return self.left.shape[-1] * self.right.shape[-1]
 
-    def seen(self, matrices: Tensor) -> Tensor:
-        """``[q, r0, r1]`` of matrices ``[q, d0, d1]``."""
+    def project_matrices(self, matrices: Tensor) -> Tensor:
+        """``p0^T M p1``, ``[q, r0, r1]``, of dense matrices ``M [q, d0, d1]``."""
         if self.left.dim() == 1:
             return matrices[:, self.left] @ self.right
         return _between(self.left.T, matrices, self.right)
 
-    def spread(self, inner: Tensor, height: int) -> Tensor:
-        """The transpose of ``seen``: ``[q, d0, d1]`` of ``[q, r0, r1]``; ``height`` is ``d0``."""
+    def lift(self, inner: Tensor, height: int) -> Tensor:
+        """``p0 C p1^T``, ``[q, d0, d1]``, of coordinates ``C [q, r0, r1]``: the transpose of ``project_matrices``.
+
+        ``height`` is ``d0``, which selected rows of an embedding do not say.
+        """
         if self.left.dim() == 1:
             whole = inner.new_zeros(len(inner), height, self.right.shape[0])
             whole[:, self.left] = inner @ self.right.T
@@ -67,21 +74,24 @@ class LayerProjection:
         return _between(self.left, inner, self.right.T)
 
     def project(self, gradient: LayerGradient) -> Tensor:
-        """Coordinates of each example's gradient, ``[B, r0 r1]``."""
+        """Coordinates ``p0^T G p1`` of each example's gradient, ``[B, r0 r1]``."""
         if not isinstance(gradient, IndexedGradient):
             return gradient.project(self.left, self.right).flatten(1)
-        kept = self.left.shape[0]
-        slots = self.left.new_full((gradient.height,), kept)
-        slots[self.left] = torch.arange(kept, device=self.left.device)
-        reduced = IndexedGradient(slots[gradient.rows], gradient.right @ self.right, kept + 1)
-        return reduced.dense()[:, :kept].flatten(1)
+        selected = self.left.shape[0]
+        slots = self.left.new_full((gradient.height,), selected)
+        slots[self.left] = torch.arange(selected, device=self.left.device)
+        reduced = IndexedGradient(slots[gradient.rows], gradient.right @ self.right, selected + 1)
+        return reduced.dense()[:, :selected].flatten(1)
 
-    def project_weighed(self, gradient: LayerGradient, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """Coordinates ``[B, r0 r1]`` of each example's gradient times a matrix ``[d0, d1]``, number by number.
+    def project_hadamard(self, gradient: LayerGradient, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """Coordinates ``[B, r0 r1]`` of the Hadamard (elementwise) product of each example's gradient and a matrix.
 
         Args:
-            gradient: Of the layer.
-            matrices: One or several; what they have in common is done once.
+            gradient: The layer's gradients.
+            matrices: One or several, ``[d0, d1]``; work that all of them need is done once.
+
+        Returns:
+            One tensor for each of ``matrices``.
         """
         if isinstance(gradient, IndexedGradient):
             return [
@@ -91,12 +101,12 @@ class LayerProjection:
             return [self.project(DenseGradient(gradient.matrix * matrix)) for matrix in matrices]
         positions, (r0, r1) = gradient.left.shape[1], (self.left.shape[1], self.right.shape[1])
         if positions * min(r0, r1) > _FACTORED:
-            found = _weighed(gradient, matrices, self.left, self.right)
+            found = _hadamard_materialised(gradient, matrices, self.left, self.right)
         elif r0 <= r1:
-            found = [_weighed_as_factors(gradient.left, gradient.right, one, self.left, self.right) for one in matrices]
+            found = [_hadamard_factored(gradient.left, gradient.right, one, self.left, self.right) for one in matrices]
         else:
             found = [
-                _weighed_as_factors(gradient.right, gradient.left, one.T, self.right, self.left).transpose(1, 2)
+                _hadamard_factored(gradient.right, gradient.left, one.T, self.right, self.left).transpose(1, 2)
                 for one in matrices
             ]
         return [one.flatten(1) for one in found]
@@ -111,7 +121,7 @@ def _between(before: Tensor, matrices: Tensor, after: Tensor) -> Tensor:
 
 
 def _before_each(before: Tensor, matrices: Tensor) -> Tensor:
-    """``before @ matrices``: narrow ones side by side, as one product."""
+    """``before @ matrices``; narrow matrices side by side, as one product."""
     count, height, width = matrices.shape
     if count == 1 or width >= _NARROW:
         return before @ matrices
@@ -119,7 +129,9 @@ def _before_each(before: Tensor, matrices: Tensor) -> Tensor:
     return together.view(len(before), count, width).transpose(0, 1)
 
 
-def _weighed(gradient: FactoredGradient, matrices: Sequence[Tensor], p0: Tensor, p1: Tensor) -> list[Tensor]:
+def _hadamard_materialised(
+    gradient: FactoredGradient, matrices: Sequence[Tensor], p0: Tensor, p1: Tensor
+) -> list[Tensor]:
     """``p0^T (G * matrix) p1``, ``[B, r0, r1]``, of materialised gradients: a few at a time stay in the caches."""
     d0, d1 = matrices[0].shape
     some = max(1, _BYTES_AT_ONCE[gradient.left.is_cuda] // (4 * d0 * d1))
@@ -131,8 +143,11 @@ def _weighed(gradient: FactoredGradient, matrices: Sequence[Tensor], p0: Tensor,
     return [torch.cat(part) for part in parts]
 
 
-def _weighed_as_factors(left: Tensor, right: Tensor, matrix: Tensor, p0: Tensor, p1: Tensor) -> Tensor:
-    """The same one position and column of ``p0`` after the other, in one product for all examples."""
+def _hadamard_factored(left: Tensor, right: Tensor, matrix: Tensor, p0: Tensor, p1: Tensor) -> Tensor:
+    """``p0^T (G * matrix) p1``, ``[B, r0, r1]``, without materialising ``G = left^T right``.
+
+    For each position and column of ``p0`` a combination of the matrix' rows, in one product for all examples.
+    """
     batch, positions, _ = left.shape
     columns = left.unsqueeze(2) * p0.T
     rows = (columns.flatten(0, 2) @ matrix).view(batch, positions, p0.shape[1], -1)
@@ -140,13 +155,13 @@ def _weighed_as_factors(left: Tensor, right: Tensor, matrix: Tensor, p0: Tensor,
 
 
 class EnergyFit:
-    """Gathers, layer by layer, how the energy of training gradients lies in their two sides."""
+    """Sums ``G G^T`` and ``G^T G`` of training gradients, layer by layer, and chooses bases by their eigenvalues."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, layer: str, gradient: LayerGradient) -> None:
-        """Adds a layer's gradients of one batch."""
+        """Adds the gradients of one batch in the layer of that name."""
         left, right = gradient.covariances()
         if layer in self._sums:
             self._sums[layer][0].add_(left)
@@ -158,8 +173,8 @@ class EnergyFit:
         """The bases of every layer, at most ``budget`` coordinates in all (and at least one a layer)."""
         sides = {name: (_Side.of(left), _Side.of(right)) for name, (left, right) in self._sums.items()}
         ranks = dict.fromkeys(sides, (1, 1))
-        # First what has energy for certain. What may be rounding takes no other direction's place, but where there is
-        # room nothing is cut: a direction near a cut would be there in one build and not in another.
+        # First the directions that have energy for certain. Those that may be rounding take no other direction's place,
+        # but while the budget lasts nothing is cut: a direction near a cut would be in one build and not in another.
         certain = {name: (left.certain, right.certain) for name, (left, right) in sides.items()}
         every = {name: (len(left.kept), len(right.kept)) for name, (left, right) in sides.items()}
         if _grow(ranks, certain, sides, budget):
@@ -172,9 +187,18 @@ class EnergyFit:
 
 @dataclass(frozen=True)
 class _Side:
-    vectors: Tensor  # [d, d] eigenvectors, largest first; for a table [d] row numbers, largest first
-    kept: Tensor  # share of the energy that the first 1, 2, ... of them keep, up to the last one that has any
-    certain: int  # how many have more energy than rounding may leave of none
+    """Eigendecomposition of one side of a layer's gradients.
+
+    Attributes:
+        vectors: ``[d, d]``, eigenvectors in columns, largest first; for an embedding ``[d]`` row numbers, likewise.
+        kept: Share of the energy in the first 1, 2, ... of them, up to the last one that has any.
+        certain: How many have more energy than rounding would give a direction without any.
+        energy: The sum of the eigenvalues.
+    """
+
+    vectors: Tensor
+    kept: Tensor
+    certain: int
     energy: float
 
     @staticmethod
@@ -182,7 +206,7 @@ class _Side:
         if matrix.dim() == 1:
             values, vectors = matrix.double().sort(descending=True)
         else:
-            # In single precision: which directions come first and how far is all that matters.
+            # Single precision is enough: only the order of the directions and the share of their energy matter.
             with one_thread():
                 values, vectors = torch.linalg.eigh(matrix.float())
             values, vectors = values.double().flip(0).clamp_min(0), vectors.flip(1)
@@ -202,16 +226,19 @@ def _grow(
     sides: Mapping[str, tuple[_Side, _Side]],
     budget: int,
 ) -> bool:
-    """Ranks ``(r0, r1)`` by layer: greedily the largest gain of kept energy a coordinate; whether there is room left.
+    """Grows ``ranks`` greedily, by the largest gain of kept energy for each coordinate.
 
     Args:
-        ranks: Changed.
-        most: What they may grow to.
-        sides: Of the layers.
-        budget: Coordinates in all.
+        ranks: ``(r0, r1)`` by layer; changed in place.
+        most: The ranks that they may grow to.
+        sides: The two decompositions of each layer.
+        budget: Coordinates of all layers together.
+
+    Returns:
+        Whether the budget sufficed for everything in ``most`` that has energy.
     """
     spent = sum(r0 * r1 for r0, r1 in ranks.values())
-    room = True
+    sufficed = True
     queue: list[tuple[float, str, tuple[int, int]]] = []
 
     def push(name: str) -> None:
@@ -233,12 +260,12 @@ def _grow(
         gain, name, (a, b) = heapq.heappop(queue)
         r0, r1 = ranks[name]
         if spent + a * b - r0 * r1 > budget:
-            room = False
+            sufficed = False
         elif gain != 0.0:
             spent += a * b - r0 * r1
             ranks[name] = (a, b)
             push(name)
-    return room
+    return sufficed
 
 
 def _grown(rank: int, most: int) -> int:

@@ -1,18 +1,18 @@
-"""Per-example gradients of one layer, kept as factors and contracted only when asked.
+"""Per-example gradients of one layer, held as factors and contracted only when asked.
 
-A layer's trainable parameters are seen as one matrix ``W [d0, d1]`` (a bias is the last column). The gradient of an
-example is then ``G = sum_t left_t right_t^T`` over its positions ``t``: output gradients and inputs for a linear layer.
-The three classes below keep ``G`` in the form in which the layer yields it; their common algebra is the interface:
+A layer's trainable parameters are one matrix ``W [d0, d1]`` (a bias is the last column). The gradient of an example is
+then ``G = sum_t left_t right_t^T`` over its positions ``t``: output gradients and inputs for a linear layer (Goodfellow
+2015). Each class below holds ``G`` in the form in which a kind of layer gives it; the common algebra is the interface:
 
 * ``dense()``            ``[B, d0, d1]``, the materialised gradients (for references and small layers),
 * ``project(p0, p1)``    ``[B, r0, r1]``, ``p0^T G p1``,
 * ``inner(matrix)``      ``[B]``, ``<G, matrix>``,
-* ``covariances()``      ``(sum_b G G^T, sum_b G^T G)``, what an eigenbasis is fitted on,
+* ``covariances()``      ``(sum_b G G^T, sum_b G^T G)``, ``[d0, d0]`` and ``[d1, d1]``, for fitting an eigenbasis,
 * ``squared_norms()``    ``[B]``, ``||G||^2``,
-* ``squares()``          sums over examples of each row's squares ``[d0]`` and each column's ``[d1]``, and how many rows
-  the examples touched in all,
-* ``bounds()``           ``[B]``, not less than any number of ``G``, and not finite where one of them is not,
-* ``scale(row, column)`` gradients of the same form in a metric that is a product of rows and columns,
+* ``squares()``          sums over examples of each row's squares ``[d0]`` and each column's ``[d1]``, and for how many
+  pairs of an example and a row the gradient is not zero by construction,
+* ``bounds()``           ``[B]``, an upper bound of the absolute entries of ``G``, infinite or nan where one of them is,
+* ``scale(row, column)`` gradients of the same form, multiplied elementwise by ``row_i column_j``,
 * ``times(weights)``     each example's gradient times its weight, ``[B]``,
 * ``total()``            ``[d0, d1]``, the sum of the examples' gradients.
 """
@@ -77,7 +77,7 @@ class FactoredGradient:
 
 @dataclass(frozen=True)
 class DenseGradient:
-    """Gradients that are small enough to keep whole: normalisation layers, grouped convolutions.
+    """Gradients that are small enough to materialise: normalisation layers, grouped convolutions.
 
     Attributes:
         matrix: ``[B, d0, d1]``.
@@ -121,10 +121,10 @@ class DenseGradient:
 
 @dataclass(frozen=True)
 class IndexedGradient:
-    """Gradients of a look-up table: position ``t`` touches the one row ``rows[b, t]``.
+    """Gradients of an embedding: position ``t`` of example ``b`` has a gradient in the one row ``rows[b, t]``.
 
     Attributes:
-        rows: ``[B, T]``, row numbers; a position that trains nothing (padding) has a zero ``right``.
+        rows: ``[B, T]``, row numbers; a position that is not trained on (padding) has a zero ``right``.
         right: ``[B, T, d1]``, output gradients.
         height: ``d0``, the number of rows of the table.
     """
@@ -145,7 +145,7 @@ class IndexedGradient:
         return (matrix[self.rows] * self.right).sum((1, 2))
 
     def covariances(self) -> tuple[Tensor, Tensor]:
-        # The table's side is its diagonal (a vector [d0]): a full [d0, d0] would not fit for a vocabulary.
+        # Of G G^T only the diagonal, a vector [d0]: a full [d0, d0] would not fit for a vocabulary.
         summed = self._summed_over_equal_rows()
         diagonal = self.right.new_zeros(self.height)
         diagonal.scatter_add_(0, self.rows.flatten(), (self.right * summed).sum(-1).flatten())
@@ -173,7 +173,7 @@ class IndexedGradient:
         return result.index_add_(0, self.rows.flatten(), _flat(self.right))
 
     def _summed_over_equal_rows(self) -> Tensor:
-        """At each position the sum of ``right`` over all positions of the example that touch the same row."""
+        """At each position the sum of ``right`` over all positions of the example with the same row number."""
         return (self.rows.unsqueeze(1) == self.rows.unsqueeze(2)).to(self.right.dtype) @ self.right
 
 
@@ -185,7 +185,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _positive(sums: Tensor) -> Tensor:
-    """What rounding left below zero of sums that are squares."""
+    """Sums of squares, with what rounding left below zero set to zero."""
     return sums.clamp_min(0)
 
 

@@ -1,4 +1,4 @@
-"""Derivatives along a direction of the parameters, in one forward pass."""
+"""Derivatives along a direction of the parameters (Jacobian-vector products), in one forward pass."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch.func import functional_call
 from influence_engine.tasks import Batch
 
 forward: Any = _forward_ad
-"""Torch has no annotations for it."""
+"""Torch's forward-mode differentiation, which has no type annotations."""
 
 Compute = Callable[[nn.Module, Batch], Tensor]
+"""From a model and a batch to a tensor: ``Task.outputs``, for instance."""
 
 
 def derivative_along(
     model: nn.Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor], along: Mapping[str, Tensor]
 ) -> Tensor:
-    """How ``compute(model, batch)`` changes along a direction of the parameters; of the shape of what it computes.
+    """The directional derivative of ``compute(model, batch)``, of the shape of its result.
 
     Args:
         model: The model; parameters that are not named keep their values.
-        compute: From the model and a batch to a tensor.
-        batch: The batch.
+        compute: What is differentiated.
+        batch: Its batch.
         parameters: Where to differentiate, by the parameters' names.
         along: The direction, by the same names.
 
@@ -40,10 +41,12 @@ def derivative_along(
 
 
 class _Computing(nn.Module):
+    """``compute`` as a module, since ``functional_call`` replaces parameters of modules only."""
+
     def __init__(self, model: nn.Module, compute: Compute) -> None:
         super().__init__()
         self.model, self.compute = model, compute
 
     def forward(self, batch: Batch) -> Tensor:
-        """What is computed."""
+        """``compute(model, batch)``."""
         return self.compute(self.model, batch)

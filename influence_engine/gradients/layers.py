@@ -1,4 +1,4 @@
-"""Which layers have per-example gradients here, and how each yields them from its input and output gradient."""
+"""The layers with per-example gradients, and how each kind gives them from its input and output gradient."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class _Base:
+    """A module, its name in the model, and the names of its own trained parameters (``weight``, ``bias``)."""
+
     name: str
     module: nn.Module
     trained: frozenset[str]
@@ -61,13 +63,14 @@ class _Base:
         return parameters[f"{self.name}.{name}" if self.name else name]
 
     def _columns(self, parameters: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
+        """The weight's columns, and the bias as a last one."""
         parts = [] if weight is None else [weight]
         if self._has("bias"):
             parts.append(self._part(parameters, "bias").unsqueeze(-1))
         return torch.cat(parts, -1)
 
     def _inputs(self, inputs: Tensor) -> Tensor:
-        """Inputs ``[..., d]`` with the columns that train: the weight's, then a one for the bias."""
+        """Inputs ``[..., d]`` where the weight is trained, and a last column of ones where the bias is."""
         parts = [inputs] if self._has("weight") else []
         if self._has("bias"):
             parts.append(inputs.new_ones(*inputs.shape[:-1], 1))
@@ -205,11 +208,11 @@ class _Make(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of module that has per-example gradients here.
+    """A supported kind of module.
 
     Attributes:
-        fits: Whether a module is of this kind, which is to compute what its layer takes it to compute.
-        layer: Makes the layer, from the names of the module's trained parameters too.
+        fits: Whether a module is of this kind, that is, computes exactly what the layer's gradients assume.
+        layer: Makes the layer from the module's name, the module, and the names of its trained parameters.
     """
 
     fits: Callable[[nn.Module], bool]
@@ -217,12 +220,13 @@ class Kind:
 
 
 def _is(module: nn.Module, *classes: type[nn.Module]) -> bool:
-    """Whether it is of one of the classes, or derived without another ``forward`` (Gemma's embeddings scale theirs)."""
+    """Whether the module is of one of the classes, or of a subclass with the same ``forward`` (Gemma's embeddings scale
+    their outputs, for instance, and are not)."""
     return any(isinstance(module, one) and type(module).forward is one.forward for one in classes)
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # That of nn.MultiheadAttention, of a class of its own, is never called: the attention takes its weights.
+    # nn.MultiheadAttention's output projection has this class and is never called: the attention takes its weights.
     return _is(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
@@ -240,7 +244,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _is_other_rms_norm(module: nn.Module) -> bool:
-    """Every model of ``transformers`` has a class of its own."""
+    """Whether the module is the RMS normalisation of a ``transformers`` model, each of which has a class of its own."""
     named = type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
     return named and [name for name, _ in module.named_parameters(recurse=False)] == ["weight"]
 
@@ -258,7 +262,7 @@ KINDS: Mapping[str, Kind] = {
     "RMS normalisation": Kind(lambda module: _is(module, nn.RMSNorm), NormalisationLayer),
     "RMS normalisation of transformers": Kind(_is_other_rms_norm, NormalisationLayer),
 }
-"""What is supported; a module is of one kind at most."""
+"""The supported kinds, by name; a module is of one kind at most."""
 
 
 def layer_for(name: str, module: nn.Module) -> Layer | None:

@@ -1,8 +1,8 @@
-"""One forward pass whose per-example gradients can be asked for, without touching the model.
+"""One forward pass whose per-example gradients can be asked for, without changing the model.
 
-Hooks keep each tracked layer's input and the autograd edge of its output. A backward pass then runs over activations
-only: autograd is asked for the layers' outputs and never for a parameter, so the weight-gradient products of an
-ordinary backward pass do not happen, and layers below the first tracked one are not differentiated at all.
+Hooks hold each tracked layer's input and the autograd edge of its output. A backward pass then runs over activations
+only: autograd is asked for gradients of the layers' outputs and never of a parameter, so the weight-gradient products
+of an ordinary backward pass do not happen, and layers below the first tracked one are not differentiated at all.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from influence_engine.tasks import Batch, Task
 
 
 class Trace:
-    """The outputs of one forward pass and what is needed for its layers' gradients.
+    """The outputs of one forward pass, and the inputs and autograd edges that its layers' gradients need.
 
     Attributes:
         outputs: What ``Task.outputs`` returned, with its graph.
-        batch: The batch it was made from, on the model's device.
+        batch: The batch of the forward pass, on the model's device.
     """
 
     def __init__(self, layers: Sequence[Layer], batch: Batch, batch_size: int) -> None:
@@ -39,7 +39,7 @@ class Trace:
         self._calls: list[tuple[int, Tensor, int, GradientEdge]] = []
 
     def record_call(self, number: int, inputs: Tensor, output: Tensor) -> None:
-        """Notes one call of layer ``number``; called by the hooks."""
+        """Records one call of layer ``number``, with its input and output; called by the hooks."""
         self._calls.append((number, inputs, inputs._version, get_gradient_edge(output)))
 
     def layer_gradients(self, scalars: Tensor, *, keep_graph: bool = False) -> dict[str, LayerGradient]:
@@ -81,16 +81,19 @@ class Trace:
 
 @contextlib.contextmanager
 def tracing(model: nn.Module, task: Task, layers: Sequence[Layer], batch: Batch) -> Iterator[Trace]:
-    """Runs ``task.outputs(model, batch)`` with hooks on ``layers`` and yields its trace.
+    """Runs ``task.outputs(model, batch)`` with hooks on ``layers`` and yields the trace.
 
-    The model is run in evaluation mode and put back afterwards.
+    The model runs in evaluation mode; its training mode is restored afterwards.
+
+    Raises:
+        ModelError: the outputs do not depend on any trained layer.
     """
     trace = Trace(layers, batch, next(iter(batch.values())).shape[0])
     handles: list[RemovableHandle] = []
     for number, layer in enumerate(layers):
         handles += [
             layer.module.register_forward_pre_hook(_expand_to_batch(trace), with_kwargs=True),
-            layer.module.register_forward_hook(_note(trace, number), with_kwargs=True),
+            layer.module.register_forward_hook(_record(trace, number), with_kwargs=True),
         ]
     was_training = model.training
     if was_training:
@@ -113,8 +116,8 @@ def tracing(model: nn.Module, task: Task, layers: Sequence[Layer], batch: Batch)
 
 def _expand_to_batch(trace: Trace) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # BERT looks positions up once for the whole batch ([1, T]) and broadcasts: the examples' gradients would
-        # come out summed. Looking them up for each example keeps them apart and changes no value.
+        # BERT looks positions up once for the whole batch ([1, T]) and broadcasts: the examples' gradients would be
+        # summed. Looking positions up for each example keeps the gradients apart and changes no value.
         if isinstance(module, nn.Embedding) and args and args[0].shape[0] == 1 and trace.batch_size > 1:
             return (args[0].expand(trace.batch_size, *args[0].shape[1:]), *args[1:]), kwargs
         return None
@@ -122,7 +125,7 @@ def _expand_to_batch(trace: Trace) -> Any:
     return hook
 
 
-def _note(trace: Trace, number: int) -> Any:
+def _record(trace: Trace, number: int) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         inputs = args[0] if args else next(iter(kwargs.values()))
         if output.requires_grad:

@@ -1,4 +1,4 @@
-"""Finds the layers that hold a model's trainable parameters, and says which cannot be attributed."""
+"""Finds the layers that hold a model's trainable parameters, and refuses those without per-example gradients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from influence_engine.gradients.layers import Layer, layer_for
 
 @dataclass(frozen=True)
 class TrackedLayers:
-    """The layers that explanations go through.
+    """The layers with trained parameters, through which influence is computed.
 
     Attributes:
         layers: In the model's order.
-        left_out: Names of trainable parameters that no layer covers, with their sizes.
-        parameters: How many trainable parameters there are, covered or not.
+        left_out: Sizes of trainable parameters that no layer covers, by name.
+        parameters: Number of trainable parameters, covered or not.
     """
 
     layers: tuple[Layer, ...]
@@ -32,7 +32,7 @@ class TrackedLayers:
         return sum(self.left_out.values()) / self.parameters
 
     def matrices(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors given by parameter name, laid out as one matrix a layer."""
+        """Tensors given by parameter name, laid out as one matrix ``[d0, d1]`` for each layer, by layer name."""
         return {layer.name: layer.matrix(parameters) for layer in self.layers}
 
     def parameters_of(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,7 +41,8 @@ class TrackedLayers:
 
 
 def _taken_apart(layer: Layer, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One layer's matrix as its parameters: numbered places, laid out as their values would be, say where each is."""
+    """One layer's matrix as its parameters: index numbers, laid out by ``layer.matrix`` as values would be, say where
+    each parameter's values are in the matrix."""
     places: dict[str, Tensor] = {}
     count = 0
     for name, parameter in layer.parameters().items():

@@ -1,10 +1,11 @@
 """How far an index's influences were from real retraining, and the intervals that follow from it.
 
-The error of a predicted change after ``n`` examples are taken out is modelled as ``a sqrt(n) u + b |predicted| + c n
-u``, with ``u`` the root mean square of the query's influences: errors of single examples add up like independent ones,
-what is far from the recorded weights is off by a share, and without many of its examples training takes another way.
-``a`` and ``b`` are chosen so that nine in ten of the measured changes lie within it, and the intervals are as narrow as
-that allows (split conformal, with one more free number); then ``c`` so that this holds for a large set, too.
+This project's own error model: after ``n`` examples are removed, the error of a predicted change is at most
+``a sqrt(n) u + b |predicted| + c n u``, with ``u`` the root mean square of the query's influences. Errors of single
+examples add up like independent ones (``a``), large changes are off by a share since training is not linear (``b``),
+and without many of its examples training takes another trajectory (``c``). ``a`` and ``b`` are chosen so that nine in
+ten of the measured changes lie within the interval while the intervals are as narrow as that allows: split conformal
+prediction (Papadopoulos et al. 2002) with one more free number; then ``c`` so that the same holds for a large set.
 """
 
 from __future__ import annotations
@@ -23,32 +24,34 @@ from influence_engine.files import read_json, write_json
 from influence_engine.training.smoothness import smoothness_advice
 
 LEVEL = 0.9
+"""Share of the measured changes that the intervals hold."""
 
 TRUSTED_AGREEMENT = 0.5
-"""With less, predicted and measured changes have too little in common for a slope between them to be one."""
+"""Cosine of predicted and measured changes below which a slope between them means nothing."""
 
 GOOD_AGREEMENT = 0.8
-"""With less, indexes were seen to fall below what they are good for (an LDS of 0.8)."""
+"""Cosine of predicted and measured changes below which indexes were seen to have an LDS of less than 0.8."""
 
 LINEAR_ENOUGH = 0.4
-"""With more nonlinearity, even the exact derivative was seen to say less than nine tenths of what retraining does."""
+"""Nonlinearity above which even the exact derivative was seen to predict less than nine tenths of retraining."""
 
 QUITE_LINEAR = 0.25
-"""With more, exact replay itself was seen to fall below what it is good for (an LDS of 0.95)."""
+"""Nonlinearity above which exact replay itself was seen to have an LDS of less than 0.95."""
 
 _SHARES = tuple(step / 20 for step in range(21))
+"""Candidates for ``b``."""
 
 
 class TierError(BaseModel):
-    """How far one tier was from retraining.
+    """How far the influences of one tier were from retraining.
 
     Attributes:
-        spread: ``a``.
+        spread: ``a`` of the error model.
         share: ``b``.
         bend: ``c``.
-        agreement: Cosine of predicted and measured changes, over all of them.
-        slope: What influences are multiplied with, so that their sums are what was measured; 1 where they have too
-            little in common to say.
+        agreement: Cosine of predicted and measured changes, over all sets and queries.
+        slope: Factor that calibrates influences, so that their sums are the measured changes; 1 where ``agreement`` is
+            too small for a slope.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,25 +63,26 @@ class TierError(BaseModel):
     slope: float
 
     def error_90(self, examples: int, unit: float, influence: float) -> float:
-        """Half of the 90% interval around the summed ``influence`` of so many examples; ``unit`` is ``u``."""
+        """Half the width of the 90% interval around an ``influence`` summed over ``examples``; ``unit`` is ``u``."""
         return float(self.half_width(examples, unit, abs(influence)))
 
     def half_width(self, examples: Any, unit: Any, size: Any) -> Any:
-        """The same of numbers or tensors; ``size`` is the absolute influence."""
+        """Half the width of the interval, of numbers or tensors; ``size`` is the absolute summed influence."""
         return self.spread * examples**0.5 * unit + self.share * size + self.bend * examples * unit
 
 
 class Calibration(BaseModel):
-    """What training again without some examples said about an index.
+    """An index's influences against training again without some examples.
 
     Attributes:
-        about: What it belongs to.
+        about: Digests of the index (and replay basis) that the calibration belongs to.
         retrainings: How often the recorded steps were executed without some examples.
-        queries: Held-out inputs that were measured each time.
-        nonlinearity: ``|d(1) - 2 d(1/2)| / |d(1)|`` for the changes ``d`` after taking a set of examples out, and after
-            halving its weight: 0 where training responds linearly to its examples, as every influence assumes.
-        tiers: By tier.
-        smoother: What to change about the training where ``nonlinearity`` is too large, in words.
+        queries: Number of held-out inputs that were measured each time.
+        nonlinearity: ``|d(1) - 2 d(1/2)| / |d(1)|`` for the changes ``d`` of the measurements after a set of examples
+            is removed, and after its weight is halved: 0 where the final model is linear in the examples' weights, as
+            every influence assumes.
+        tiers: Errors by tier.
+        smoother: Advice on changing the training where ``nonlinearity`` is too large.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,12 +95,12 @@ class Calibration(BaseModel):
     smoother: str = smoothness_advice(None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the calibration atomically."""
         write_json(path, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> Calibration | None:
-        """Reads what ``save`` wrote; ``None`` where there is none, or one that belongs to something else.
+        """Reads a file that ``save`` wrote; ``None`` where there is none, or one of another index.
 
         Raises:
             IndexFormatError: it cannot be read.
@@ -111,13 +115,13 @@ class Calibration(BaseModel):
 
 
 def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tensor) -> TierError:
-    """The slope that brings predictions to what was measured, and the narrowest intervals that hold nine in ten.
+    """The slope between predicted and measured changes, and the narrowest intervals that hold nine in ten of them.
 
     Args:
-        predicted: ``[S, Q]``, summed influences, not calibrated yet, of what each of ``S`` retrainings left out, on
-            ``Q`` queries.
-        measured: ``[S, Q]``, measurement with them less the one without them.
-        examples: ``[S]``, how many were left out.
+        predicted: ``[S, Q]``, influences before calibration on ``Q`` queries, summed over the examples that each of
+            ``S`` retrainings left out.
+        measured: ``[S, Q]``, the measurement with these examples less the one without them.
+        examples: ``[S]``, how many examples were left out.
         units: ``[Q]``, root mean square of each query's influences.
     """
     predicted, measured = predicted.double(), measured.double()
@@ -139,14 +143,14 @@ def fit_error(predicted: Tensor, measured: Tensor, examples: Tensor, units: Tens
 
 
 def with_bend(error: TierError, predicted: Tensor, measured: Tensor, examples: int, units: Tensor) -> TierError:
-    """The error with the least ``bend`` that has nine in ten changes within the intervals when many examples go.
+    """The error with the least ``bend`` for which the intervals hold nine in ten changes after a large set is removed.
 
     Args:
-        error: From smaller sets.
-        predicted: ``[Q]``, summed influences, not calibrated yet, of the large set.
-        measured: ``[Q]``, as for ``fit_error``.
-        examples: How many the set has.
-        units: ``[Q]``, as for ``fit_error``.
+        error: Fitted to smaller sets.
+        predicted: ``[Q]``, influences before calibration, summed over the large set.
+        measured: ``[Q]``, the measurement with the set less the one without it.
+        examples: Size of the set.
+        units: ``[Q]``, root mean square of each query's influences.
     """
     predicted, units = error.slope * predicted.double(), error.slope * units.double()
     missed = (measured.double() - predicted).abs() - error.half_width(examples, units, predicted.abs())
@@ -155,7 +159,7 @@ def with_bend(error: TierError, predicted: Tensor, measured: Tensor, examples: i
 
 
 def slope_of(predicted: Tensor, measured: Tensor) -> float:
-    """Of measured on predicted changes, through zero; 1 means right units."""
+    """Slope of the regression of measured on predicted changes, through zero; 1 means right units."""
     predicted, measured = predicted.double(), measured.double()
     return float((predicted * measured).sum() / predicted.pow(2).sum().clamp_min(1e-30))
 

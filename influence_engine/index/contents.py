@@ -1,6 +1,6 @@
-"""Whose text it is: what the index keeps of the examples themselves, beside ids, labels and vectors.
+"""How an index stores what its examples say, beside ids, labels and vectors: as it is, encrypted, or not at all.
 
-Texts are all that an example says and where it is from: fields, metadata, source, licence and consent.
+*Texts* are an example's fields, metadata, source, licence and consent.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from influence_engine.errors import IndexFormatError, SettingsError
 StoreExamples = Literal["inline", "encrypted", "none"]
 
 _NONCE = 12
+"""Bytes of a nonce."""
 
 
 class Contents(Protocol):
-    """Keeps a column's text of one example, or what stands for it."""
+    """Converts between an example's text in a column and the string that the table stores for the text."""
 
     def seal(self, example_id: str, column: str, text: str) -> str:
-        """What the table holds for it."""
+        """The string that the table stores."""
 
     def open(self, example_id: str, column: str, stored: str) -> str | None:
-        """The text again, or ``None`` where nothing is kept, and for readers who may not know."""
+        """The text again; ``None`` where no text is stored, or for a reader without the key."""
 
 
 class Inline:
-    """Keeps texts as they are."""
+    """Stores texts as they are."""
 
     def seal(self, example_id: str, column: str, text: str) -> str:
         """The text."""
@@ -40,24 +41,24 @@ class Inline:
 
 
 class Absent:
-    """Keeps nothing."""
+    """Stores no texts."""
 
     def seal(self, example_id: str, column: str, text: str) -> str:
-        """Nothing."""
+        """An empty string."""
         return ""
 
     def open(self, example_id: str, column: str, stored: str) -> None:
-        """Nothing."""
+        """None, always."""
         return
 
 
 class Encrypted:
-    """AES-GCM under a key that is not in the index; without it, readers find nothing.
+    """Stores texts under AES-GCM with a key that is not in the index; a reader without the key sees no texts.
 
-    The nonce is a keyed digest of what is sealed, so that the same examples make the same table.
+    The nonce is a keyed digest of example, column and text, so that the same examples make the same table.
 
     Args:
-        key: 32 bytes, or None to read without the texts.
+        key: 32 bytes; None to read the rest of the index without the texts.
 
     Raises:
         SettingsError: the key has another length.
@@ -69,7 +70,7 @@ class Encrypted:
         self._key = key
 
     def seal(self, example_id: str, column: str, text: str) -> str:
-        """Nonce and sealed text in base64; it can only be opened as this column of this example.
+        """Nonce and ciphertext in base64; they can be opened only as this column of this example.
 
         Raises:
             SettingsError: there is no key.
@@ -104,7 +105,7 @@ class Encrypted:
 
 
 def contents_for(store_examples: StoreExamples, key: bytes | None) -> Contents:
-    """How an index of that setting keeps its examples."""
+    """The contents of an index with this ``store_examples`` setting."""
     if store_examples == "encrypted":
         return Encrypted(key)
     return Inline() if store_examples == "inline" else Absent()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from influence_engine.digests import verify_folder
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
+from influence_engine.index.building.context import DEFAULT_OPTIONS, BuildOptions
 from influence_engine.index.building.cost_estimate import BuildPlan
 from influence_engine.index.building.pipeline import (
     ENCODER,
@@ -24,6 +25,7 @@ from influence_engine.index.building.pipeline import (
 from influence_engine.index.building.provenance import Provenance
 from influence_engine.index.calibration import Calibration
 from influence_engine.index.contents import StoreExamples, contents_for
+from influence_engine.index.descriptions import ExampleDescriptions
 from influence_engine.index.encoding.cuda_graph import GraphedEncoding
 from influence_engine.index.encoding.encoder import Encoder
 from influence_engine.index.file_sums import verify_files
@@ -32,8 +34,9 @@ from influence_engine.index.parts import replace_part
 from influence_engine.index.replay_basis import ReplayBasis
 from influence_engine.index.resident import ResidentVectors
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.store import RESERVED, ExampleTable
+from influence_engine.index.store import ExampleTable
 from influence_engine.models.loading import model_digest
+from influence_engine.options import with_defaults
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Task, describe_task, matches_task
@@ -41,16 +44,10 @@ from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.identity import check_examples, data_digests, task_digests
 
 BASIS = "replay.safetensors"
-"""The replay basis beside a version's vectors: made later, or never."""
+"""File of the replay basis in a version's folder; optional, and made after the version."""
 
 CALIBRATION = "calibration.json"
-"""What retraining said about a version's answers, beside its vectors: made later, or never."""
-
-GROUPING = ("label", "source", "licence", "consent")
-"""Columns of every example that it can be grouped by."""
-
-DESCRIPTION = ("example_handle", "source", "fields")
-"""What an explanation says about a training example, beside its id and label."""
+"""File of the calibration in a version's folder; optional, and made after the version."""
 
 
 class InfluenceIndex:
@@ -58,10 +55,15 @@ class InfluenceIndex:
 
     Attributes:
         folder: The version's folder.
-        manifest: What it was built from and how.
-        encoder: Turns layer gradients into queries.
-        encode_and_weigh: The encoder's function of that name, on a GPU by one launch for a single query.
-        table: The examples.
+        manifest: What the version was built from, and how.
+        device: Where the vectors are.
+        encoder: Turns layer gradients into queries' vectors.
+        encode_with_share: ``Encoder.encode_with_share``, on a GPU by one launch for a single query.
+        table: The training examples.
+        labels: The examples' labels, in row order.
+        example_ids: The examples' ids, in row order.
+        basis: The replay basis, where there is one.
+        calibration: The calibration, where there is one.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device, key: bytes | None = None) -> None:
@@ -69,10 +71,9 @@ class InfluenceIndex:
         self.manifest = manifest
         self.device = device
         self.encoder = Encoder.load(folder / ENCODER).to(device).packed()
-        self.encode_and_weigh = GraphedEncoding(self.encoder.encode_and_weigh)
+        self.encode_with_share = GraphedEncoding(self.encoder.encode_with_share)
         self.store_examples: StoreExamples = manifest.settings.get("store_examples", "inline")
         self.table = ExampleTable(folder / TABLE, contents_for(self.store_examples, key))
-        self._source: Mapping[str, Example] = {}
         self._vectors = ResidentVectors.read(self.table, device)
         self._weights = torch.tensor(self.table.column("weight"), device=device)
         if self._vectors.shape != (manifest.rows, manifest.dimensions):
@@ -81,10 +82,8 @@ class InfluenceIndex:
                 f"({manifest.rows}, {manifest.dimensions})",
                 field=str(folder),
             )
-        self.labels: list[str | None] = self.table.column("label")
-        self.example_ids: list[str] = self.table.column("example_id")
-        described = DESCRIPTION if self.store_examples == "inline" else ("example_id", *DESCRIPTION)
-        self._described_bytes = self.table.keep(described)
+        self._descriptions = ExampleDescriptions(self.table, inline=self.store_examples == "inline")
+        self.labels, self.example_ids = self._descriptions.labels, self._descriptions.example_ids
         self.basis: ReplayBasis | None = None
         self.calibration: Calibration | None = None
         self.reload_basis()
@@ -102,36 +101,37 @@ class InfluenceIndex:
         settings: IndexSettings | None = None,
         *,
         base: nn.Module | None = None,
-        held_out: Sequence[Example] = (),
-        key: bytes | None = None,
-        device: str = "auto",
-        progress: Progress = silent,
+        **options: Unpack[BuildOptions],
     ) -> InfluenceIndex:
         """Builds an index for a model whose training was not recorded, and opens it.
 
-        It is taken to have been trained with Adam or AdamW, whose metric is estimated; ``settings.metric`` can say
+        The optimiser is taken to be Adam or AdamW, whose preconditioner is estimated; ``settings.metric`` can say
         otherwise.
 
         Args:
-            model: The fine-tuned model; ``requires_grad`` marks what was trained.
-            task: Its task.
-            train: Its training examples.
-            path: Where the index and its versions are kept.
+            model: The fine-tuned model; ``requires_grad`` marks the parameters that were trained.
+            task: The model's task.
+            train: The model's training examples.
+            path: Folder of the index and its versions.
             settings: How to build; the defaults are good ones.
-            base: The model before fine-tuning, where known: the weights are taken to have come straight from there,
-                in a time that follows from how far they have gone; its digest goes on record.
-            held_out: Examples that were not trained on; how much of their gradients the index keeps tells it later
-                which queries lie outside.
-            key: 32 bytes, for an index that keeps its examples encrypted.
-            device: ``auto`` builds on the GPU where there is one.
-            progress: Told of every batch.
+            base: The model before fine-tuning, where it is known: training is taken to have followed the linear path
+                from its weights, for a time that is estimated from their distance; the manifest holds its digest.
+            options: The keyword arguments of ``BuildOptions``:
+
+                * ``held_out``: examples that were not trained on; how much of their gradients the index keeps tells
+                  later which queries lie outside what it represents.
+                * ``key``: 32 bytes, for an index that encrypts its examples.
+                * ``device``: where to build and open; ``auto``, the default, is the GPU where there is one.
+                * ``progress``: called after every batch.
 
         Raises:
             DataError: no examples, or ids missing or doubled.
-            ModelError: layers that cannot be attributed, or a gradient that is not finite.
+            ModelError: layers without per-example gradients, or a gradient that is not finite.
             SettingsError: a setting that does not go with the model.
-            ResourceError: too little disk or memory; the message says what would fit.
+            ResourceError: too little disk or memory; the message says which smaller settings would fit.
+            TypeError: an unknown keyword argument.
         """
+        chosen = with_defaults(cls.build, DEFAULT_OPTIONS, options)
         check_examples(task, train, "training")
         digests = {
             **data_digests(task, train),
@@ -140,7 +140,7 @@ class InfluenceIndex:
             **task_digests(task),
         }
         provenance = Provenance(digests, base=base)
-        return cls._built(model, task, train, path, settings, provenance, held_out, key, device, progress)
+        return cls._built(model, task, train, path, settings, provenance, chosen)
 
     @classmethod
     def build_from_run(
@@ -152,28 +152,30 @@ class InfluenceIndex:
         settings: IndexSettings | None = None,
         *,
         into: nn.Module | None = None,
-        held_out: Sequence[Example] = (),
-        key: bytes | None = None,
-        device: str = "auto",
-        progress: Progress = silent,
+        **options: Unpack[BuildOptions],
     ) -> InfluenceIndex:
-        """Builds an index from a recorded run: optimiser's metric and damping come from the record.
+        """Builds an index from a recorded run, with the recorded preconditioner and damping, and opens it.
 
         Args:
-            run: The run or its folder.
-            train: The examples it was trained on, in any order; the index has them in the recorded one.
-            into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-
-        The other arguments are those of ``build``.
+            run: The run, or its folder.
+            task: The task that the run was recorded with.
+            train: The examples that the run was trained on, in any order; the index has them in the recorded order.
+            path: Folder of the index and its versions.
+            settings: How to build; the defaults are good ones.
+            into: For a model that is not from ``transformers``: a freshly built one, which receives the run's weights.
+            options: ``held_out``, ``key``, ``device`` and ``progress``, as ``build`` describes them.
 
         Raises:
             DigestMismatchError: data or task are not the recorded ones.
+            TypeError: an unknown keyword argument.
+            ModelError, SettingsError, ResourceError: as for ``build``.
         """
+        chosen = with_defaults(cls.build_from_run, DEFAULT_OPTIONS, options)
         opened = run if isinstance(run, Run) else Run.open(run)
         examples = in_recorded_order(opened, task, train)
         model = opened.load_model(into)
         provenance = Provenance.of(opened)
-        return cls._built(model, task, examples, path, settings, provenance, held_out, key, device, progress)
+        return cls._built(model, task, examples, path, settings, provenance, chosen)
 
     @classmethod
     def _built(
@@ -184,14 +186,11 @@ class InfluenceIndex:
         path: str | os.PathLike[str],
         settings: IndexSettings | None,
         provenance: Provenance,
-        held_out: Sequence[Example],
-        key: bytes | None,
-        device: str,
-        progress: Progress,
+        options: BuildOptions,
     ) -> InfluenceIndex:
-        model, settings = model.to(choose_device(device)), settings or IndexSettings()
-        build_version(model, task, train, Path(path), settings, provenance, held_out, progress, key=key)
-        return cls.open(path, key=key, device=device)
+        model, settings = model.to(choose_device(options["device"])), settings or IndexSettings()
+        build_version(model, task, train, Path(path), settings, provenance, options)
+        return cls.open(path, key=options["key"], device=options["device"])
 
     @classmethod
     def open(
@@ -206,14 +205,14 @@ class InfluenceIndex:
         """Opens the current version, or the one named, after checking its files.
 
         Args:
-            path: The index.
-            version: Name of a version, by default the one in ``CURRENT``.
-            model_digest: Digest of the model it will be used with.
-            key: That examples are encrypted with, where they are; without it, their fields are empty.
-            device: Where its vectors go.
+            path: Folder of the index.
+            version: Name of a version; by default the one in ``CURRENT``.
+            model_digest: Digest of the model that the index will be used with; not compared if left out.
+            key: The key that examples are encrypted with, where they are; without it, their fields are empty.
+            device: Where the vectors go.
 
         Raises:
-            IndexFormatError: there is no index, or not of a format known here.
+            IndexFormatError: there is no index, or its format is not known here.
             DigestMismatchError: a file has changed, or the index is of another model.
         """
         folder = Path(path) / VERSIONS / (version or current_version(path))
@@ -239,7 +238,7 @@ class InfluenceIndex:
         run: Run | None = None,
         base: nn.Module | None = None,
     ) -> BuildPlan:
-        """Predicts time, disk and memory of a build, of the recorded ``run``, or of a model with a known ``base``."""
+        """Predicts the cost of building from the recorded ``run``, or for a model whose ``base`` may be known."""
         provenance = Provenance({}, base=base) if run is None else Provenance.of(run)
         return predict_build(model, task, train, settings or IndexSettings(), provenance)
 
@@ -259,7 +258,7 @@ class InfluenceIndex:
             )
 
     def inspect(self) -> dict[str, Any]:
-        """The manifest, with the disk and memory that the index takes."""
+        """The manifest with the available tiers, the calibration, and the disk and memory that the index takes."""
         disk = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
         return {
             **self.manifest.model_dump(mode="json"),
@@ -272,79 +271,60 @@ class InfluenceIndex:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes in memory that grow with the index: vectors, eigenbasis, and descriptions where they are kept."""
+        """Bytes of memory that grow with the index: vectors, eigenbasis, and descriptions where they are cached."""
         basis = self.encoder.basis
-        return self._vectors.bytes + basis.numel() * basis.dtype.itemsize + self._described_bytes
+        return self._vectors.bytes + basis.numel() * basis.dtype.itemsize + self._descriptions.cached_bytes
 
     def reload_basis(self) -> None:
-        """Takes up the replay basis that lies beside the vectors, if one of this build does.
+        """Loads the replay basis and the calibration from the version's folder, where they are of this build.
 
         Raises:
-            IndexFormatError, DigestMismatchError: it is damaged.
+            IndexFormatError, DigestMismatchError: one of them is damaged.
         """
         found = ReplayBasis.load(self.folder / BASIS, self.about_basis())
         self.basis = None if found is None else found.to(self.device)
         self.calibration = Calibration.load(self.folder / CALIBRATION, self.about_calibration())
 
-    def keep_calibration(self, found: Calibration) -> None:
+    def save_calibration(self, found: Calibration) -> None:
         """Keeps what a check found beside the vectors, and takes it up."""
         replace_part(self.folder, "calibration", CALIBRATION, found.save)
         self.calibration = found
 
-    def keep_basis(self, found: ReplayBasis) -> None:
+    def save_basis(self, found: ReplayBasis) -> None:
         """Keeps a replay basis beside the vectors, and takes it up."""
         replace_part(self.folder, "replay_basis", BASIS, lambda path: found.save(path, self.about_basis()))
         self.reload_basis()
 
     def about_calibration(self) -> dict[str, str]:
-        """What a calibration of this index, with its replay basis of now, belongs to."""
+        """Digests that identify this index with its present replay basis, for a calibration."""
         return {**self.about_basis(), "basis": "" if self.basis is None else self.basis.digest}
 
     def about_basis(self) -> dict[str, str]:
-        """What a replay basis of this index belongs to."""
+        """Digests that identify this index, for a replay basis."""
         return {"build_digest": self.manifest.build_digest, "content_digest": self.manifest.content_digest}
 
     @property
     def tiers(self) -> dict[str, str]:
-        """The tiers that this index answers now, with what is missing for the others."""
+        """Each tier with ``available``, or what is missing for it."""
         if self.basis is None:
             return dict(self.manifest.tiers)
         return {**self.manifest.tiers, "replayed": f"available ({self.basis.width} directions)"}
 
     def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """``example_id``, ``example_handle``, ``label``, ``source`` and ``fields`` of some rows, in the order asked."""
-        found = self.table.take(rows, DESCRIPTION) if rows else []
-        return [
-            {**one, "example_id": self.example_ids[row], "label": self.labels[row], **self._resolved(row)}
-            for row, one in zip(rows, found, strict=True)
-        ]
+        """``example_id``, ``example_handle``, ``label``, ``source`` and ``fields`` of rows, in the given order."""
+        return self._descriptions.describe(rows)
 
     def resolve_from(self, examples: Sequence[Example]) -> None:
-        """Shows what these examples say and where they are from, where the index itself keeps nothing of it."""
-        self._source = {str(example["example_id"]): example for example in examples}
-
-    def _resolved(self, row: int) -> dict[str, Any]:
-        example = self._source.get(self.example_ids[row])
-        if example is None:
-            return {}
-        return {"source": example.get("source"), "fields": {k: v for k, v in example.items() if k not in RESERVED}}
+        """Describes the rows by these examples from now on, for an index that does not store texts itself."""
+        self._descriptions.give(examples)
 
     def columns(self) -> list[str]:
-        """What examples can be grouped by: the columns that every example has, and all of their metadata."""
-        metadata = {name for one in self._texts("metadata") for name in one or {}}
-        return [*GROUPING, *sorted(metadata - set(GROUPING))]
+        """Names by which examples can be grouped: columns of every example, and the keys of their metadata."""
+        return self._descriptions.columns()
 
     def values_of(self, column: str) -> list[Any] | None:
-        """Every example's value of one of ``columns``, in row order; ``None`` where there is no such column."""
-        if column in GROUPING:
-            return self.labels if column == "label" else self._texts(column)
-        metadata = [one or {} for one in self._texts("metadata")]
-        return [one.get(column) for one in metadata] if any(column in one for one in metadata) else None
-
-    def _texts(self, column: str) -> list[Any]:
-        if not self._source:
-            return self.table.column(column)
-        return [self._source.get(example_id, {}).get(column) for example_id in self.example_ids]
+        """Every example's value of one of ``columns()``, in row order; ``None`` where there is no such column."""
+        return self._descriptions.values_of(column)
 
     def check_task(self, task: Task) -> None:
         """Refuses a task other than the one that the index was built with.
@@ -360,38 +340,39 @@ class InfluenceIndex:
             )
 
     def scores(self, encoded: Tensor, *, exact: bool = False, damping: float | None = None) -> Tensor:
-        """Influence of every example on each query, ``[Q, N]``, in row order; positive supports.
+        """Influence of every example on each query, ``[Q, N]``, in row order; positive for a proponent.
 
-        ``phi^T d theta / d w_i`` along the way of the weights, or ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` at the final
-        ones; in the eigenvectors of ``G``.
+        ``phi^T d theta / d w_i`` along the training trajectory (``index.unrolling``), or at the final weights
+        ``-phi^T (G + lambda D)^-1 g_i a_i / Z`` (Koh and Liang 2017, eq. 2, with the damped GGN; ``curvature.dual`` has
+        the symbols). Both in the eigenvectors of ``G``.
 
         Args:
-            encoded: ``[Q, k]``, from the encoder.
-            exact: Multiply in single precision instead of in the precision of the stored vectors.
+            encoded: ``phi [Q, k]``, from the encoder.
+            exact: Whether to multiply in single precision instead of in the type of the stored vectors.
             damping: ``lambda`` in place of the index's own, for choosing it by measurement.
 
         Raises:
-            SettingsError: another damping of an index that follows the way of the weights and has none.
+            SettingsError: a damping for an index along the trajectory, which has none.
         """
         whitened = self._whitened(encoded, damping)
         return self._vectors.products(whitened, exact=exact) / self.manifest.scale * self._weights
 
     def scores_of(self, encoded: Tensor, rows: Tensor, *, damping: float | None = None) -> Tensor:
-        """Influence of some rows on one query ``[k]``, in single precision, ``[rows]``."""
+        """Influence of the examples in ``rows`` on one query ``[k]``, in single precision, ``[rows]``."""
         whitened = self._whitened(encoded, damping)
         return (self._vectors[rows] @ whitened) / self.manifest.scale * self._weights[rows]
 
     def self_influences(self) -> Tensor:
-        """By how much training with each example lowered its own loss, ``[N]``, at first order, double precision."""
+        """How much lower each example's own loss is because it was in training, ``[N]``, to first order, float64."""
         return torch.tensor(self.table.column("self_influence"), dtype=torch.float64)
 
     def _whitened(self, encoded: Tensor, damping: float | None) -> Tensor:
         if self.manifest.approximation != "final":
             if damping not in (None, self.manifest.damping):
-                raise SettingsError("this index follows the way of the weights; it has no damping", field="damping")
+                raise SettingsError("this index follows the training trajectory; it has no damping", field="damping")
             return encoded
         own = self.encoder.eigenvalues + self.manifest.damping
         if damping is None:
             return encoded / own.sqrt()
-        # The stored vectors are whitened with the index's own damping; the query makes up for the difference.
+        # The stored vectors are whitened with the index's own damping; the query's factor corrects the difference.
         return encoded * (own.sqrt() / (self.encoder.eigenvalues + damping))

@@ -61,17 +61,17 @@ class Manifest(BaseModel):
         rows: Examples.
         dimensions: Values stored for each.
         coordinates: Coordinates of all layers before the eigenbasis.
-        approximation: ``unrolled``, ``segments`` or ``final``; see ``IndexSettings``.
-        scale: Stored vectors are ``scale`` times the whitened gradients (``final``) or the responses (else).
+        approximation: ``unrolled``, ``segments`` or ``final``, which ``IndexSettings`` describes.
+        scale: Stored vectors are ``scale`` times the whitened gradients (``final``) or ``d theta / d w`` (else).
         damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``displacement`` (how far
-            the weights are from the base model's) and ``heuristic``; of ``segments`` one over the length of the
+            the weights are from the base model's) and ``heuristic``; for ``segments`` one over the length of the
             training; 0 and ``none`` for ``unrolled``.
-        metric: ``adam``, ``adam, estimated`` or ``identity``.
+        metric: The preconditioner: ``adam``, ``adam, estimated`` or ``identity``.
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
             empty where no held-out examples were given.
-        influence_kept: Share of the squared influence on held-out examples that is not lost with what the index leaves
-            out of the gradients; estimated (``retention``). None without held-out examples.
+        influence_kept: Share of the squared influence on held-out examples that lies within the index's coordinates,
+            estimated (``building.retention``). None without held-out examples.
         tiers: The tiers that this index can answer, with what is missing for the others.
         files: Digest of every file but the example table, whose content has a digest of its own.
         versions: Of the code that built it.

@@ -14,7 +14,7 @@ def in_index_order(index: InfluenceIndex, task: Task, train: Sequence[Example]) 
     """The training examples in the order of the index's rows.
 
     Raises:
-        DigestMismatchError: they are not what the index was built from.
+        DigestMismatchError: the index was built from other examples.
     """
     different = first_difference(index.manifest.digests, task, train)
     if different is not None:

@@ -1,9 +1,12 @@
 """The replay basis: a few directions whose influence has been replayed exactly, and which correct every estimate.
 
-Directions are combinations of held-out measurements' gradients, chosen by how much *influence* they carry: with ``B``
-the estimated influences of the held-out inputs, ``B = U S W^T``, direction ``j`` is ``sum_v U_vj / S_j grad f_v`` and
-its estimated row is ``W_j``. Its exact row is replayed once. A query's estimate ``b`` is split into the part that the
-estimated rows span, which is replaced by the same combination of the exact rows, and the rest, which is scaled.
+This project's own derivation: influences are linear in the gradient of the measurement, so that exact rows for a few
+directions in parameter space give exact influences for their whole span. Directions are combinations of held-out
+measurements' gradients, chosen by how much *influence* they carry: with the estimated influences of the held-out
+inputs ``B = U S W^T`` (singular value decomposition), direction ``j`` is ``sum_v U_vj / S_j grad f_v`` and its
+estimated row is ``W_j``. Its exact row is replayed once (Ilyas and Engstrom 2025). A query's estimate ``b`` is split
+into the part in the span of the estimated rows, which is replaced by the same combination of the exact rows, and the
+rest, which is scaled.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from influence_engine.errors import DigestMismatchError, IndexFormatError, Setti
 from influence_engine.tensor_files import write_tensors
 
 FEWEST_DIRECTIONS = 8
-"""With fewer exact rows an answer would hardly be a replayed one."""
+"""Fewest directions of a basis: with fewer exact rows, most of an answer would still be estimated."""
 
 SCALE_GRID = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 """Candidates for ``rho``, in units of the mean square of an example's estimated rows."""
@@ -33,12 +36,12 @@ class ReplayBasis:
     """``K`` replayed directions.
 
     Attributes:
-        exact: ``[K, N]``, replayed rows, in the order of the index.
-        estimated: ``[K, N]``, orthonormal: the estimated rows of the same directions.
-        scale: ``[N]``, what the part outside the basis is multiplied with.
+        exact: ``[K, N]``, replayed influences of the directions, in the order of the index.
+        estimated: ``[K, N]``, orthonormal: the estimated influences of the same directions.
+        scale: ``[N]``, the factor of the part of an estimate outside the basis.
         damping: ``lambda`` with which the estimated rows agree best with the replayed ones.
         agreement: Mean cosine of replayed and estimated rows before they were made orthonormal.
-        digest: Of its numbers; empty before it was saved and read again.
+        digest: Digest of the tensors; empty before the basis has been saved and loaded.
     """
 
     exact: Tensor
@@ -54,16 +57,16 @@ class ReplayBasis:
         return self.exact.shape[0]
 
     def coefficients(self, estimates: Tensor) -> Tensor:
-        """Of estimates ``[Q, N]`` (with this basis' damping) in the estimated rows, ``[Q, K]``."""
+        """Coefficients ``[Q, K]`` of estimates ``[Q, N]`` (with the basis' damping) in the estimated rows."""
         return estimates @ self.estimated.T
 
     def correct(self, estimates: Tensor, coefficients: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Replayed influences from estimates.
+        """Influences of the replayed tier, ``c M + kappa (b - c M~)`` of estimates ``b`` and coefficients ``c``.
 
         Args:
             estimates: ``[Q, n]``, of all examples or of ``rows``.
             coefficients: ``[Q, K]``, of the estimates of all examples.
-            rows: ``[n]``, which examples; all if left out.
+            rows: ``[n]``, rows of the examples that ``estimates`` has; all if left out.
         """
         exact, estimated, scale = (
             one if rows is None else one[..., rows] for one in (self.exact, self.estimated, self.scale)
@@ -74,15 +77,15 @@ class ReplayBasis:
     def share(estimates: Tensor, coefficients: Tensor) -> Tensor:
         """Share of each query's squared estimates that lies inside the basis, ``[Q]``."""
         share = coefficients.pow(2).sum(-1) / estimates.pow(2).sum(-1).clamp_min(1e-30)
-        return share.clamp_max(1.0)  # which rounding can pass
+        return share.clamp_max(1.0)  # rounding can exceed one
 
     def to(self, device: torch.device) -> ReplayBasis:
-        """The same on a device."""
+        """A copy on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("exact", "estimated", "scale")}
         return replace(self, **moved)
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
-        """Writes it as one safetensors file; ``about`` says what it belongs to."""
+        """Writes the basis as one safetensors file; ``about`` holds the digests of the index that it belongs to."""
         tensors = {name: getattr(self, name).cpu().contiguous() for name in ("exact", "estimated", "scale")}
         numbers = {"damping": repr(self.damping), "agreement": repr(self.agreement)}
         facts = {**about, **numbers, "digest": weights_digest(tensors)}
@@ -90,11 +93,11 @@ class ReplayBasis:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> ReplayBasis | None:
-        """Reads what ``save`` wrote; ``None`` where there is none, or one that belongs to something else.
+        """Reads a file that ``save`` wrote; ``None`` where there is none, or one of another index.
 
         Raises:
             IndexFormatError: the file cannot be read.
-            DigestMismatchError: its numbers have changed.
+            DigestMismatchError: its tensors have changed.
         """
         if not Path(path).is_file():
             return None
@@ -114,7 +117,7 @@ class ReplayBasis:
 
 
 def choose_directions(estimates: Tensor, width: int) -> Tensor:
-    """Coefficients ``[K, V]`` of directions in the held-out measurements' gradients: those with the most influence.
+    """The directions with the most influence: coefficients ``[K, V]`` of the held-out measurements' gradients.
 
     Args:
         estimates: ``[V, N]``, estimated influences of ``V`` held-out inputs.
@@ -135,11 +138,11 @@ def choose_directions(estimates: Tensor, width: int) -> Tensor:
 
 
 def fit_basis(exact: Tensor, candidates: Mapping[float, Tensor]) -> ReplayBasis:
-    """A basis from replayed rows, with the damping whose estimated rows agree best with them.
+    """A basis from replayed rows, with the damping whose estimated rows agree best with the replayed ones.
 
     Args:
-        exact: ``[K, N]``.
-        candidates: By damping: the same directions' estimated rows, ``[K, N]``.
+        exact: ``[K, N]``, the directions' replayed rows.
+        candidates: The same directions' estimated rows ``[K, N]``, by damping.
     """
     agreement = {
         damping: float(torch.cosine_similarity(exact.double(), rows.double(), dim=1).mean())
@@ -155,10 +158,11 @@ def fit_basis(exact: Tensor, candidates: Mapping[float, Tensor]) -> ReplayBasis:
 
 
 def outside_scale(exact: Tensor, estimated: Tensor) -> Tensor:
-    """What estimates outside the basis are multiplied with, by example, ``[N]``.
+    """The factor of an estimate outside the basis, by example, ``[N]``.
 
-    ``kappa_i = (sum_j M_ji m_ji + rho kappa) / (sum_j m_ji^2 + rho)``, a regression of an example's exact numbers on
-    its estimated ones that is drawn to the common ``kappa = <M, m> / <m, m>``; ``rho`` by leaving each direction out.
+    ``kappa_i = (sum_j M_ji m_ji + rho kappa) / (sum_j m_ji^2 + rho)`` with exact rows ``M`` and estimated rows ``m``: a
+    ridge regression of an example's exact numbers on its estimated ones, shrunk to the common
+    ``kappa = <M, m> / <m, m>``; ``rho`` by leave-one-out cross-validation over the directions.
     """
     exact, estimated = exact.double(), estimated.double()
     products, squares = exact * estimated, estimated.pow(2)
@@ -174,5 +178,5 @@ def outside_scale(exact: Tensor, estimated: Tensor) -> Tensor:
         return float((exact - left_out * estimated).pow(2).sum())
 
     rho = min(SCALE_GRID, key=error) if len(exact) > 1 else SCALE_GRID[-1]
-    # An example's few numbers may disagree in sign by chance; a negative scale would turn its estimates round.
+    # An example's few numbers may disagree in sign by chance; a negative factor would reverse its estimates' sign.
     return fitted(products.sum(0), squares.sum(0), rho).clamp_min(0.0)

@@ -1,4 +1,4 @@
-"""An index's vectors in memory, in the type that the processor multiplies by fastest."""
+"""An index's vectors in memory, in the type that the device multiplies fastest."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ _BLOCK = 1024
 """Rows that are converted to single precision at once: few enough to stay in a processor's caches."""
 
 _ONE_BY_ONE = 4
-"""Up to so many queries are multiplied one after the other, which processors do faster in half precision."""
+"""Up to so many queries are multiplied one after the other, which is faster in half precision on a processor."""
 
 _LARGEST_SUM = 60_000 / LARGEST
-"""Of a query's numbers, without their signs: then no product passes float16's largest number, 65,504."""
+"""Sum of a query's absolute numbers up to which no product exceeds float16's largest number, 65,504."""
 
 _PROBED_BYTES = 2**24
+"""Bytes of the vectors that the two types are timed on."""
+
 _PROBES = 7
+"""Times that each type is timed."""
 
 _CLEARLY = 0.8
-"""bfloat16 has to take less than this share of float16's time, since it rounds what is stored."""
+"""bfloat16 is used where it takes less than this share of float16's time, since it rounds the stored numbers."""
 
 
 class ResidentVectors:
-    """``[N, k]`` on one device.
+    """An index's vectors ``[N, k]`` on one device.
 
     Attributes:
         shape: ``(N, k)``.
-        bytes: What they take.
+        bytes: Bytes of memory that the vectors take.
     """
 
     def __init__(self, vectors: Tensor) -> None:
@@ -41,7 +44,7 @@ class ResidentVectors:
 
     @classmethod
     def read(cls, table: ExampleTable, device: torch.device) -> ResidentVectors:
-        """A table's, in the type they are stored in, or in bfloat16 where a processor is clearly faster with that."""
+        """The vectors of a table, in the stored type, or in bfloat16 where the processor is clearly faster with it."""
         vectors = table.vectors()
         if device.type == "cpu" and vectors.dtype == torch.float16 and fastest_half(vectors) == torch.bfloat16:
             converted = vectors.view(torch.bfloat16)  # the same memory
@@ -55,7 +58,7 @@ class ResidentVectors:
 
         Args:
             queries: In single precision.
-            exact: Round nothing to the vectors' type.
+            exact: Whether to multiply in single precision instead of rounding the queries to the vectors' type.
         """
         sizes = queries.abs()
         size = torch.maximum(sizes.amax(1, keepdim=True), sizes.sum(1, keepdim=True) / _LARGEST_SUM).clamp_min(1e-30)

@@ -1,4 +1,4 @@
-"""Which rows to return for a query's scores."""
+"""The rows with the strongest influences on a query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from influence_engine.errors import SettingsError
 
 Polarity = Literal["both", "each", "proponents", "opponents"]
-"""``both`` is the strongest of either sign, ``each`` as many of one sign as of the other."""
+"""``both``: the strongest of either sign; ``each``: as many proponents as opponents; else those of one sign."""
 
 
 def top_rows(scores: Tensor, top_k: int, polarity: Polarity) -> Tensor:
@@ -18,7 +18,7 @@ def top_rows(scores: Tensor, top_k: int, polarity: Polarity) -> Tensor:
 
     Args:
         scores: ``[N]``, signed influences.
-        top_k: How many at most.
+        top_k: Most rows to return (of each sign, for ``each``).
         polarity: ``proponents`` returns positive ones only, ``opponents`` negative ones only, ``both`` the largest
             in absolute value, ``each`` the proponents and then the opponents.
 

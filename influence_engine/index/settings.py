@@ -1,4 +1,4 @@
-"""Settings of the training-gradient index."""
+"""Settings of the training-gradient index: the section ``index`` of a configuration file."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ class IndexSettings(BaseModel):
     """How the index is built. The defaults are good ones.
 
     Attributes:
-        dimensions: Largest number of values stored for an example; by default 4 kB hold them, and its text.
+        dimensions: Most values stored for an example; by default they fit in 4 kB together with its text.
         coordinates: Coordinates of all layers together, before the eigenbasis; more keep more of the influence and cost
             ``2 coordinates dimensions`` bytes once.
-        approximation: ``unrolled`` follows the recorded steps; ``segments`` follows a few long ones instead, on the
-            straight way from the base model's weights where nothing was recorded; ``final`` is one damped Gauss-Newton
-            step at the final weights. ``auto`` is the first of these that can be had, and ``final`` with a damping.
-        segments: Into how many the way is divided; each costs about what indexing at the final weights costs.
-        damping: ``lambda`` of ``final``, in the optimiser's metric; by default ``1 / sum of learning rates``, without a
-            record estimated from how far the weights are from the base model's. With ``segments``, what is divided is
-            a training of the length ``1 / lambda``.
-        metric: ``adam`` (the recorded second moments, without a record estimated ones), ``identity`` (plain gradient
-            descent), or ``auto``: Adam's, unless another optimiser is on record.
-        dtype: Storage of the vectors; ``float16`` has its basis in bfloat16.
-        store_examples: What is kept of the examples themselves, where they are from included: ``inline``, ``encrypted``
-            under a key that is not in the index, or ``none``: ids, labels and vectors only, the rest stays where it is.
-        unsupported_layers: What to do when trainable parameters lie in layers without per-example gradients.
+        approximation: ``unrolled`` differentiates through the recorded steps; ``segments`` through a few long segments
+            instead (SOURCE), which lie on the linear path from the base model's weights where nothing was recorded;
+            ``final`` is one damped Gauss-Newton step at the final weights. ``auto`` is the first of these that can be
+            had, and ``final`` where a damping is given.
+        segments: Number of segments of the trajectory; each costs about as much as indexing at the final weights.
+        damping: ``lambda`` of ``final``, in preconditioned coordinates; by default ``1 / sum of learning rates``, which
+            without a record is estimated from how far the weights are from the base model's. With ``segments``, the
+            training that is divided has the length ``1 / lambda``.
+        metric: The optimiser's preconditioner: ``adam`` (from the recorded second moments, without a record from
+            estimated ones), ``identity`` (plain gradient descent), or ``auto``: Adam's, unless another optimiser is on
+            record.
+        dtype: Type of the stored vectors; with ``float16``, the encoder's basis is in bfloat16.
+        store_examples: How the index stores what the examples say and where they are from: ``inline``, ``encrypted``
+            under a key that is not in the index, or ``none``: ids, labels and vectors only.
+        unsupported_layers: Whether to refuse or leave out trainable parameters in layers without per-example gradients.
         batch_tokens: Padded positions a batch; by default as many as the device is fast with and has the memory for.
-        hessian_directions: Leading directions of the weights along which the Hessians of the recorded steps are exact
-            instead of Gauss-Newton; each costs what replaying one direction costs, once.
-        sample: Examples that the bases are fitted on.
-        curvature_draws: Labels drawn an example where the outputs are too many for their exact curvature.
+        hessian_directions: Leading directions of the parameters along which the Hessians of the recorded steps are
+            exact instead of Gauss-Newton; each costs once as much as replaying one direction.
+        sample: Number of examples that the bases are fitted on.
+        curvature_draws: Labels drawn for each example where the outputs are too many for their exact curvature.
         seed: Of the sample and of drawn labels.
     """
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,22 @@ DESCRIBING = ("example_id", "example_handle", "label", "source", "licence", "con
 _TEXTS = ("source", "licence", "consent")
 _MAPPINGS = ("fields", "metadata")
 _SEALED = (*_TEXTS, *_MAPPINGS)
-"""Columns that are kept as the index's ``store_examples`` says."""
+"""Columns that are stored as the index's ``store_examples`` says."""
 
 _READ = 1024
 """Rows that are read at once; several such batches are in memory."""
 
 _READ_AHEAD = 2**22
-"""Bytes that are read before they are asked for; left to itself, Lance may take up to a whole table."""
+"""Bytes that Lance reads ahead; by default it may read up to a whole table."""
 
 _PAGE = 2**20
-"""Bytes of a column that are gathered before they are written."""
+"""Bytes of a column that are buffered before they are written."""
 
 LARGEST = 1024.0
-"""Stored vectors are scaled to this largest value: well inside half precision, with room for small ones."""
+"""Stored vectors are scaled to this largest value: well inside half precision, with small values above its least."""
 
-MOST_KEPT = 0.1
-"""Columns are kept in memory where they take at most this share of the vectors' bytes."""
+MAX_CACHED_SHARE = 0.1
+"""Columns are cached in memory where they take at most this share of the vectors' bytes."""
 
 
 class ExampleTable:
@@ -54,7 +54,10 @@ class ExampleTable:
 
     Args:
         path: The Lance dataset.
-        contents: How texts are kept there.
+        contents: How texts are stored there; as they are if left out.
+
+    Raises:
+        IndexFormatError: there is no table, or it cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
@@ -66,22 +69,22 @@ class ExampleTable:
             self._dataset = lance.dataset(str(path))
         except Exception as error:
             raise IndexFormatError(f"{path} cannot be opened: {error}", field=str(path)) from error
-        self._kept: pa.Table | None = None
+        self._cached: pa.Table | None = None
 
     def __len__(self) -> int:
         return int(self._dataset.count_rows())
 
-    def keep(self, columns: Sequence[str]) -> int:
-        """Holds columns in memory where all of them take little beside the vectors; returns the bytes that it took.
+    def cache(self, columns: Sequence[str]) -> int:
+        """Caches columns in memory where they take little compared to the vectors; returns the bytes that it took.
 
         A row from the disk costs about a tenth of a small model's forward pass, in memory next to nothing.
         """
         sizes = {field.id: field.bytes_on_disk for field in self._dataset.stats.data_stats().fields}
         by_name = {field.name(): sizes.get(field.id(), 0) for field in self._dataset.lance_schema.fields()}
-        if sum(by_name[name] for name in columns) > by_name["vector"] * MOST_KEPT:
+        if sum(by_name[name] for name in columns) > by_name["vector"] * MAX_CACHED_SHARE:
             return 0
-        self._kept = self._dataset.to_table(columns=list(columns)).combine_chunks()
-        return int(self._kept.nbytes)
+        self._cached = self._dataset.to_table(columns=list(columns)).combine_chunks()
+        return int(self._cached.nbytes)
 
     def column(self, name: str) -> list[Any]:
         """One column as a list, in row order, ``metadata`` and ``fields`` as mappings."""
@@ -91,7 +94,11 @@ class ExampleTable:
         return [self._opened(row)[name] for row in rows]
 
     def vectors(self) -> Tensor:
-        """``[N, k]``, in row order, with the dtype they are stored in."""
+        """All vectors ``[N, k]``, in row order, in the type that they are stored in.
+
+        Raises:
+            IndexFormatError: the table has no rows.
+        """
         result: Tensor | None = None
         done = 0
         for block in self._blocks(["vector"]):
@@ -105,10 +112,10 @@ class ExampleTable:
         return result
 
     def take(self, rows: Sequence[int], columns: Sequence[str] = DESCRIBING) -> list[dict[str, Any]]:
-        """Some rows in the order asked, ``fields`` and ``metadata`` as mappings; every column costs time of its own."""
+        """Some rows in the given order, with ``fields`` and ``metadata`` as mappings; each column adds to the time."""
         needed = list(columns) if isinstance(self._contents, Inline) else list({*columns, "example_id"})
-        if self._kept is not None and set(needed) <= set(self._kept.column_names):
-            found = self._kept.select(needed).take(list(rows)).to_pylist()
+        if self._cached is not None and set(needed) <= set(self._cached.column_names):
+            found = self._cached.select(needed).take(list(rows)).to_pylist()
         else:
             found = self._dataset.take(list(rows), columns=needed).to_pylist()
         return [{name: row[name] for name in columns} for row in map(self._opened, found)]
@@ -123,7 +130,7 @@ class ExampleTable:
         return {**row, **opened, **mappings}
 
     def content_digest(self) -> str:
-        """SHA-256 over all rows in ``example_id`` order; handles, which are random, stay out."""
+        """SHA-256 over all rows in ``example_id`` order, without the handles, which are random."""
         return content_digest(self._blocks())
 
     def _blocks(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -131,7 +138,7 @@ class ExampleTable:
 
 
 def content_digest(blocks: Iterable[pa.RecordBatch]) -> str:
-    """Digest of record batches of the table's schema, whatever their number and order."""
+    """Digest of record batches of the table's schema, independent of their number and order."""
     digests: dict[str, bytes] = {}
     for block in blocks:
         vectors = _to_tensor(block.column("vector")).view(torch.uint8).numpy()
@@ -149,7 +156,7 @@ def write_table(
     path: str | os.PathLike[str],
     blocks: Iterable[tuple[Sequence[Example], Tensor, Tensor]],
     *,
-    label: str,
+    group: Callable[[Example], str | None],
     weight: float,
     dimensions: int,
     dtype: str,
@@ -160,13 +167,13 @@ def write_table(
     Args:
         path: The Lance dataset to make.
         blocks: In row order.
-        label: Name of the field that examples are grouped by.
-        weight: What every vector's inner product with a query is multiplied with.
+        group: What an example is grouped under.
+        weight: Factor that turns inner products of vectors and queries into influences.
         dimensions: ``k``.
         dtype: ``float16`` or ``float32``.
-        contents: How texts are kept; as they are if left out.
+        contents: How texts are stored; as they are if left out.
     """
-    keeping = contents or Inline()
+    storage = contents or Inline()
     schema = pa.schema(
         [
             pa.field("example_id", pa.string(), nullable=False),
@@ -186,7 +193,7 @@ def write_table(
     def batches() -> Iterator[pa.RecordBatch]:
         for examples, vectors, own in blocks:
             columns = [
-                {**_row(example, label, keeping), "weight": weight, "self_influence": influence}
+                {**_row(example, group(example), storage), "weight": weight, "self_influence": influence}
                 for example, influence in zip(examples, own.tolist(), strict=True)
             ]
             flat = pa.array(vectors.to(getattr(torch, dtype)).contiguous().flatten().numpy())
@@ -201,17 +208,16 @@ def write_table(
     return ExampleTable(path).content_digest()
 
 
-def _row(example: Example, label: str, contents: Contents) -> dict[str, Any]:
+def _row(example: Example, group: str | None, contents: Contents) -> dict[str, Any]:
     fields = {key: value for key, value in example.items() if key not in RESERVED}
     metadata = dict(example.get("metadata") or {})
-    group = example.get(label)
     example_id = str(example["example_id"])
     texts = {name: str(example[name]) for name in _TEXTS if example.get(name) is not None}
     texts |= {"fields": _json(fields, example), "metadata": _json(metadata, example)}
     return {
         "example_id": example_id,
         "example_handle": f"ex_{secrets.token_hex(8)}",
-        "label": None if group is None else str(group),
+        "label": group,
         **dict.fromkeys(_TEXTS),
         **{name: contents.seal(example_id, name, text) for name, text in texts.items()},
     }
@@ -222,8 +228,8 @@ def _json(value: Mapping[str, Any], example: Example) -> str:
         return json.dumps(value, ensure_ascii=False, sort_keys=True, default=described)
     except TypeError as error:
         raise IndexFormatError(
-            f"example {example['example_id']!r} has a field that cannot be kept as JSON: {error}; "
-            "keep a reference to it (a path) instead"
+            f"example {example['example_id']!r} has a field that cannot be stored as JSON: {error}; "
+            "store a reference to it (a path) instead"
         ) from error
 
 

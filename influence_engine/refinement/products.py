@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from influence_engine.curvature import LayerMetric
+from influence_engine.curvature import LayerPreconditioner
 from influence_engine.curvature.gradient_passes import GradientPasses
 from influence_engine.errors import ModelError
 from influence_engine.gradients import TrackedLayers
@@ -36,7 +36,9 @@ class PreconditionedSpace:
         device: Of the model.
     """
 
-    def __init__(self, tracked: TrackedLayers, preconditioner: Mapping[str, LayerMetric], device: torch.device) -> None:
+    def __init__(
+        self, tracked: TrackedLayers, preconditioner: Mapping[str, LayerPreconditioner], device: torch.device
+    ) -> None:
         self.tracked = tracked
         self.shapes = {layer.name: layer.shape for layer in tracked.layers}
         self.parameters = {name: p for layer in tracked.layers for name, p in layer.parameters().items()}

@@ -88,7 +88,7 @@ class Refiner:
     ) -> None:
         passes = passes_for(model, task, IndexSettings.model_validate(index.manifest.settings))
         encoder = Encoder.load(index.folder / ENCODER).to(index.device)
-        self.space = PreconditionedSpace(passes.tracked, encoder.coordinates.metric, index.device)
+        self.space = PreconditionedSpace(passes.tracked, encoder.coordinates.preconditioner, index.device)
         self._products = TrainingProducts(passes, in_index_order(index, task, train), self.space)
         self._damping = index.manifest.damping
         self._precondition = IndexPreconditioner(encoder, self._damping, self.space)

@@ -29,7 +29,7 @@ print(register(Workspace(config)))
 print(register(Workspace(config)))
 index = InfluenceIndex.open(config.index_folder)
 tiers = {"estimated": TierError(spread=0.5, share=0.25, agreement=0.9, slope=1.0)}
-index.keep_calibration(
+index.save_calibration(
     Calibration(about=index.about_calibration(), retrainings=5, queries=8, nonlinearity=0.1, tiers=tiers)
 )
 try:

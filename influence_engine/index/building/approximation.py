@@ -1,4 +1,4 @@
-"""Which approximation an index is of, and what of the training it follows."""
+"""Which approximation of ``d theta / d w`` an index is of, and the record or base model that it is computed from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from influence_engine.training import Run
 
 @dataclass(frozen=True)
 class Approximation:
-    """How an index gets from the examples' gradients to what they did to the final weights.
+    """How the effect of an example's weight on the final parameters is approximated.
 
     Attributes:
-        name: See ``IndexSettings``.
-        record: The run whose steps (``unrolled``) or checkpoints (``segments``) are followed, or none.
-        segments: Into how many the way is divided; 0 where it is not.
+        name: ``unrolled``, ``segments`` or ``final``; ``IndexSettings.approximation`` describes them.
+        record: The run whose steps (``unrolled``) or checkpoints (``segments``) are unrolled, or none.
+        segments: Number of segments of the trajectory; 0 where it has none.
     """
 
     name: ApproximationName
@@ -26,20 +26,20 @@ class Approximation:
 
     @property
     def steps(self) -> Run | None:
-        """The run whose steps are followed one by one."""
+        """The run whose steps are unrolled one by one."""
         return self.record if self.name == "unrolled" else None
 
     @property
-    def followed(self) -> bool:
-        """Whether anything of the way to the final weights is followed."""
+    def along_trajectory(self) -> bool:
+        """Whether gradients along the training trajectory are used, not only those at the final weights."""
         return self.name != "final"
 
 
 def approximation_of(settings: IndexSettings, provenance: Provenance) -> Approximation:
-    """What the settings ask for, or the best that can be had.
+    """The approximation that the settings ask for; with ``auto``, the most accurate one that can be had.
 
     Raises:
-        SettingsError: what is asked for cannot be had.
+        SettingsError: the approximation that is asked for cannot be had.
     """
     wanted, record = settings.approximation, provenance.record
     if wanted == "auto" and settings.damping is not None:
@@ -49,19 +49,19 @@ def approximation_of(settings: IndexSettings, provenance: Provenance) -> Approxi
     if wanted in ("auto", "segments") and (record is not None or provenance.base is not None):
         return Approximation("segments", record, settings.segments)
     if wanted == "unrolled":
-        raise _missing(wanted, f"there are no steps to follow: {provenance.why_not_recorded}")
+        raise _missing(wanted, f"there are no recorded steps: {provenance.why_not_recorded}")
     if wanted == "segments":
-        raise _missing(wanted, "the base model, where the way begins, is not known: name it")
+        raise _missing(wanted, "the base model, where the trajectory begins, is not known: name it")
     return Approximation("final")
 
 
-def where_the_way_is_known(approximation: Approximation, settings: IndexSettings, known: bool) -> Approximation:
-    """The approximation, or one step at the final weights where the base model says nothing of the training.
+def unless_length_unknown(approximation: Approximation, settings: IndexSettings, *, known: bool) -> Approximation:
+    """The approximation, or ``final`` instead of ``segments`` where the length of the training is not known.
 
     Args:
-        approximation: As chosen.
-        settings: Of the index.
-        known: Whether the length of the training is.
+        approximation: As ``approximation_of`` chose it.
+        settings: How to build.
+        known: Whether the length of the training is known: where the base model tells nothing of it, it is not.
 
     Raises:
         SettingsError: the settings ask for ``segments``.

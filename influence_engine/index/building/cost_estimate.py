@@ -1,4 +1,4 @@
-"""What building an index will take, said before it starts."""
+"""Predicts the time, disk and memory that building an index takes, and which smaller settings would fit."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from influence_engine.curvature.gradient_passes import GradientPasses, Needs
+from influence_engine.curvature.gradient_passes import GradientPasses, PassCost
 from influence_engine.index.building.approximation import Approximation
 from influence_engine.index.building.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.sizes import LAYER_SAMPLE, METRIC_SAMPLE, RESPONSE_SHARD, sample_sizes
-from influence_engine.index.unrolling.lora_cross_terms import coupling_bytes, coupling_operations
+from influence_engine.index.sizes import LAYER_SAMPLE, PRECONDITIONER_SAMPLE, SENSITIVITY_SHARD, sample_sizes
+from influence_engine.index.unrolling.lora_cross_terms import cross_term_bytes, cross_term_operations
 from influence_engine.index.unrolling.residual_hessian import product_bytes
 from influence_engine.resources import free_memory, readable_bytes
 from influence_engine.tasks import Example, example_sizes
 
 _PROBED_EXAMPLES, _PROBED_BATCHES = 128, 4
 _FEWEST_DIMENSIONS = 64
+"""Dimensions below which smaller settings are not advised."""
+
 _DECOMPOSED_BYTES = 36
-"""For each number of a matrix while it is decomposed in double precision: itself twice, its vectors, and workspace."""
+"""For each entry of a matrix while it is decomposed in double precision: the matrix twice, eigenvectors, workspace."""
 
 _HELD_BYTES = 20
-"""For each number of a matrix of eigenvectors, in double and single precision, and of what is multiplied with it."""
+"""For each entry of a matrix of eigenvectors, in double and single precision, and of the matrix multiplied with it."""
 
-_KEPT = {"inline": 1.0, "encrypted": 4 / 3, "none": 0.0}
-"""Bytes in the table for each of an example's text; what is encrypted is kept in base64."""
+_STORED = {"inline": 1.0, "encrypted": 4 / 3, "none": 0.0}
+"""Bytes in the table for each byte of an example's text, by ``store_examples``; encrypted text is stored in base64."""
 
 _GRAPH = 2
-"""Times of what a pass takes, for a gradient that is differentiated again."""
+"""Memory of a gradient that is differentiated again, in units of a pass."""
 
 _DECOMPOSITION_FLOPS = 5e10
 """Floating-point operations a second that an eigendecomposition reaches; an estimate on the safe side."""
@@ -37,17 +39,17 @@ _DECOMPOSITION_FLOPS = 5e10
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Predictions; time is ``None`` where nothing was probed.
+    """The predicted cost of a build.
 
     Attributes:
-        examples: Training examples.
-        dimensions: Values stored for each, at most.
-        coordinates: Of all layers, at most.
-        parameters: Trainable parameters.
-        seconds: Estimated from probed batches.
-        disk_bytes: Of the finished index and of the stages kept meanwhile.
-        memory_bytes: Beyond what is in use already.
-        least_memory_bytes: The same with single examples for batches, which is what a build falls back to.
+        examples: Number of training examples.
+        dimensions: Values stored for each example, at most.
+        coordinates: Coordinates of all layers together, at most.
+        parameters: Number of trainable parameters.
+        seconds: Estimated from probed batches; ``None`` where nothing was probed.
+        disk_bytes: Of the finished index, and of the stages meanwhile.
+        memory_bytes: Beyond the memory that is in use already.
+        least_memory_bytes: The memory with single examples for batches, which a build falls back to.
     """
 
     examples: int
@@ -75,37 +77,40 @@ def plan_build(
     *,
     probe: bool = True,
 ) -> BuildPlan:
-    """Predicts the build from passes of its longest example; with ``probe`` also from how fast a few batches are.
+    """Predicts the cost of a build, with passes of its longest example.
 
     Args:
-        approximation: Of the index.
+        passes: Run the model over examples.
+        examples: The training examples.
+        settings: How to build.
+        approximation: Of which approximation the index will be.
+        probe: Whether to time a few batches, which the prediction of seconds needs.
     """
-    needs = passes.needs(examples)
-    found = _bytes(passes, examples, settings, approximation, needs)
-    sizes = sample_sizes(settings.sample, len(examples), followed=approximation.followed)
-    rows = needs.rows * sum(sizes)
+    cost = passes.cost(examples)
+    found = _bytes(passes, examples, settings, approximation, cost)
+    rows = cost.rows * _sampled(examples, settings, approximation)
     return BuildPlan(
         examples=len(examples),
         dimensions=min(settings.dimensions, rows),
         coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
-        seconds=_seconds(passes, examples, settings, needs, sum(sizes), rows, approximation) if probe else None,
+        seconds=_seconds(passes, examples, settings, approximation, cost) if probe else None,
         disk_bytes=found.disk,
-        memory_bytes=found.memory(needs.batch, found.together),
-        least_memory_bytes=found.least(needs.single),
+        memory_bytes=found.memory(cost.batch, found.together),
+        least_memory_bytes=found.least(cost.single),
     )
 
 
 def what_fits(
     passes: GradientPasses, examples: Sequence[Example], settings: IndexSettings, approximation: Approximation
 ) -> str:
-    """Which smaller settings are predicted to fit in the memory that is free now, as advice."""
-    free, needs = free_memory(passes.device), passes.needs(examples)
+    """Advice for an error message: which smaller settings are predicted to fit in the memory that is free now."""
+    free, cost = free_memory(passes.device), passes.cost(examples)
 
     def least(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, approximation, needs).least(needs.single)
+        return _bytes(passes, examples, tried, approximation, cost).least(cost.single)
 
-    # Where these settings should have fitted, smaller ones are no help: it is the model's own passes that need more.
+    # Where the present settings should have fitted, smaller ones do not help: the model's own passes need more.
     tried = _smaller(settings, lambda one: least(one) <= free, {"hessian_directions": 0})
     if tried == settings or least(tried) > free:
         return f"{readable_bytes(free)} are free; fewer trained layers, or shorter texts (task.max_length), need less"
@@ -118,27 +123,27 @@ def what_fits_on_disk(
     examples: Sequence[Example],
     settings: IndexSettings,
     approximation: Approximation,
-    room: int,
+    free: int,
 ) -> str:
-    """Which smaller settings are predicted to fit in ``room`` bytes of disk, as advice."""
-    needs = passes.needs(examples)
+    """Advice for an error message: which smaller settings are predicted to fit in ``free`` bytes of disk."""
+    cost = passes.cost(examples)
 
     def disk(tried: IndexSettings) -> int:
-        return _bytes(passes, examples, tried, approximation, needs).disk
+        return _bytes(passes, examples, tried, approximation, cost).disk
 
-    tried = _smaller(settings, lambda one: disk(one) <= room, {"hessian_directions": 0, "store_examples": "none"})
+    tried = _smaller(settings, lambda one: disk(one) <= free, {"hessian_directions": 0, "store_examples": "none"})
     if tried == settings:
         return "fewer index.dimensions, index.coordinates or index.sample need less"
-    even, there = ("even ", "") if disk(tried) > room else ("", f" of the {readable_bytes(room)} there are")
+    even, there = ("even ", "") if disk(tried) > free else ("", f" of the {readable_bytes(free)} there are")
     return f"{even}{_changed(settings, tried)} {readable_bytes(disk(tried))}{there} (estimated)"
 
 
 def _smaller(
     settings: IndexSettings, fits: Callable[[IndexSettings], bool], first: Mapping[str, object]
 ) -> IndexSettings:
-    """The same settings where they fit, else smaller ones: ``first`` changed one by one, then the sizes halved.
+    """The least change of the settings that fits: ``first`` is set one by one, then the sizes are halved.
 
-    Where none fit, the smallest that were tried.
+    Where nothing fits, the smallest settings that were tried.
     """
     tried = settings
     for name, value in first.items():
@@ -153,13 +158,14 @@ def _smaller(
             }
         )
     for name in first:
-        kept = tried.model_copy(update={name: getattr(settings, name)})
-        if fits(kept):  # that change was not needed
-            tried = kept
+        without = tried.model_copy(update={name: getattr(settings, name)})
+        if fits(without):  # this change was not needed
+            tried = without
     return tried
 
 
 def _changed(settings: IndexSettings, tried: IndexSettings) -> str:
+    """The changed settings as the subject of a sentence, with its verb."""
     changed = [name for name, value in tried.model_dump().items() if value != getattr(settings, name)]
     smaller = ", ".join(f"index.{name}: {getattr(tried, name)}" for name in changed)
     return f"{smaller} {'need' if len(changed) > 1 else 'needs'}"
@@ -171,32 +177,32 @@ def _coordinates(passes: GradientPasses, settings: IndexSettings) -> int:
 
 @dataclass(frozen=True)
 class _Bytes:
-    """What a build takes beside its passes over examples.
+    """Disk and memory of a build, beside the memory of the model's passes over examples.
 
     Attributes:
-        disk: Of the finished index and of the stages kept meanwhile.
-        passing: Of memory while examples pass through the model.
-        fixed: Of memory at the largest of the other stages.
-        following: Of memory while examples of a recorded step pass through it.
-        together: Of a micro-batch of such a step, as it was recorded.
-        whole: Whether such a micro-batch passes as a whole or not at all.
-        graph: Times of what a pass takes that those of a recorded step take.
+        disk: Bytes of the finished index, and of the stages meanwhile.
+        passing: Bytes of memory while examples pass through the model at the final weights.
+        fixed: Bytes of memory of the largest stage without passes.
+        unrolling: Bytes of memory while examples of a recorded step pass through the model.
+        together: Bytes of the pass of a recorded step's micro-batch.
+        whole: Whether such a micro-batch cannot be split, because of dropout.
+        graph: Memory of such a pass, in units of a plain pass: more where the gradient is differentiated again.
     """
 
     disk: int
     passing: int
     fixed: int
-    following: int = 0
+    unrolling: int = 0
     together: int = 0
     whole: bool = False
     graph: int = 1
 
-    def memory(self, passes: int, followed: int) -> int:
-        """Bytes with passes that take so many: stages come one after another, and freed memory is given back."""
-        return max(self.fixed, self.passing + passes, self.following + self.graph * followed)
+    def memory(self, batch: int, micro_batch: int) -> int:
+        """Bytes of memory in all, with passes that take so many: stages come one after another."""
+        return max(self.fixed, self.passing + batch, self.unrolling + self.graph * micro_batch)
 
     def least(self, single: int) -> int:
-        """Bytes with single examples for batches."""
+        """Bytes of memory in all, with single examples for batches."""
         return self.memory(single, self.together if self.whole else min(single, self.together))
 
 
@@ -205,24 +211,24 @@ def _bytes(
     examples: Sequence[Example],
     settings: IndexSettings,
     approximation: Approximation,
-    needs: Needs,
+    cost: PassCost,
 ) -> _Bytes:
-    """Predicted from sizes."""
+    """Predicted from the sizes of the tensors."""
     coordinates, record = _coordinates(passes, settings), approximation.steps
-    rows = needs.rows * sum(sample_sizes(settings.sample, len(examples), followed=approximation.followed))
+    rows = cost.rows * _sampled(examples, settings, approximation)
     dimensions = min(settings.dimensions, rows)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
     vectors, basis = len(examples) * dimensions, coordinates * dimensions
-    # A look-up table keeps chosen rows only; the other sides are square bases before they are cut.
+    # An embedding has selected rows only; the other sides are square bases before they are cut.
     sides = 4 * sum(min(side, 4096) ** 2 for layer in passes.tracked.layers for side in layer.shape)
     block = coordinates * 4 * BLOCK_ROWS
     disk = int(
-        vectors * (width + 4) + basis * (width + 4) + len(examples) * texts * _KEPT[settings.store_examples] + sides
+        vectors * (width + 4) + basis * (width + 4) + len(examples) * texts * _STORED[settings.store_examples] + sides
     )
     disk += rows * coordinates * 4
     passing = max(basis * 4, 2 * block)
-    # The rows' products, decomposed; the basis made of their vectors; that turned into the GGN's eigenvectors.
+    # The rows' inner products, decomposed; the basis from their eigenvectors; its rotation into the GGN's eigenvectors.
     fixed = max(
         _DECOMPOSED_BYTES * rows**2,
         basis * 4 + _HELD_BYTES * (rows**2 + dimensions**2) + 2 * block,
@@ -230,72 +236,79 @@ def _bytes(
         basis * (width + 4) + _HELD_BYTES * dimensions**2,
     )
     if record is not None:
-        # Pulled-back rows and where they move the weights; responses and what is pending of them; a stretch's states.
-        # Two rows for every direction of the step's Hessian.
+        # Pulled-back rows and their displacements; sensitivities and pending displacements; the states of the steps
+        # between two checkpoints. Two rows for every direction of the steps' residual Hessians.
         steps = len(record.schedule)
-        pulled = (needs.rows * len(record.schedule.rows) + 2 * settings.hessian_directions * steps) * dimensions * 3 * 4
+        pulled = (cost.rows * len(record.schedule.rows) + 2 * settings.hessian_directions * steps) * dimensions * 3 * 4
         disk += pulled + vectors * 4 + 8 * passes.tracked.parameters
-        stretch = max(last - first for first, last in itertools.pairwise(record.checkpoints))
-        coupled = coupling_bytes(passes.tracked, dimensions)
-        disk += coupled * steps
-        followed = basis * 4 + pulled * stretch // steps + coupled * stretch
-        fixed = max(fixed, followed + min(len(examples), RESPONSE_SHARD) * dimensions * 3 * 4)
-        states = 12 * passes.tracked.parameters * (stretch + 1)
+        interval = max(last - first for first, last in itertools.pairwise(record.checkpoints))
+        cross_terms = cross_term_bytes(passes.tracked, dimensions)
+        disk += cross_terms * steps
+        linearised = basis * 4 + pulled * interval // steps + cross_terms * interval
+        fixed = max(fixed, linearised + min(len(examples), SENSITIVITY_SHARD) * dimensions * 3 * 4)
+        states = 12 * passes.tracked.parameters * (interval + 1)
         width = settings.hessian_directions
         return _Bytes(
             disk=disk,
-            passing=int(sides + max(passing, followed + states)),
+            passing=int(sides + max(passing, linearised + states)),
             fixed=int(sides + fixed),
-            following=int(sides + followed + states + (product_bytes(passes.tracked, width) if width else 0)),
-            together=needs.mean * record.schedule.largest,
+            unrolling=int(sides + linearised + states + (product_bytes(passes.tracked, width) if width else 0)),
+            together=cost.mean * record.schedule.largest,
             whole=record.dropout > 0,
             graph=_GRAPH if width else 1,
         )
     if count := approximation.segments:
-        # Of every segment: matrix, the sample's gradients, and the weights in its middle; responses of all examples.
+        # For every segment its GGN, the sample's gradients, and the weights; the sensitivities of all examples.
         sampled = min(settings.sample, len(examples))
-        kept = 4 * count * dimensions * (dimensions + sampled)
-        disk += kept + vectors * 4
-        passing += kept + 4 * passes.tracked.parameters * (count + 1)
-        fixed = max(fixed, basis * 4 + kept + (_DECOMPOSED_BYTES + 8 * count) * dimensions**2)
+        stored = 4 * count * dimensions * (dimensions + sampled)
+        disk += stored + vectors * 4
+        passing += stored + 4 * passes.tracked.parameters * (count + 1)
+        fixed = max(fixed, basis * 4 + stored + (_DECOMPOSED_BYTES + 8 * count) * dimensions**2)
     return _Bytes(disk, int(sides + passing), int(sides + fixed))
+
+
+def _sampled(examples: Sequence[Example], settings: IndexSettings, approximation: Approximation) -> int:
+    """Examples that the basis is fitted on, at the final weights and along the trajectory together."""
+    return sum(sample_sizes(settings.sample, len(examples), along_trajectory=approximation.along_trajectory))
 
 
 def _seconds(
     passes: GradientPasses,
     examples: Sequence[Example],
     settings: IndexSettings,
-    needs: Needs,
-    sample: int,
-    rows: int,
     approximation: Approximation,
+    cost: PassCost,
 ) -> float:
+    """Predicted from the time of a few batches and the operations of the large decompositions."""
     record, segments = approximation.steps, approximation.segments
+    sampled = _sampled(examples, settings, approximation)
+    rows = cost.rows * sampled
     shapes = [layer.shape for layer in passes.tracked.layers]
     probed = examples[:: max(1, len(examples) // _PROBED_EXAMPLES)][:_PROBED_EXAMPLES]
     batches, sizes = passes.batches(probed), example_sizes(passes.task, probed)
-    batches = batches[:: -(-len(batches) // _PROBED_BATCHES)]  # long and short ones
+    batches = batches[:: -(-len(batches) // _PROBED_BATCHES)]  # of long and of short examples
     passes.loss_gradients([probed[position] for position in batches[0]])  # warm up
     started = time.perf_counter()
     for batch in batches:
         for row in passes.rows([probed[position] for position in batch]):
             for gradient in row.gradients.values():
                 gradient.squared_norms()  # about what projecting it costs
-    each = (time.perf_counter() - started) / sum(len(batch) * sizes[batch[0]] for batch in batches) * needs.mean_size
-    # Fitting the layers' bases costs three times a plain pass, a sampled example's rows one more. A use of a recorded
-    # step is trained again, pulled back, and multiplied with dense matrices; a product with its Hessian is 1.5 more.
+    each = (time.perf_counter() - started) / sum(len(batch) * sizes[batch[0]] for batch in batches) * cost.mean_size
+    # Fitting the layers' bases costs three times a plain pass, the rows of the sample one more. Each use of an example
+    # in a recorded step is trained again, pulled back and multiplied with dense matrices; each product with the step's
+    # Hessian costs 1.5 more.
     uses = 0 if record is None else len(record.schedule.rows)
-    layers = sum(sample_sizes(LAYER_SAMPLE, len(examples), followed=approximation.followed))
-    passed = 3 * layers + sample + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
+    layers = sum(sample_sizes(LAYER_SAMPLE, len(examples), along_trajectory=approximation.along_trajectory))
+    passed = 3 * layers + sampled + len(examples) + (3 + 1.5 * settings.hessian_directions) * uses
     # In every segment a pass of every example, and one more of each in the sample.
     passed += segments * (min(settings.sample, len(examples)) + len(examples))
-    if record is None:  # the optimiser's metric may have to be estimated, with a pass of the base model beside
-        passed += 2 * min(METRIC_SAMPLE, len(examples))
+    if record is None:  # the preconditioner may have to be estimated, with as many passes of the base model
+        passed += 2 * min(PRECONDITIONER_SAMPLE, len(examples))
     operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
     if record is not None:
         dimensions = min(settings.dimensions, rows)
-        operations += len(record.schedule) * coupling_operations(
-            passes.tracked, dimensions, _coordinates(passes, settings), seen=settings.hessian_directions > 0
+        operations += len(record.schedule) * cross_term_operations(
+            passes.tracked, dimensions, _coordinates(passes, settings), with_gradient=settings.hessian_directions > 0
         )
     operations += segments * 24 * min(settings.dimensions, rows) ** 3
     return each * passed * 1.3 + operations / _DECOMPOSITION_FLOPS

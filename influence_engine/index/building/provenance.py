@@ -1,4 +1,4 @@
-"""What an index knows of the training behind its model."""
+"""Digests and facts of the training behind an index's model, from its record where there is one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MEASURED = "by training again: bento-audit measure, or /audit/jobs/submit of a s
 
 REFINED = "by passes over all training examples: bento-audit explain --tier refined, or Attributor.refine_with(train)"
 
-FOLLOWED = (
-    "it refines one step at the final weights (index.approximation: final), and this index follows the way that led "
-    "there"
+ALONG_TRAJECTORY = (
+    "it refines one step at the final weights (index.approximation: final), and this index follows the training "
+    "trajectory"
 )
 
 
 def damping_of(run: Run) -> float:
-    """``1 / sum of learning rates`` of a recorded run, clipping and momentum included."""
+    """``1 / sum of learning rates`` of a recorded run, with clipping and momentum (``curvature.recorded_damping``)."""
     optimizer = run.manifest["optimizer"]
     momentum = float(optimizer.get("momentum", 0.0)) if optimizer["type"] == "sgd" else 0.0
     return recorded_damping(run.clipped_learning_rates, momentum=momentum)
@@ -37,7 +37,7 @@ def damping_of(run: Run) -> float:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Digests, and what a record of the training adds to them.
+    """Digests of what an index is built from, and the facts that a record of the training adds.
 
     Attributes:
         digests: Of ``model``, ``base``, ``tokenizer``, ``data`` and ``task``; ``None`` where there is none.
@@ -73,15 +73,15 @@ class Provenance:
         )
 
     def training_digest(self) -> dict[str, object]:
-        """Identity of what the record adds, for the index's build digest."""
+        """What the record adds, for the index's build digest."""
         moments = None if self.second_moments is None else weights_digest(self.second_moments)
         return {"second_moments": moments, "epsilon": self.epsilon, "damping": self.damping}
 
     def tiers(self, approximation: str) -> dict[str, str]:
-        """Each tier of an index of that approximation with ``available``, or what is missing for it."""
+        """Each tier of an index of that approximation: ``available``, or what is missing for it."""
         return {
             "estimated": "available",
-            "refined": REFINED if approximation == "final" else FOLLOWED,
+            "refined": REFINED if approximation == "final" else ALONG_TRAJECTORY,
             "replayed": self.why_not_recorded or NOT_REPLAYED,
             "measured": self.why_not_recorded or MEASURED,
         }

@@ -1,4 +1,4 @@
-"""Rows that a basis is fitted on, kept on disk in blocks: as many as there are, in the memory of one or two blocks."""
+"""Rows for fitting a basis, on disk in blocks: any number of rows, in the memory of one or two blocks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from influence_engine.tensor_files import write_tensors
 
 ROWS = "rows-"
-"""What the names of the blocks' files begin with."""
+"""Beginning of the blocks' file names."""
 
 BLOCK_ROWS = 256
-"""Rows of a block, about."""
+"""Rows of a block, to the next batch."""
 
 
 class RowBlocks:
-    """Gathers rows batch by batch and yields them in blocks ``[n, m]``, each read when its turn comes.
+    """Collects rows batch by batch and yields them in blocks ``[n, m]``, each read when its turn comes.
 
     Args:
-        folder: Where the blocks are kept.
-        name: Theirs; blocks of that name are written over.
-        device: Where they are read to.
+        folder: Where the blocks are stored.
+        name: Name of the blocks; files of that name are overwritten.
+        device: The device that blocks are read to.
     """
 
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
@@ -33,19 +33,19 @@ class RowBlocks:
         self._pending: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
-        """Takes the rows of one batch."""
+        """Adds the rows of one batch."""
         self._pending.append(rows)
         if sum(map(len, self._pending)) >= BLOCK_ROWS:
             self._write()
 
     def closed(self) -> RowBlocks:
-        """These, when there are no more to come."""
+        """The blocks, once all rows are added."""
         if self._pending:
             self._write()
         return self
 
     def then(self, others: RowBlocks) -> RowBlocks:
-        """These and others after them, as one."""
+        """These blocks with the others after them, as one."""
         both = RowBlocks(self._folder, self._name, self._device)
         both._blocks = self._blocks + others._blocks
         return both

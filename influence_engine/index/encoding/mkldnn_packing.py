@@ -1,8 +1,8 @@
-"""Lays a large bfloat16 matrix out as oneDNN multiplies by it fastest; on the CPU a product with it is a third cheaper.
+"""Packs a large bfloat16 matrix in oneDNN's layout (MKL-DNN in torch); on the CPU a product with it is a third cheaper.
 
 The two operators are those that torch's own compiler emits for a linear layer with constant weights. They are not part
-of its documented interface, so what they give is compared with the plain product once, and where they are missing or
-differ the matrix stays as it is.
+of torch's documented interface, so their result is compared with the plain product once, and where the operators are
+missing or differ the matrix is returned unpacked.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 _TOLERANCE = 2.0**-6
-"""Of the largest number of a product: results are bfloat16 themselves, with seven bits after the first."""
+"""Allowed difference as a share of the largest entry of a product: bfloat16 has seven bits after the first."""
 
 
 def packed(matrix: Tensor) -> Tensor:
-    """The matrix ``[k, m]``, in an opaque layout where that is faster; for ``product`` only."""
+    """The matrix ``[k, m]``, in oneDNN's opaque layout where that is available; for use with ``product`` only."""
     if matrix.dtype != torch.bfloat16 or matrix.device.type != "cpu":
         return matrix
     probe = torch.linspace(-1, 1, matrix.shape[1], dtype=matrix.dtype).unsqueeze(0)

@@ -1,14 +1,21 @@
-"""How the final weights answer to every example's weight, by running through the linearised steps once.
+"""The final weights' sensitivity to every example's weight, ``X = d theta / d w``, by unrolling the linearised steps.
 
-``D [N, k]`` holds ``d theta / d w_i`` in the index's coordinates. Step by step, with ``r_j`` the step's rows,
+``X [N, k]`` is in the index's coordinates. By the chain rule over the recorded steps, a step whose gradient is
+``g(theta, w)`` adds, for example ``i``'s row ``x_i`` of ``X``,
 
-    coefficients_j = curvature_j <r_j, D>  +  source_j where row j is example i's,
+    dg_i = sum_j c_ij r_j,    c_ij = h_j <r_j, x_i> + (s_j where row j belongs to example i, else 0),
+    x_i <- x_i - (E + L) dg_i,
 
-less what clipping takes, and ``D`` moves by ``-coefficients (direct + late)``, each released as the optimiser does (see
-``training.sensitivity``). Where adapters were trained, it also moves by what their factors do to each other
-(``couplings``). This is unrolled differentiation with Gauss-Newton matrices in place of Hessians. SOURCE (Bae et al.
-2024) treats stretches of steps as one; here every recorded step counts, with its own batch, learning rate, clipping and
-moments. For SGD and a model that is linear in its weights, or in the products of adapters, it equals exact replay.
+with the step's pulled-back rows ``r_j``, their curvatures ``h_j`` and their loss coefficients ``s_j``
+(``linearization``), less what clipping takes from ``dg_i``. ``E`` and ``L`` say how far a change of the gradient
+displaces the final weights, and arrive over the later steps as the optimiser releases them (``training.sensitivity``).
+LoRA adapters add their cross terms (``lora_cross_terms``), rows without an example the residual Hessian
+(``residual_hessian``).
+
+This is unrolled differentiation (Hara, Nitanda and Maehara 2019; exact by Ilyas and Engstrom 2025) with Gauss-Newton
+matrices in place of Hessians. SOURCE (Bae et al. 2024) takes the steps of a segment as one; here every recorded step
+counts, with its own batch, learning rate, clipping and moments. For SGD and a model that is linear in its weights, or
+in the products of adapters, ``X`` equals exact replay.
 """
 
 from __future__ import annotations
@@ -18,81 +25,87 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from influence_engine.index.unrolling.linearization import LinearStep
+from influence_engine.index.unrolling.linearization import LinearisedStep
 from influence_engine.training.sensitivity import ImpulseResponse
 
 
-class Response:
-    """``D`` for a block of examples, step after step; examples do not depend on each other.
+class ParameterSensitivity:
+    """``X`` for a block of examples, step after step; blocks are independent of each other.
 
     Args:
-        first: First example of the block.
-        count: Examples in the block.
+        block: Positions of the block's examples.
         dimensions: ``k``.
-        direct: How ``LinearStep.direct`` is released.
-        late: The same for ``LinearStep.late``.
-        decays: ``[T]``, share of the weights that each step's decay leaves.
+        releases: When the displacements through ``E`` and (for Adam) through ``L`` arrive.
+        decays: ``[T]``, the share of the weights that each step's weight decay leaves.
         device: Where to compute.
+
+    Attributes:
+        values: ``X [n, k]`` after the steps so far.
     """
 
     def __init__(
         self,
-        first: int,
-        count: int,
+        block: range,
         dimensions: int,
-        direct: ImpulseResponse,
-        late: ImpulseResponse | None,
+        releases: tuple[ImpulseResponse, ImpulseResponse | None],
         decays: Tensor,
         device: torch.device,
     ) -> None:
-        self.weights = torch.zeros(count, dimensions, device=device)
-        self._first = first
+        self.values = torch.zeros(len(block), dimensions, device=device)
+        self._first = block.start
         self._decays = decays
         self._done = 0
-        self._channels = [_Channel(release, torch.zeros_like(self.weights)) for release in (direct, late) if release]
+        self._pending = [_PendingDisplacement(each, torch.zeros_like(self.values)) for each in releases if each]
 
-    def advance(self, steps: Iterable[LinearStep]) -> None:
+    def advance(self, steps: Iterable[LinearisedStep]) -> None:
         """Goes through the steps that come next."""
         for step in steps:
-            step = step.to(self.weights.device)
+            step = step.to(self.values.device)
             coefficients = self._coefficients(step)
-            displaced = step.clip * self.weights[:, : len(step.coupled)]
+            displaced = step.clip * self.values[:, : len(step.cross_direct)]
             if float(self._decays[self._done]) != 1.0:
-                self.weights *= float(self._decays[self._done])
-            moved = ((step.direct, step.coupled), (step.late, step.coupled_late))
-            for channel, (moves, coupled) in zip(self._channels, moved, strict=False):
-                channel.add(coefficients, moves, self._done)
-                channel.add(displaced.T, coupled, self._done)
-                channel.release(self.weights, self._done)
+                self.values *= float(self._decays[self._done])
+            displacements = ((step.direct, step.cross_direct), (step.second_moment, step.cross_second_moment))
+            for pending, (rows, cross_terms) in zip(self._pending, displacements, strict=False):
+                pending.add(coefficients, rows, self._done)
+                pending.add(displaced.T, cross_terms, self._done)
+                pending.release(self.values, self._done)
             self._done += 1
 
-    def _coefficients(self, step: LinearStep) -> Tensor:
-        """``[n, examples]``."""
-        coefficients = step.curvature.unsqueeze(1) * (step.pulled @ self.weights.T)
+    def _coefficients(self, step: LinearisedStep) -> Tensor:
+        """``c_ij`` after clipping, ``[rows, examples]``."""
+        coefficients = step.curvature.unsqueeze(1) * (step.pulled @ self.values.T)
         places = step.examples - self._first
-        inside = ((places >= 0) & (places < len(self.weights))).nonzero().flatten()
+        inside = ((places >= 0) & (places < len(self.values))).nonzero().flatten()
         coefficients[inside, places[inside]] += step.source[inside]
         if float(step.clip) < 1.0:
-            # d (c g / |g|) = c / |g| (dg - g <g, dg> / |g|^2)
-            along = step.along @ coefficients + self.weights[:, : len(step.coupled_along)] @ step.coupled_along
+            # Clipping to the norm c: d (c g / |g|) = c / |g| (dg - g <g, dg> / |g|^2), the product rule.
+            along = step.along @ coefficients + self.values[:, : len(step.cross_along)] @ step.cross_along
             coefficients -= step.gradient.unsqueeze(1) * along
             coefficients *= step.clip
         return coefficients
 
 
-class _Channel:
+class _PendingDisplacement:
+    """Displacements of the final weights through one of the optimiser's moments, which arrive step by step.
+
+    Args:
+        release: When they arrive.
+        pending: ``[n, k]``, zeros: what has not arrived yet.
+    """
+
     def __init__(self, release: ImpulseResponse, pending: Tensor) -> None:
         self._rates, self._totals, self._decay = release.rates.tolist(), release.totals().tolist(), release.decay
         self._pending = pending
 
-    def add(self, coefficients: Tensor, moves: Tensor, step: int) -> None:
-        """This step moves ``coefficients [n, examples]`` times ``moves [n, q]``, in the first ``q`` coordinates."""
-        if len(moves) and self._totals[step]:
-            pending = self._pending[:, : moves.shape[1]]
-            pending.addmm_(coefficients.T, moves, alpha=-1.0 / self._totals[step])
+    def add(self, coefficients: Tensor, rows: Tensor, step: int) -> None:
+        """Adds this step's ``-coefficients^T rows`` (``[n, examples]``, ``[n, q]``), in ``q`` leading coordinates."""
+        if len(rows) and self._totals[step]:
+            pending = self._pending[:, : rows.shape[1]]
+            pending.addmm_(coefficients.T, rows, alpha=-1.0 / self._totals[step])
 
-    def release(self, weights: Tensor, step: int) -> None:
-        """Moves the weights by what arrives now."""
+    def release(self, values: Tensor, step: int) -> None:
+        """Adds what arrives at this step to ``values``."""
         if self._totals[step]:
-            weights.add_(self._pending, alpha=self._rates[step])
+            values.add_(self._pending, alpha=self._rates[step])
         self._pending.mul_(self._decay)

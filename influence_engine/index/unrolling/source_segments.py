@@ -1,14 +1,17 @@
-"""How the final weights answer to every example's weight where the steps on the way are not followed one by one.
+"""The final weights' sensitivity to every example's weight where the steps are not followed one by one: SOURCE.
 
-The way is divided into segments. Within one, the weights follow the gradient flow of the mean loss for a time ``tau``
-in the optimiser's metric, with the Gauss-Newton matrix ``G`` and the examples' gradients ``g_i`` of its middle, so that
+The trajectory is divided into segments. Within one, the weights follow the gradient flow of the mean loss for a time
+``tau``, with the Gauss-Newton matrix ``G`` and the examples' gradients ``g_i`` at its middle, so that the row ``x_i``
+of ``X = d theta / d w`` becomes
 
-    D  <-  D e^(-tau G)  -  g_i (1 - e^(-tau G)) / (G N)
+    x_i  <-  e^(-tau G) x_i  -  (I - e^(-tau G)) G^-1 g_i / N
 
-for the response ``D = d theta / d w_i``: SOURCE (Bae et al. 2024), which needs checkpoints, in the metric of Adam.
-Where there are none, the middles lie on the straight line from the base model's weights to the final ones. One segment
-at the final weights is about one damped step there; what three along the line are better by is in
-``benchmarks/RESULTS.md``.
+from one segment to the next: SOURCE (Bae et al. 2024, eq. 15), all of it in the coordinates of the index. Deviations:
+``e^(-tau G)`` and its integral are taken of the GGN in ``k`` coordinates instead of EK-FAC; preconditioned coordinates
+make Adam's training a gradient flow, as in their appendix D; gradients and ``G`` come from one point a segment instead
+of an average over its checkpoints; and without any checkpoints the points lie on the linear path from the base model's
+weights to the final ones. One segment at the final weights is about one damped Gauss-Newton step there; what three
+along the path gain is in ``benchmarks/RESULTS.md``.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from torch import Tensor
 from influence_engine.curvature import decomposed
 from influence_engine.curvature.gradient_passes import Batches, GradientPasses
 from influence_engine.index.encoding.encoder import LayerCoordinates
-from influence_engine.index.sizes import SHARD, shard_path
-from influence_engine.index.unrolling.trajectory import Point
+from influence_engine.index.sizes import SHARD, sensitivity_path
+from influence_engine.index.unrolling.trajectory import TrajectoryPoint
 from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.progress import Progress
 from influence_engine.tasks import Example
@@ -35,150 +38,156 @@ from influence_engine.training.step import parameters_put_back, put_parameters
 
 T = TypeVar("T")
 
-CURVED = "curvature along the way"
-FOLLOWING = "following the way"
+CURVATURE = "computing the curvature along the trajectory"
+UNROLLING = "computing sensitivities along the trajectory"
 
 
-class Segments:
-    """Follows a way in segments.
+class SourceSegments:
+    """The unrolling of a training in a few segments.
 
     Args:
-        passes: Over the fine-tuned model; its trained parameters are changed while this works, and put back.
+        passes: Run the fine-tuned model; its trained parameters are changed meanwhile, and restored.
         examples: The training examples.
         points: The segments' middles, in order.
-        sample: Positions of the examples that the Gauss-Newton matrices are made of.
-        folder: Where the stages are kept; what is there already is not done again.
-        progress: Told of every batch.
+        sample: Positions of the examples that the Gauss-Newton matrices are computed from.
+        folder: Where the stages are stored; a file that is there already is not computed again.
+        progress: Called after every batch.
     """
 
     def __init__(
         self,
         passes: GradientPasses,
         examples: Sequence[Example],
-        points: Sequence[Point],
+        points: Sequence[TrajectoryPoint],
         sample: Sequence[int],
         folder: Path,
         progress: Progress,
     ) -> None:
-        self.passes, self.examples, self.points, self.sample = passes, examples, points, sample
+        self.passes, self.examples, self.points, self._sample = passes, examples, points, sample
         self.folder, self.progress = folder, progress
         self._names = list(points[0].weights)
         self._prefix = FrozenPrefix(passes.model, self._names)
 
-    def sampled(self, most: int) -> Batches:
-        """Examples in batches, while the model has the weights of one point after the other; ``most`` in all."""
-        count = len(self.points)
+    def sample(self, count: int) -> Batches:
+        """``count`` examples in batches, an equal share at every point while the model has that point's weights."""
+        points = len(self.points)
         for number, point in enumerate(self.points):
-            first, last = most * number // count, most * (number + 1) // count
-            chosen = [self.sample[place % len(self.sample)] for place in range(first, last)]
+            first, last = count * number // points, count * (number + 1) // points
+            chosen = [self._sample[place % len(self._sample)] for place in range(first, last)]
             with parameters_put_back(self.passes.model, self._names):
                 put_parameters(self.passes.model, point.weights)
                 yield from self.passes.grouped(self.examples, chosen)
 
-    def responses(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
-        """``D [n, k]`` in the basis, a shard for each of the final gradients', in the examples' order."""
-        kept = self.folder / "segments.safetensors"
-        if not kept.exists():
-            curved = functools.partial(self._curved, coordinates, basis)
-            write_tensors(kept, self._within_memory(CURVED, curved))
-        found = load_file(kept)
-        moves = moves_of([(found[f"{n}.ggn"], point.time) for n, point in enumerate(self.points)])
-        into = [(move / -len(self.examples)).to(basis) for move in moves]
-        known = torch.stack([found[f"{n}.gradients"].to(basis) @ move for n, move in enumerate(into)]).sum(0)
-        by_position = dict(zip(self.sample, known.cpu(), strict=True))
+    def sensitivities(self, coordinates: LayerCoordinates, basis: Tensor, gradients: Sequence[Path]) -> list[Path]:
+        """``d theta / d w`` of every example, ``X [n, k]`` a shard; the arguments are those of ``Unrolling``."""
+        stored = self.folder / "segments.safetensors"
+        if not stored.exists():
+            curvature = functools.partial(self._curvature, coordinates, basis)
+            write_tensors(stored, self._within_memory(CURVATURE, curvature))
+        found = load_file(stored)
+        propagators = segment_propagators([(found[f"{n}.ggn"], point.time) for n, point in enumerate(self.points)])
+        scaled = [(each / -len(self.examples)).to(basis) for each in propagators]
+        of_sample = torch.stack([found[f"{n}.gradients"].to(basis) @ each for n, each in enumerate(scaled)]).sum(0)
+        by_position = dict(zip(self._sample, of_sample.cpu(), strict=True))
         paths = []
         for start in range(0, len(self.examples), SHARD):
-            paths.append(shard_path(self.folder, "responses", start))
+            paths.append(sensitivity_path(self.folder, start))
             wanted = range(start, min(start + SHARD, len(self.examples)))
             if not paths[-1].exists():
-                these = functools.partial(self._vectors, wanted, coordinates, basis, into, by_position)
-                write_tensors(paths[-1], {"vectors": self._within_memory(FOLLOWING, these)})
-            self.progress(FOLLOWING, wanted.stop, len(self.examples))
+                these = functools.partial(self._shard, wanted, coordinates, basis, scaled, by_position)
+                write_tensors(paths[-1], {"vectors": self._within_memory(UNROLLING, these)})
+            self.progress(UNROLLING, wanted.stop, len(self.examples))
         return paths
 
-    def _curved(self, coordinates: LayerCoordinates, basis: Tensor) -> dict[str, Tensor]:
+    def _curvature(self, coordinates: LayerCoordinates, basis: Tensor) -> dict[str, Tensor]:
         """``ggn [k, k]`` of every point, and the loss gradients ``[S, k]`` of the sample there."""
         k, count = basis.shape[1], len(self.points)
         ggns = [basis.new_zeros(k, k) for _ in range(count)]
-        losses = [torch.zeros(len(self.sample), k) for _ in range(count)]
-        places = {position: place for place, position in enumerate(self.sample)}
+        losses = [torch.zeros(len(self._sample), k) for _ in range(count)]
+        places = {position: place for place, position in enumerate(self._sample)}
 
         def add(number: int, positions: list[int], examples: list[Example]) -> None:
             into = torch.tensor([places[position] for position in positions])
             for row in self.passes.rows(examples):
                 encoded = coordinates(row.gradients) @ basis
-                curved = encoded * row.root_curvature.unsqueeze(1)
-                ggns[number].addmm_(curved.T, curved, alpha=1.0 / len(self.sample))
+                ggn_rows = encoded * row.root_curvature.unsqueeze(1)
+                ggns[number].addmm_(ggn_rows.T, ggn_rows, alpha=1.0 / len(self._sample))
                 losses[number].index_add_(0, into, (encoded * row.loss.unsqueeze(1)).float().cpu())
 
-        self._at_every_point(self.sample, add, lambda done: self.progress(CURVED, done, len(self.sample)))
+        self._at_every_point(self._sample, add, lambda done: self.progress(CURVATURE, done, len(self._sample)))
         return {f"{n}.ggn": ggn.cpu() for n, ggn in enumerate(ggns)} | {
             f"{n}.gradients": gradients for n, gradients in enumerate(losses)
         }
 
-    def _vectors(
+    def _shard(
         self,
         wanted: range,
         coordinates: LayerCoordinates,
         basis: Tensor,
-        into: Sequence[Tensor],
+        propagators: Sequence[Tensor],
         known: dict[int, Tensor],
     ) -> Tensor:
+        """``X`` of the examples in ``wanted``; ``known`` has those of the sample, by position."""
         result = torch.zeros(len(wanted), basis.shape[1])
         missing = [position for position in wanted if position not in known]
         for position in set(wanted) - set(missing):
             result[position - wanted.start] = known[position]
         before = wanted.stop - len(missing)
 
-        def move(number: int, positions: list[int], examples: list[Example]) -> None:
+        def add(number: int, positions: list[int], examples: list[Example]) -> None:
             encoded = coordinates(self.passes.loss_gradients(examples)) @ basis
-            result[torch.tensor(positions) - wanted.start] += (encoded @ into[number]).float().cpu()
+            result[torch.tensor(positions) - wanted.start] += (encoded @ propagators[number]).float().cpu()
 
-        self._at_every_point(missing, move, lambda done: self.progress(FOLLOWING, before + done, len(self.examples)))
+        self._at_every_point(missing, add, lambda done: self.progress(UNROLLING, before + done, len(self.examples)))
         return result
 
     def _at_every_point(
         self,
         chosen: Sequence[int],
         work: Callable[[int, list[int], list[Example]], None],
-        told: Callable[[int], None],
+        report: Callable[[int], None],
     ) -> None:
-        """Does it to every batch at every point; frozen layers below run at the first only, the batch being the same.
+        """Does ``work`` for every batch at every point.
+
+        Frozen layers below the trained ones run at the first point only: their outputs are the same at the others.
 
         Args:
             chosen: Positions of examples.
-            work: Is given the point's number, positions and examples while the model has the point's weights.
-            told: Is given the number of examples done.
+            work: Receives the point's number, positions and examples, while the model has the point's weights.
+            report: Receives the number of examples done.
         """
         done = 0
         with parameters_put_back(self.passes.model, self._names):
             for positions, examples in self.passes.grouped(self.examples, chosen):
-                kept: CachedPrefix | None = None
+                cached: CachedPrefix | None = None
                 for number, point in enumerate(self.points):
                     put_parameters(self.passes.model, point.weights)
-                    with self._prefix.caching() if kept is None else self._prefix.reusing(kept) as found:
+                    with self._prefix.caching() if cached is None else self._prefix.reusing(cached) as found:
                         work(number, positions, examples)
-                    kept = kept or found
+                    cached = cached or found
                 done += len(positions)
-                told(done)
+                report(done)
 
     def _within_memory(self, stage: str, work: Callable[[], T]) -> T:
         return self.passes.within_memory(work, lambda note: self.progress(stage, 0, len(self.examples), note))
 
 
-def moves_of(segments: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
-    """What a gradient in each segment has become of by the end: ``M [k, k]`` with ``D = -sum_s g_s M_s / N``.
+def segment_propagators(segments: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
+    """The effect of a gradient in each segment on the final weights: ``P_s [k, k]`` with ``X = -sum_s g_s P_s / N``.
+
+    ``P_s = (I - e^(-tau_s G_s)) G_s^-1 prod_{t>s} e^(-tau_t G_t)`` (Bae et al. 2024, eq. 15, transposed: gradients are
+    rows here), computed from the last segment back.
 
     Args:
         segments: Gauss-Newton matrices ``[k, k]`` and times, in order.
     """
-    moves: list[Tensor] = []
+    propagators: list[Tensor] = []
     after = torch.eye(len(segments[0][0]), dtype=torch.float64, device=segments[0][0].device)
     for ggn, time in reversed(segments):
         values, vectors = decomposed(ggn)
         left = torch.exp(-time * values)
-        # (1 - e^(-tau x)) / x, which is tau where x is small.
+        # (1 - e^(-tau x)) / x, whose limit for small x is tau.
         gained = torch.where(time * values > 1e-8, (1.0 - left) / values.clamp_min(1e-30), time)
-        moves.insert(0, (vectors * gained) @ (vectors.T @ after))
+        propagators.insert(0, (vectors * gained) @ (vectors.T @ after))
         after = (vectors * left) @ (vectors.T @ after)
-    return moves
+    return propagators

@@ -24,9 +24,9 @@ def test_cut_directions_keep_the_most_energy_and_say_how_much() -> None:
     fitted = fit_eigenbasis([matrix], 7)
     values = torch.linalg.svdvals(matrix).square()
     assert fitted.vectors.shape == (50, 7)
-    assert abs(fitted.kept - float(values[:7].sum() / values.sum())) < 1e-9
+    assert abs(fitted.energy_kept - float(values[:7].sum() / values.sum())) < 1e-9
     kept = (matrix @ fitted.vectors).square().sum() / matrix.square().sum()
-    assert abs(fitted.kept - float(kept)) < 1e-9
+    assert abs(fitted.energy_kept - float(kept)) < 1e-9
 
 
 def test_repeated_rows_give_only_the_directions_that_are_there() -> None:
@@ -38,4 +38,4 @@ def test_rows_in_blocks_give_the_same_basis() -> None:
     matrix = torch.randn(30, 50, dtype=torch.float64)
     whole, parts = fit_eigenbasis([matrix], 7), fit_eigenbasis([matrix[:4], matrix[4:11], matrix[11:]], 7)
     torch.testing.assert_close(parts.vectors.abs(), whole.vectors.abs())
-    assert abs(parts.kept - whole.kept) < 1e-12
+    assert abs(parts.energy_kept - whole.energy_kept) < 1e-12

@@ -81,16 +81,16 @@ def test_draws_are_the_same_for_the_same_seed(vector_task: Any) -> None:
 
 
 @pytest.mark.parametrize("epsilon", [1e-8, 1e-3])
-def test_a_rank_one_second_moment_gives_the_exact_metric(epsilon: float) -> None:
-    from influence_engine.curvature import adam_metric
+def test_a_rank_one_second_moment_gives_the_exact_preconditioner(epsilon: float) -> None:
+    from influence_engine.curvature import adam_preconditioner
     from influence_engine.gradients import track
 
     model = nn.Linear(4, 3)
     row, column = torch.rand(3) + 0.1, torch.rand(5) + 0.1
     moments = row[:, None] * column - epsilon**2
-    metric = adam_metric(track(model), {"weight": moments[:, :4], "bias": moments[:, 4]}, epsilon)[""]
+    preconditioner = adam_preconditioner(track(model), {"weight": moments[:, :4], "bias": moments[:, 4]}, epsilon)[""]
     expected = (moments + epsilon**2).sqrt().rsqrt()
-    torch.testing.assert_close(metric.row[:, None] * metric.column, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(preconditioner.row[:, None] * preconditioner.column, expected, rtol=1e-4, atol=1e-5)
 
 
 class Sequences:

@@ -38,7 +38,7 @@ def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 32])
 def test_every_length_as_kernel_by_kernel(most: int, attributor: Attributor) -> None:
-    kernel_by_kernel = attributor.index.encoder.encode_and_weigh
+    kernel_by_kernel = attributor.index.encoder.encode_with_share
     graphed = GraphedEncoding(kernel_by_kernel, most)
     for words in LENGTHS:
         gradients = gradients_of(attributor, words)
@@ -48,11 +48,11 @@ def test_every_length_as_kernel_by_kernel(most: int, attributor: Attributor) -> 
 def test_threads_do_not_mix_their_queries(attributor: Attributor) -> None:
     index = attributor.index
     several = [gradients_of(attributor, words) for words in LENGTHS]
-    expected = [index.encoder.encode_and_weigh(gradients) for gradients in several]
+    expected = [index.encoder.encode_with_share(gradients) for gradients in several]
     torch.cuda.synchronize()
 
     def encoded(number: int) -> tuple[Tensor, Tensor]:
-        found = index.encode_and_weigh(several[number % len(several)])
+        found = index.encode_with_share(several[number % len(several)])
         torch.cuda.synchronize()
         return found
 

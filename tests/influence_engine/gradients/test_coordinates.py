@@ -1,5 +1,5 @@
-"""Promise: a layer's coordinates of gradients, weighed or not, are those of the materialised gradients between its two
-bases, whatever the shapes, the form the gradient comes in, and the order that was cheapest."""
+"""Promise: a layer's coordinates of gradients, multiplied by a matrix or not, are those of the materialised gradients
+between its two bases, whatever the shapes, the form of the gradient, and the order of the products."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def test_coordinates_are_those_of_materialised_gradients(
         return torch.einsum("bij,ia,jc->bac", matrix, left, right)
 
     torch.testing.assert_close(projection.project(gradient), between(dense).flatten(1))
-    torch.testing.assert_close(projection.seen(dense), between(dense))
-    weighed = projection.project_weighed(gradient, matrices)
-    assert len(weighed) == kinds
-    for found, matrix in zip(weighed, matrices, strict=True):
+    torch.testing.assert_close(projection.project_matrices(dense), between(dense))
+    products = projection.project_hadamard(gradient, matrices)
+    assert len(products) == kinds
+    for found, matrix in zip(products, matrices, strict=True):
         torch.testing.assert_close(found, between(dense * matrix).flatten(1))
 
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_spreading_coordinates_is_the_transpose_of_seeing(
+def test_lifting_coordinates_is_the_transpose_of_projecting(
     case: tuple[LayerGradient, LayerProjection, Tensor],
 ) -> None:
     gradient, projection, left = case
     dense = gradient.dense()
     inner = torch.randn(len(dense), left.shape[1], projection.right.shape[1], dtype=torch.float64)
-    spread = projection.spread(inner, dense.shape[1])
-    torch.testing.assert_close((spread * dense).sum((1, 2)), (inner * projection.seen(dense)).sum((1, 2)))
+    lifted = projection.lift(inner, dense.shape[1])
+    torch.testing.assert_close((lifted * dense).sum((1, 2)), (inner * projection.project_matrices(dense)).sum((1, 2)))
 
 
 @settings(max_examples=100, deadline=None)

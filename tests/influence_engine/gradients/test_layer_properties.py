@@ -152,5 +152,5 @@ def test_every_contraction_of_the_factors_equals_that_of_the_dense_gradient(kind
     coordinates = LayerProjection(kept if table else p0, p1)
     basis = torch.eye(d0, dtype=torch.float64)[:, kept] if table else p0
     torch.testing.assert_close(coordinates.project(gradient), (basis.T @ dense @ p1).flatten(1))
-    (weighed,) = coordinates.project_weighed(gradient, [matrix])
-    torch.testing.assert_close(weighed, (basis.T @ (dense * matrix) @ p1).flatten(1))
+    (products,) = coordinates.project_hadamard(gradient, [matrix])
+    torch.testing.assert_close(products, (basis.T @ (dense * matrix) @ p1).flatten(1))

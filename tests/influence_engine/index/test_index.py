@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
-from influence_engine.curvature import adam_metric, exact_influence, identity_metric
+from influence_engine.curvature import adam_preconditioner, exact_influence, identity_preconditioner
 from influence_engine.errors import (
     DataError,
     DigestMismatchError,
@@ -32,11 +32,12 @@ def dual(model: nn.Module, task: Any, train: Any, queries: Any, index: Influence
     moments = run.second_moments()
     if index.manifest.metric == "adam":
         assert moments is not None
-        scales = adam_metric(tracked, moments, run.epsilon or 0.0)
+        scales = adam_preconditioner(tracked, moments, run.epsilon or 0.0)
     else:
-        scales = identity_metric(tracked)
-    metric = {name: (m.row.double()[:, None] * m.column.double()).pow(-2) for name, m in scales.items()}
-    return exact_influence(model, task, tracked, train, queries, damping=index.manifest.damping, metric=metric)
+        scales = identity_preconditioner(tracked)
+    preconditioner = {name: (m.row.double()[:, None] * m.column.double()).pow(-2) for name, m in scales.items()}
+    damping = index.manifest.damping
+    return exact_influence(model, task, tracked, train, queries, damping=damping, preconditioner=preconditioner)
 
 
 @pytest.fixture

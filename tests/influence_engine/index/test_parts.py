@@ -128,8 +128,8 @@ def every_file(index: Path) -> list[str]:
 def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(name: str, old: Path) -> None:
     index = InfluenceIndex.open(old)
     upgrade(old, nothing_needed)
-    index.keep_calibration(index.calibration)  # type: ignore[arg-type]
-    index.keep_basis(index.basis)  # type: ignore[arg-type]
+    index.save_calibration(index.calibration)  # type: ignore[arg-type]
+    index.save_basis(index.basis)  # type: ignore[arg-type]
     verify_files(version_of(old))
     path = version_of(old) / name.partition(":")[0]
     if path.name == "manifest.json":
@@ -269,7 +269,7 @@ def test_two_upgrades_at_once_do_the_work_once(old: Path) -> None:
 def test_a_calibration_of_a_version_with_sums_is_under_a_sum_too(old: Path) -> None:
     index = InfluenceIndex.open(old)
     assert index.calibration is not None
-    index.keep_calibration(index.calibration)
+    index.save_calibration(index.calibration)
     path = version_of(old) / "calibration.json"
     path.write_text(path.read_text().replace('"share": 0', '"share": 1', 1))
     with pytest.raises(DigestMismatchError, match=r"calibration\.json has changed"):

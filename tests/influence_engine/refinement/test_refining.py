@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
-from influence_engine.curvature import Metric, adam_metric, exact_influence
+from influence_engine.curvature import Preconditioner, adam_preconditioner, exact_influence
 from influence_engine.errors import DigestMismatchError, TierUnavailableError
 from influence_engine.gradients import track
 
@@ -33,8 +33,8 @@ def attributor(index: InfluenceIndex, vector_model: nn.Module, vector_task: Any,
     return attributor
 
 
-def dense(metric: Metric) -> dict[str, Tensor]:
-    return {name: (one.row.unsqueeze(-1) * one.column).pow(-2) for name, one in metric.items()}
+def dense(preconditioner: Preconditioner) -> dict[str, Tensor]:
+    return {name: (one.row.unsqueeze(-1) * one.column).pow(-2) for name, one in preconditioner.items()}
 
 
 def off(found: Tensor, expected: Tensor) -> float:
@@ -49,9 +49,15 @@ def test_it_is_the_exact_influence_where_the_index_is_far_off(
     assert moments is not None
     assert epsilon is not None
     tracked = track(model)
-    metric = dense(adam_metric(tracked, moments, epsilon))
+    preconditioner = dense(adam_preconditioner(tracked, moments, epsilon))
     expected = exact_influence(
-        model, vector_task, tracked, vector_train, vector_queries, damping=FEW.damping or 0.0, metric=metric
+        model,
+        vector_task,
+        tracked,
+        vector_train,
+        vector_queries,
+        damping=FEW.damping or 0.0,
+        preconditioner=preconditioner,
     )
 
     refined = attributor.scores(vector_queries, "refined")
@@ -67,8 +73,8 @@ def test_of_a_text_model_without_a_record(
     settings = IndexSettings(dimensions=8, coordinates=200, damping=0.05)
     attributor = Attributor(model, task, InfluenceIndex.build(model, task, train, index_folder, settings))
     attributor.refine_with(train[::-1])  # in any order
-    metric = dense(attributor.index.encoder.coordinates.metric)  # estimated
-    expected = exact_influence(model, task, track(model), train, queries, damping=0.05, metric=metric)
+    preconditioner = dense(attributor.index.encoder.coordinates.preconditioner)  # estimated
+    expected = exact_influence(model, task, track(model), train, queries, damping=0.05, preconditioner=preconditioner)
 
     assert off(attributor.scores(queries, "refined"), expected) < 0.02
 
@@ -138,5 +144,5 @@ def test_an_index_that_follows_the_steps_has_nothing_to_refine(
     index = InfluenceIndex.build_from_run(
         vector_run, vector_task, vector_train, index_folder, IndexSettings(), into=vector_model
     )
-    with pytest.raises(TierUnavailableError, match="follows the way that led there"):
+    with pytest.raises(TierUnavailableError, match="follows the training trajectory"):
         Attributor(vector_model, vector_task, index).refine_with(vector_train)

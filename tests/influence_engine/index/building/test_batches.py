@@ -1,4 +1,4 @@
-"""Promises, whatever is followed: other batches give the same scores, and a build that stops changes no weights."""
+"""Promises, whatever the approximation: other batches give the same scores; a build that stops changes no weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from influence_engine import Attributor, InfluenceIndex, Run
-from influence_engine.index.building.stages import LAYERS_MET, MET
+from influence_engine.index.building.stages import LAYERS_ALONG, ROWS_ALONG
 from tests.influence_engine.following import SINGLE, StoppedError, recorded, weights_of
 
 
@@ -42,8 +42,8 @@ def test_other_batches_of_a_transformer_change_nothing(
 
 
 @pytest.mark.parametrize("approximation", ["segments", "unrolled"])
-@pytest.mark.parametrize("stage", [LAYERS_MET, MET])
-def test_what_stops_a_build_at_weights_of_the_way_leaves_the_model_as_it_was(
+@pytest.mark.parametrize("stage", [LAYERS_ALONG, ROWS_ALONG])
+def test_what_stops_a_build_at_weights_of_the_trajectory_leaves_the_model_as_it_was(
     stage: str,
     approximation: Any,
     vector_run: Run,

@@ -78,13 +78,13 @@ def test_what_fits_is_the_least_change_that_does(
     settings = IndexSettings(dimensions=128, hessian_directions=1, sample=64)
     # More text than the one direction takes, and less than half of all.
     train = [{**example, "note": "long " * 2000} for example in vector_train]
-    passes, followed = passes_for(fresh_network, vector_task, settings), Approximation("unrolled", vector_run)
+    passes, unrolled = passes_for(fresh_network, vector_task, settings), Approximation("unrolled", vector_run)
 
     def needed(**changes: Any) -> int:
-        return plan_build(passes, train, settings.model_copy(update=changes), followed, probe=False).disk_bytes
+        return plan_build(passes, train, settings.model_copy(update=changes), unrolled, probe=False).disk_bytes
 
-    def advice(room: int) -> str:
-        return what_fits_on_disk(passes, train, settings, followed, room)
+    def advice(free: int) -> str:
+        return what_fits_on_disk(passes, train, settings, unrolled, free)
 
     neither = needed(store_examples="none", hessian_directions=0)
     assert advice(needed()) == "fewer index.dimensions, index.coordinates or index.sample need less"

@@ -1,9 +1,10 @@
-"""Promises: without a record, Adam's metric and the damping are estimated from both ends of the training, close to what
-a record says; where they cannot be, the index says that it goes by a rule of thumb."""
+"""Promises: without a record, Adam's preconditioner and the damping are estimated from both ends of the training, close
+to what a record says; where they cannot be, the index says that it goes by a rule of thumb."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from torch import nn
 
 from influence_engine import Attributor, FinetuneSettings, IndexSettings, InfluenceIndex, Run, finetune
 from influence_engine.errors import SettingsError
-from influence_engine.index.building.estimated_training import stand_in
-from influence_engine.index.building.pipeline import passes_for
-from influence_engine.progress import silent
+from influence_engine.index.building.estimated_training import estimate_training
+from tests.influence_engine.building import build_context
 from tests.influence_engine.conftest import make_network
 
 ONE_STEP = IndexSettings(approximation="final", dtype="float32")
@@ -33,7 +33,7 @@ def about(index: InfluenceIndex) -> tuple[str, str]:
 
 
 def share(index: InfluenceIndex) -> float:
-    """Of the largest eigenvalue: what the metric's unit leaves as it is."""
+    """Of the largest eigenvalue: which no unit of the preconditioner changes."""
     return index.manifest.damping / float(index.encoder.eigenvalues.max())
 
 
@@ -90,7 +90,7 @@ def test_settings_come_first(
     assert about(index) == expected
 
 
-def test_adams_metric_is_refused_where_another_optimiser_is_on_record(
+def test_adams_preconditioner_is_refused_where_another_optimiser_is_on_record(
     vector_task: Any, vector_train: Any, tmp_path: Path
 ) -> None:
     settings = FinetuneSettings(trainable="all", epochs=1, batch_size=12, learning_rate=0.02, optimizer="sgd")
@@ -109,15 +109,15 @@ def test_adams_metric_is_refused_where_another_optimiser_is_on_record(
 def test_an_interrupted_build_finds_its_estimate_again(
     base: nn.Module, vector_model: nn.Module, vector_task: Any, vector_train: Any, tmp_path: Path
 ) -> None:
-    passes = passes_for(vector_model, vector_task, ONE_STEP)
-    path = tmp_path / "training.safetensors"
+    context = build_context(vector_model, vector_task, vector_train, tmp_path, ONE_STEP)
     base.train()
-    first = stand_in(passes, vector_train, base, path, silent, adam=True, seed=0)
+    first = estimate_training(context, base, adam=True)
     assert base.training  # as it was given
-    again = stand_in(passes, [], None, path, silent, adam=True, seed=0)
+    again = estimate_training(replace(context, examples=[]), None, adam=True)
     assert again.damping == first.damping
-    assert all(torch.equal(again.metric[name].row, one.row) for name, one in first.metric.items())
-    assert all(torch.equal(again.metric[name].column, one.column) for name, one in first.metric.items())
+    for name, one in first.preconditioner.items():
+        assert torch.equal(again.preconditioner[name].row, one.row)
+        assert torch.equal(again.preconditioner[name].column, one.column)
 
 
 def test_padding_of_other_batches_changes_no_estimate(
@@ -125,20 +125,16 @@ def test_padding_of_other_batches_changes_no_estimate(
 ) -> None:
     model, base, train = make_model(seed=1), make_model(), make_examples(40)
     first, second = (
-        stand_in(
-            passes_for(model, task, IndexSettings(batch_tokens=tokens)),
-            train,
+        estimate_training(
+            build_context(model, task, train, tmp_path / str(tokens), IndexSettings(batch_tokens=tokens)),
             base,
-            tmp_path / str(tokens),
-            silent,
             adam=True,
-            seed=0,
         )
         for tokens in (200, 17)
     )
-    for name, one in first.metric.items():
-        torch.testing.assert_close(second.metric[name].row, one.row)
-        torch.testing.assert_close(second.metric[name].column, one.column)
+    for name, one in first.preconditioner.items():
+        torch.testing.assert_close(second.preconditioner[name].row, one.row)
+        torch.testing.assert_close(second.preconditioner[name].column, one.column)
 
 
 def test_other_trained_layers_make_another_index(

@@ -22,15 +22,15 @@ def built(run: Run, task: Any, network: nn.Module, folder: Path, **settings: Any
 
 
 def gradients(model: nn.Module, task: Any, index: InfluenceIndex, examples: Any) -> Tensor:
-    """Of the losses, in the index's metric, one example at a time, ``[N, P]``."""
-    tracked, metric = track(model), index.encoder.coordinates.metric
+    """Preconditioned gradients of the losses, one example at a time, ``[N, P]``."""
+    tracked, preconditioner = track(model), index.encoder.coordinates.preconditioner
     rows = []
     for example in examples:
         batch = task.collate([example])
         model.zero_grad()
         task.loss(task.outputs(model, batch), batch).sum().backward()
         by_layer = tracked.matrices({name: one.grad for name, one in model.named_parameters()})
-        parts = [one * metric[name].row[:, None] * metric[name].column for name, one in by_layer.items()]
+        parts = [one * preconditioner[name].matrix() for name, one in by_layer.items()]
         rows.append(torch.cat([part.flatten() for part in parts]))
     return torch.stack(rows)
 

@@ -1,5 +1,5 @@
-"""Promises: with every direction an index that follows plain gradient descent says what exact replay says, whatever the
-network; with a few a step's Hessian is exact for displacements along them and for what others do to gradients along
+"""Promises: with every direction an index of plain gradient descent gives the scores of exact replay, whatever
+the network; with a few a step's Hessian is exact for displacements along them and for what others do to gradients along
 them, what is added beside them has no negative eigenvalues, and the index comes closer to replay, for Adam, adapters,
 embeddings and dropout, too."""
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine import FinetuneSettings, Run, finetune
-from influence_engine.curvature import identity_metric
-from influence_engine.index.building.pipeline import passes_for
+from influence_engine.curvature import identity_preconditioner
 from influence_engine.index.building.stages import IndexBuilder
-from influence_engine.index.unrolling.linearization import NOBODY, LinearStep, StepLineariser, read_steps
+from influence_engine.index.unrolling.linearization import NO_EXAMPLE, LinearisedStep, StepLineariser, read_steps
 from influence_engine.index.unrolling.residual_hessian import leading_directions
 from influence_engine.progress import silent
 from influence_engine.training import LoraSettings
+from tests.influence_engine.building import build_context
 from tests.influence_engine.conftest import make_network, make_vectors
 from tests.influence_engine.following import (
     SINGLE,
@@ -93,13 +93,13 @@ def test_a_few_directions_come_closer_to_replay(
     assert some < 0.95 * without
 
 
-def residual(step: LinearStep) -> Tensor:
-    """What stands for the residual Hessian at a step, ``[k, k]``: what displacements do to the step's move."""
-    rows = step.examples == NOBODY
-    return step.pulled[rows].T @ step.direct[rows] + (step.coupled if len(step.coupled) else 0.0)
+def residual(step: LinearisedStep) -> Tensor:
+    """The approximated residual Hessian of a step, ``[k, k]``: displacements to the final weights' displacement."""
+    rows = step.examples == NO_EXAMPLE
+    return step.pulled[rows].T @ step.direct[rows] + (step.cross_direct if len(step.cross_direct) else 0.0)
 
 
-Along = Callable[[int | None, str, Network], tuple[Tensor, list[LinearStep]]]
+Along = Callable[[int | None, str, Network], tuple[Tensor, list[LinearisedStep]]]
 
 
 @pytest.fixture
@@ -107,14 +107,15 @@ def along(vector_task: Any, tmp_path: Path) -> Along:
     """``along(width, optimizer, network)``: directions ``[k, width]``, or all, and a run's steps, linearised."""
     train = make_vectors(48, seed=1, prefix="train-")
 
-    def made(width: int | None, optimizer: str, network: Network) -> tuple[Tensor, list[LinearStep]]:
+    def made(width: int | None, optimizer: str, network: Network) -> tuple[Tensor, list[LinearisedStep]]:
         rate = {"sgd": 0.1, "adamw": 1e-2}[optimizer]
         common = {"trainable": "all", "epochs": 2, "batch_size": 12, "weight_decay": 0.0, "max_grad_norm": None}
         settings = FinetuneSettings.model_validate({**common, "optimizer": optimizer, "learning_rate": rate})
         model = network()
         finetune(vector_task, model, train, settings=settings, record_to=tmp_path / "run", reuse=True)
-        passes = passes_for(model, vector_task, SINGLE)
-        coordinates = IndexBuilder(passes, train, identity_metric(passes.tracked), SINGLE, tmp_path, silent).layers()
+        context = build_context(model, vector_task, train, tmp_path, SINGLE)
+        passes = context.passes
+        coordinates = IndexBuilder(context, identity_preconditioner(passes.tracked)).layers()
         size = coordinates.size
         directions = torch.eye(size)
         if width is not None:
@@ -122,7 +123,7 @@ def along(vector_task: Any, tmp_path: Path) -> Along:
             directions = torch.linalg.qr(torch.randn(size, width, generator=generator))[0]
         folder = tmp_path / f"steps-{width}"
         folder.mkdir()
-        paths = StepLineariser(Run.open(tmp_path / "run"), passes, train, folder, silent).stretches(
+        paths = StepLineariser(Run.open(tmp_path / "run"), passes, train, folder, silent).linearise(
             coordinates, torch.eye(size), directions
         )
         return directions, [step for path in paths for step in read_steps(path)]
@@ -147,19 +148,19 @@ def test_along_a_few_directions_a_step_s_hessian_is_exact_both_ways_and_elsewher
         near(found, found.T)
         near(directions.T @ found, directions.T @ exact)
         near(found @ directions, exact @ directions)
-        coupled = other.coupled if len(other.coupled) else torch.zeros_like(exact)
-        added = torch.linalg.eigvalsh(rest @ (found - coupled) @ rest)
+        cross_terms = other.cross_direct if len(other.cross_direct) else torch.zeros_like(exact)
+        added = torch.linalg.eigvalsh(rest @ (found - cross_terms) @ rest)
         assert float(added[0]) > -1e-4 * size
         assert int((added > 1e-4 * size).sum()) <= width
         assert float((rest @ exact @ rest).norm()) > 0.05 * float(exact.norm())
 
 
-def test_under_adam_the_weights_move_along_the_directions_for_what_is_only_known_of_gradients_along_them(
+def test_under_adam_weights_are_displaced_along_the_directions_by_changes_known_only_along_them(
     along: Along,
 ) -> None:
     directions, steps = along(5, "adamw", make_network)
     for step in steps:
-        least, beside = torch.split(step.direct[step.examples == NOBODY], 5)
+        least, beside = torch.split(step.direct[step.examples == NO_EXAMPLE], 5)
         torch.testing.assert_close(least, least @ directions @ directions.T, rtol=1e-3, atol=1e-6)
         assert float((beside - beside @ directions @ directions.T).norm()) > 0.1 * float(beside.norm())
 

@@ -1,4 +1,4 @@
-"""Promises: an index that follows the recorded steps says what exact replay says where the model is linear, comes
+"""Promises: an index that unrolls the recorded steps gives the scores of exact replay where the model is linear, comes
 closer to replay and to retraining than one step at the end where it is not, and leaves the model as it was."""
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def test_a_build_stopped_between_the_steps_goes_on_to_the_same_index_and_leaves_
     assert not list((tmp_path / "cut").glob("versions/*/steps-*"))
 
 
-def test_steps_are_followed_only_where_they_are_recorded_and_have_no_damping(
+def test_steps_are_unrolled_only_where_they_are_recorded_and_have_no_damping(
     vector_run: Run,
     vector_model: nn.Module,
     vector_task: Any,
@@ -168,12 +168,12 @@ def test_steps_are_followed_only_where_they_are_recorded_and_have_no_damping(
     fresh_network: nn.Module,
 ) -> None:
     with pytest.raises(
-        SettingsError, match=r"index\.approximation is 'unrolled', but there are no steps to follow: the"
+        SettingsError, match=r"index\.approximation is 'unrolled', but there are no recorded steps: the"
     ):
         InfluenceIndex.build(
             vector_model, vector_task, vector_train, index_folder, IndexSettings(approximation="unrolled")
         )
     index = InfluenceIndex.build_from_run(vector_run, vector_task, vector_train, index_folder, into=fresh_network)
     assert (index.manifest.damping, index.manifest.damping_source) == (0.0, "none")
-    with pytest.raises(SettingsError, match="follows the way of the weights; it has no damping"):
+    with pytest.raises(SettingsError, match="follows the training trajectory; it has no damping"):
         Attributor(vector_model, vector_task, index).scores(vector_queries, damping=0.1)

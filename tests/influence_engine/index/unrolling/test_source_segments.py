@@ -1,5 +1,5 @@
-"""Promises: an index that follows a few segments says what a for-loop over them says, comes closer to replay than one
-step at the end, needs no more of a training than its two ends, and leaves the model as it was."""
+"""Promises: scores of an index over a few segments are those of a for-loop, and closer to replay than one step at the
+final weights; the segments need no more of a training than its two ends, and the model is left as it was."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from influence_engine.errors import SettingsError
 from influence_engine.gradients import track
 from influence_engine.index.building.approximation import Approximation, approximation_of
 from influence_engine.index.building.provenance import Provenance
-from influence_engine.index.unrolling.source_segments import FOLLOWING, moves_of
-from influence_engine.index.unrolling.trajectory import recorded_way, starting_weights, straight_way
+from influence_engine.index.unrolling.source_segments import CURVATURE, UNROLLING, segment_propagators
+from influence_engine.index.unrolling.trajectory import initial_weights, linear_path, recorded_trajectory
 from tests.influence_engine.conftest import make_network
 from tests.influence_engine.following import (
     SINGLE,
@@ -49,7 +49,7 @@ def by_hand(model: nn.Module, base: nn.Module, task: Any, train: Any, queries: A
         return task.outputs(model, batch), batch
 
     measured = torch.stack([flat(task.measurement(*outputs(query)).sum()) for query in queries])
-    response = measured.new_zeros(len(train), measured.shape[1])
+    sensitivity = measured.new_zeros(len(train), measured.shape[1])
     for number in range(count):
         share = (number + 0.5) / count
         for name, parameter in model.named_parameters():
@@ -65,9 +65,9 @@ def by_hand(model: nn.Module, base: nn.Module, task: Any, train: Any, queries: A
         values, vectors = torch.linalg.eigh(ggn)
         values = values.clamp_min(1e-14)
         left = (-values * time / count).exp()
-        response = response @ (vectors * left) @ vectors.T
-        response -= torch.stack(losses) @ (vectors * ((1 - left) / values)) @ vectors.T / len(train)
-    return measured @ response.T
+        sensitivity = sensitivity @ (vectors * left) @ vectors.T
+        sensitivity -= torch.stack(losses) @ (vectors * ((1 - left) / values)) @ vectors.T / len(train)
+    return measured @ sensitivity.T
 
 
 @pytest.mark.parametrize(("count", "time"), [(1, 3.0), (3, 20.0)])
@@ -81,7 +81,7 @@ def test_the_scores_are_those_of_a_loop_over_segments_examples_and_outputs(
     vector_queries: Any,
     index_folder: Path,
 ) -> None:
-    start = starting_weights(track(vector_model), vector_model, base)
+    start = initial_weights(track(vector_model), vector_model, base)
     assert all(torch.equal(start[name], tensor) for name, tensor in weights_of(base).items())
     chosen = SEGMENTS.model_copy(update={"metric": "identity", "damping": 1 / time, "segments": count})
     index = InfluenceIndex.build(vector_model, vector_task, vector_train, index_folder, chosen, base=base)
@@ -111,17 +111,17 @@ def test_both_ends_and_checkpoints_are_closer_to_replay_than_one_step_at_the_end
     assert cosines["record", "segments"] > cosines["record", "final"] + 0.03
 
 
-def test_where_both_ends_are_known_they_are_what_is_gone_by(
+def test_where_both_ends_are_known_the_linear_path_between_them_is_unrolled(
     base: nn.Module, vector_model: nn.Module, vector_task: Any, vector_train: Any, tmp_path: Path
 ) -> None:
     index = InfluenceIndex.build(vector_model, vector_task, vector_train, tmp_path, base=base)
     assert (index.manifest.approximation, index.manifest.damping_source) == ("segments", "displacement")
     assert "index.approximation: final" in index.tiers["refined"]
-    with pytest.raises(SettingsError, match="follows the way of the weights; it has no damping"):
+    with pytest.raises(SettingsError, match="follows the training trajectory; it has no damping"):
         Attributor(vector_model, vector_task, index).scores(vector_train[:1], damping=2 * index.manifest.damping)
 
 
-def test_examples_beside_the_sample_are_followed_as_those_in_it(
+def test_examples_outside_the_sample_have_the_sensitivities_of_equal_ones_in_it(
     base: nn.Module,
     vector_model: nn.Module,
     vector_task: Any,
@@ -136,7 +136,7 @@ def test_examples_beside_the_sample_are_followed_as_those_in_it(
     assert float((scores[:, :60] - scores[:, 60:]).norm() / scores.norm()) < 1e-4
 
 
-def test_a_build_stopped_on_the_way_goes_on_to_the_same_index_and_leaves_the_model_as_it_was(
+def test_a_build_stopped_along_the_trajectory_goes_on_to_the_same_index_and_leaves_the_model_as_it_was(
     base: nn.Module, vector_model: nn.Module, vector_task: Any, vector_train: Any, tmp_path: Path
 ) -> None:
     before = weights_of(vector_model)
@@ -144,7 +144,7 @@ def test_a_build_stopped_on_the_way_goes_on_to_the_same_index_and_leaves_the_mod
     seen: list[str] = []
 
     def stop(stage: str, done: int, total: int, note: str = "") -> None:
-        if stage == FOLLOWING:
+        if stage == UNROLLING:
             raise StoppedError
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
@@ -161,14 +161,16 @@ def test_a_build_stopped_on_the_way_goes_on_to_the_same_index_and_leaves_the_mod
         vector_model, vector_task, vector_train, tmp_path / "cut", chosen, base=base, progress=watch
     )
     assert again.manifest.content_digest == whole.manifest.content_digest
-    assert "curvature along the way" not in seen
+    assert CURVATURE not in seen
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(vector_model).items())
 
 
 def test_what_cannot_be_had_is_said_or_one_step_taken(
     vector_model: nn.Module, vector_task: Any, vector_train: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match=r"is 'segments', but the base model, where the way begins, is not known"):
+    with pytest.raises(
+        SettingsError, match=r"is 'segments', but the base model, where the trajectory begins, is not known"
+    ):
         InfluenceIndex.build(vector_model, vector_task, vector_train, tmp_path / "index", SEGMENTS)
     with pytest.raises(SettingsError, match=r"is 'segments', but the weights did not start at the base model's"):
         InfluenceIndex.build(
@@ -189,41 +191,41 @@ def test_a_record_that_cannot_be_executed_again_still_has_its_checkpoints(vector
     assert approximation_of(IndexSettings(damping=0.1), Provenance({}, base=base)).name == "final"
 
 
-def test_a_head_that_was_drawn_anew_stays_where_it_is(base: nn.Module, vector_model: nn.Module) -> None:
+def test_a_head_that_was_initialised_anew_stays_at_its_final_weights(base: nn.Module, vector_model: nn.Module) -> None:
     nn.init.normal_(base[3].weight)
-    start = starting_weights(track(vector_model), vector_model, base)
+    start = initial_weights(track(vector_model), vector_model, base)
     assert torch.equal(start["3.weight"], vector_model[3].weight)
     assert torch.equal(start["0.weight"], base[0].weight)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 def test_points_of_a_record_lie_between_its_checkpoints(count: int, vector_run: Run) -> None:
-    points = recorded_way(vector_run, 7.0, count, torch.device("cpu"))
+    points = recorded_trajectory(vector_run, 7.0, count, torch.device("cpu"))
     assert sum(point.time for point in points) == pytest.approx(7.0)
     first, last = (vector_run.checkpoint(vector_run.checkpoints[place])[0]["0.weight"] for place in (0, -1))
-    way = [float((point.weights["0.weight"] - first).norm()) for point in points]
-    assert way == sorted(way)
-    assert way[0] > 0
+    distances = [float((point.weights["0.weight"] - first).norm()) for point in points]
+    assert distances == sorted(distances)
+    assert distances[0] > 0
     assert float((points[-1].weights["0.weight"] - last).norm()) > 0
 
 
-def test_points_of_a_straight_way_are_the_middles_of_its_segments() -> None:
-    points = straight_way({"w": torch.zeros(1)}, {"w": torch.ones(1)}, 6.0, 3)
+def test_points_of_a_linear_path_are_the_middles_of_its_segments() -> None:
+    points = linear_path({"w": torch.zeros(1)}, {"w": torch.ones(1)}, 6.0, 3)
     assert [float(point.weights["w"]) for point in points] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
     assert [point.time for point in points] == [2.0, 2.0, 2.0]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000), st.floats(1e-3, 1.0))
-def test_moves_are_what_many_small_steps_of_gradient_flow_lead_to(
+def test_propagators_are_the_limit_of_many_small_steps_of_gradient_flow(
     count: int, dimensions: int, seed: int, time: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(count, dimensions, dimensions, generator=generator, dtype=torch.float64)
     ggns = draw @ draw.transpose(1, 2) / dimensions
     gradients = torch.randn(count, 1, dimensions, generator=generator, dtype=torch.float64)
-    moves = moves_of([(ggn, time) for ggn in ggns])
-    found = torch.stack([gradient @ move for gradient, move in zip(gradients, moves, strict=True)]).sum(0)
+    propagators = segment_propagators([(ggn, time) for ggn in ggns])
+    found = torch.stack([gradient @ each for gradient, each in zip(gradients, propagators, strict=True)]).sum(0)
     stepped, steps = torch.zeros(1, dimensions, dtype=torch.float64), 4000
     for ggn, gradient in zip(ggns, gradients, strict=True):
         for _ in range(steps):
