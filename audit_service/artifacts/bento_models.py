@@ -28,6 +28,7 @@ from audit_service.monitoring.reference import REFERENCE
 from audit_service.prediction.export import MANIFEST as ONNX_MANIFEST
 from audit_service.prediction.export import TOKENIZER, export_onnx, is_current, read_export
 from audit_service.prediction.predictor import OnnxPredictor
+from audit_service.store.location import StateLocation
 from influence_engine.digests import file_digest
 from influence_engine.errors import RecordError
 from influence_engine.index import current_version
@@ -113,6 +114,11 @@ def state_folder(config: AuditConfig) -> Path:
     from bentoml._internal.configuration.containers import BentoMLContainer  # there is no public name for it
 
     return Path(BentoMLContainer.bentoml_home.get()) / "audit" / config.name
+
+
+def state_location(config: AuditConfig) -> StateLocation:
+    """Where predictions and jobs lie: in the folder of the state, or on the server that the config names."""
+    return StateLocation(state_folder(config), url=config.state.address(), namespace=config.name)
 
 
 def export_for_serving(
