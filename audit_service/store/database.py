@@ -52,7 +52,8 @@ class Database:
         self.schema = schema
         self._opened: _Engines | None = None
         self._opening = threading.Lock()
-        self._checked = f"{location.namespace}/{schema.name}"
+        self._checked = f"{location.namespace}/{schema.name}/{schema.version}"
+        self._ready = False
 
     @property
     def where(self) -> str:
@@ -155,7 +156,7 @@ class Database:
         return _Engines(os.getpid(), engine.execution_options(isolation_level="AUTOCOMMIT"), engine)
 
     def _check(self, connection: Connection) -> None:
-        if self._checked in connection.info:
+        if self._ready and self._checked in connection.info:  # the pool may be older than this object
             return
         engines = self._engines()
         namespace = self.location.namespace if self.location.url is not None else None
@@ -166,7 +167,7 @@ class Database:
             if namespace is None and version is None:  # a file of the time before versions may be open to all
                 with contextlib.suppress(OSError):
                     (self.location.folder / f"{self.schema.name}.sqlite").chmod(0o600)
-        connection.info[self._checked] = True
+        connection.info[self._checked] = self._ready = True
 
     def _lock_number(self, name: str) -> int:
         return lock_number(self.location.namespace or "", f"{self.schema.name}/{name}")

@@ -71,6 +71,8 @@ def _lock(connection: Connection, namespace: str) -> None:
     connection.execute(select(func.pg_advisory_xact_lock(lock_number(namespace, "migrations"))))
     if not inspect(connection).has_schema(namespace):
         connection.execute(CreateSchema(namespace))
+    # Alembic names no schema where it changes a table; until the transaction ends this is the one that is meant.
+    connection.execute(select(func.set_config("search_path", f'"{namespace}"', True)))
 
 
 def _upgrade(connection: Connection, schema: StoreSchema, namespace: str | None) -> None:
