@@ -99,6 +99,19 @@ class QueueFullError(ServiceError):
     status = 429
 
 
+class StoreUnavailableError(ServiceError):
+    """The database with predictions or jobs cannot be read or written just now."""
+
+    code = "store_unavailable"
+    status = 503
+
+
+class StateSchemaError(ServiceError):
+    """What is kept has a shape that this version of the program does not know; nothing of it is read."""
+
+    code = "state_schema"
+
+
 class EngineUnavailableError(ServiceError):
     """The explanation engine is down, loading, or did not answer in time. Predictions are not affected."""
 

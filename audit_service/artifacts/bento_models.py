@@ -21,6 +21,7 @@ from audit_service.config import AuditConfig
 from audit_service.prediction.export import MANIFEST as ONNX_MANIFEST
 from audit_service.prediction.export import PROCESSOR
 from audit_service.prediction.predictor import OnnxPredictor
+from audit_service.store.location import StateLocation
 from influence_engine.errors import RecordError
 from influence_engine.index import current_version
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
@@ -87,6 +88,11 @@ def state_folder(config: AuditConfig) -> Path:
     if not inside:
         return config.state_folder
     return bentoml_internals.home() / "audit" / config.name
+
+
+def state_location(config: AuditConfig) -> StateLocation:
+    """Where predictions and jobs lie: in the folder of the state, or on the server that the config names."""
+    return StateLocation(state_folder(config), url=config.state.address(), namespace=config.name)
 
 
 def keep_bento_model(name: str, digests: dict[str, Any], fill: Callable[[Path], None]) -> str:

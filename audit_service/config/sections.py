@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from influence_engine.data import DataSettings
 from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.packages import MODELS
+from influence_engine.errors import SettingsError
 
 TEXT_CLASSIFICATION = "text_classification"
 TASKS = (TEXT_CLASSIFICATION,)
@@ -20,6 +24,10 @@ SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 DURATION = re.compile(f"[1-9][0-9]*[{''.join(SECONDS)}]")
 """How a time is written: ``30d``, ``12h``, ``90m``."""
+
+
+VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+"""An environment variable in a value."""
 
 
 def seconds_of(duration: str) -> int:
@@ -143,6 +151,51 @@ class FolderSettings(Section):
     index: Path | None = None
     onnx: Path | None = None
     state: Path | None = None
+
+
+class StateSettings(Section):
+    """Where predictions, true labels and jobs are kept.
+
+    Attributes:
+        url: A PostgreSQL database, ``postgresql+psycopg://user:password@host:5432/database``; by default SQLite files
+            in the state folder. ``${NAME}`` stands for an environment variable, so that no password need be in a file;
+            ``BENTO_AUDIT_STATE__URL`` names the whole. Tables lie in the schema ``name``. Keys of encryption stay in
+            the state folder: replicas on several machines need the same ones.
+    """
+
+    url: str | None = Field(None, repr=False)
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _of_a_server(cls, value: Any) -> Any:
+        # What was found is never shown: a password may be in it.
+        if isinstance(value, str) and value.startswith("sqlite"):
+            raise ValueError("SQLite files lie in the state folder: leave url out; folders.state names the folder")
+        if value is not None and not (
+            isinstance(value, str) and re.match(r"postgresql(\+psycopg)?://|\$\{[A-Za-z_]\w*\}$", value)
+        ):
+            raise ValueError("it should be an address such as postgresql+psycopg://audit:${PASSWORD}@host:5432/audit")
+        return value
+
+    def address(self, environment: Mapping[str, str] | None = None) -> str | None:
+        """``url`` with the variables that it names, by default the process's.
+
+        Raises:
+            SettingsError: one of them is not set.
+        """
+        if self.url is None:
+            return None
+        known = os.environ if environment is None else environment
+        whole = VARIABLE.fullmatch(self.url)
+
+        def value(found: re.Match[str]) -> str:
+            if not known.get(found[1]):
+                raise SettingsError(
+                    f"state.url names the environment variable {found[1]}, which is not set", field="state.url"
+                )
+            return known[found[1]] if whole else quote(known[found[1]], safe="")
+
+        return VARIABLE.sub(value, self.url)
 
 
 class ServeSettings(Section):

@@ -22,6 +22,7 @@ from audit_service.config.sections import (
     ModelSettings,
     Section,
     ServeSettings,
+    StateSettings,
     TaskSettings,
 )
 from influence_engine.data import packaged_model, packages_folder
@@ -50,6 +51,7 @@ class AuditConfig(Section):
         monitoring: What is measured of it, and when an alert fires.
         jobs: Long work in the background.
         folders: Where results go.
+        state: The database server with predictions and jobs, where files in the state folder are outgrown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +69,7 @@ class AuditConfig(Section):
     monitoring: MonitoringSettings = MonitoringSettings()
     jobs: JobSettings = JobSettings()
     folders: FolderSettings = FolderSettings()
+    state: StateSettings = StateSettings()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _file: Path | None = PrivateAttr(default=None)

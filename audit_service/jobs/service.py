@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
-from audit_service.artifacts.bento_models import find, state_folder
+from audit_service.artifacts.bento_models import find, state_location
 from audit_service.artifacts.recorded_runs import replayable_run
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import input_fields
 from audit_service.errors import JobNotDoneError
 from audit_service.jobs.store import ENDED, Job, JobStore
-from audit_service.jobs.worker import LOCK
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import JobMetrics
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
@@ -53,8 +50,8 @@ class JobService:
 
     def __init__(self, audit: Auditing) -> None:
         self.audit = audit
-        self.folder = state_folder(audit.config)
-        self.store = JobStore(self.folder, waiting=audit.config.jobs.waiting)
+        self.store = JobStore(state_location(audit.config), waiting=audit.config.jobs.waiting)
+        self.folder = self.store.folder
         self._process: subprocess.Popen[bytes] | None = None
         self._wake = threading.Event()
         self._closed = False
@@ -177,7 +174,7 @@ class JobService:
                 states = self.store.counts()
                 self._metrics.show(states)
                 if states.get("done"):
-                    for result in self.store.uncounted():
+                    for result in self.store.take_uncounted_results():
                         self._metrics.measured(result)
                 if states.get("queued") or states.get("running"):
                     self._see_to_a_worker()
@@ -189,7 +186,7 @@ class JobService:
     def _see_to_a_worker(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
-        if _is_locked(self.folder / LOCK):
+        if self.store.is_worked_on():
             return  # another worker of the service has started one
         config = self.audit.config
         assert config.file is not None  # it has been read from one
@@ -211,14 +208,3 @@ def described(job: Job) -> dict[str, Any]:
     names = ("job_id", "state", "waiting_before", "created", "started", "ended", "attempts", "cancelling", "progress")
     status = JobStatus.model_validate({**{name: getattr(job, name) for name in names}, "error": job.error})
     return status.model_dump(mode="json", exclude_none=True)
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

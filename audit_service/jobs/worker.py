@@ -1,33 +1,29 @@
 """The process that works on the jobs of one service: ``python -m audit_service.jobs.worker CONFIG``.
 
-One a state folder, whoever starts it: it holds a lock, and a second one ends at once. It runs at the lowest priority,
-takes one job after the other, and ends when there is nothing to do or when whoever started it has ended (its standard
-input closes); what is unfinished then is gone on with by the next one.
+One a state folder, or a schema of a database server, whoever starts it: it holds a lock, and a second one ends at
+once. It runs at the lowest priority, takes one job after the other, and ends when there is nothing to do or when
+whoever started it has ended (its standard input closes); what is unfinished then is gone on with by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from audit_service.artifacts.bento_models import state_folder
+from audit_service.artifacts.bento_models import state_location
 from audit_service.config import AuditConfig, load_config
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
 from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
 
-LOCK = "jobs.lock"
 IDLE_S = 20.0
 """How long it waits for another job before it ends and gives its memory back."""
 
@@ -96,21 +92,8 @@ class _StoredProgress:
             return
         self._next = time.monotonic() + REPORTED_EVERY_S
         progress = {"stage": stage, "done": done, "total": total, "seconds_left": seconds_left(note)}
-        if self._store.told(self._job_id, progress):
+        if self._store.report_progress(self._job_id, progress):
             raise JobCancelledError
-
-
-@contextlib.contextmanager
-def holding_the_lock(folder: Path) -> Iterator[bool]:
-    """Whether this process is the one that may work, as long as the context lasts."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def lowest_priority() -> None:
@@ -129,7 +112,7 @@ def end_with_the_starter(store: JobStore) -> None:
             while os.read(0, 4096):
                 pass
         with contextlib.suppress(InfluenceError):
-            store.forgive()
+            store.undo_attempt()
         os._exit(0)  # whatever is unfinished is on disk
 
     threading.Thread(target=watch, name="starter", daemon=True).start()
@@ -141,10 +124,9 @@ def main(arguments: list[str]) -> int:
     lowest_priority()
     config = load_config(arguments[0])
     torch.set_num_threads(config.jobs.threads)
-    folder = state_folder(config)
-    with holding_the_lock(folder) as held:
-        if held:
-            store = JobStore(folder, waiting=config.jobs.waiting)
+    store = JobStore(state_location(config), waiting=config.jobs.waiting)
+    with store.working() as alone:
+        if alone:
             end_with_the_starter(store)
             Worker(config, store).work(IDLE_S)
     return 0

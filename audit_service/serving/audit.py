@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from audit_service.artifacts.bento_models import index_version_folder, open_predictor, state_folder
+from audit_service.artifacts.bento_models import index_version_folder, open_predictor, state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
 from audit_service.engine.explaining import input_fields
@@ -40,9 +40,9 @@ class Audit:
         self.input_fields: Sequence[str] | None = input_fields(config)
         self.model_digest = ""
         self.monitor = ServiceMonitor(name, config)
-        self.outcomes = OutcomeStore(state_folder(config))
+        self.outcomes = OutcomeStore(state_location(config))
         self.store = PredictionStore(
-            state_folder(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.monitor.dropped
+            state_location(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.monitor.dropped
         )
 
     def open_predictor(self) -> OnnxPredictor:

@@ -19,7 +19,7 @@ from audit_service.errors import ServiceError
 
 
 class InputCipher:
-    """Seals inputs; the key is read, or made, when it is first needed.
+    """Encrypts inputs; the key is read, or made, when it is first needed.
 
     Args:
         path: The key's file, mode 0600. Whoever loses it loses the inputs; whoever deletes it erases them.
@@ -30,20 +30,20 @@ class InputCipher:
         self._key: bytes | None = None
 
     def encrypt(self, prediction_id: str, example: Mapping[str, Any]) -> bytes:
-        """Seals one example; it can only be opened as the input of this prediction."""
+        """Encrypts one example; it can only be decrypted as the input of this prediction."""
         nonce = os.urandom(12)
         text = json.dumps(plain(example), ensure_ascii=False, allow_nan=False)
-        sealed = AESGCM(self._load()).encrypt(nonce, text.encode("utf-8", "surrogatepass"), prediction_id.encode())
-        return nonce + sealed
+        data = text.encode("utf-8", "surrogatepass")
+        return nonce + AESGCM(self._load()).encrypt(nonce, data, prediction_id.encode())
 
-    def decrypt(self, prediction_id: str, sealed: bytes) -> dict[str, Any]:
-        """Opens what ``encrypt`` sealed.
+    def decrypt(self, prediction_id: str, encrypted: bytes) -> dict[str, Any]:
+        """What ``encrypt`` was given.
 
         Raises:
-            ServiceError: the key or the sealed bytes are not those of this prediction.
+            ServiceError: the key or the encrypted bytes are not those of this prediction.
         """
         try:
-            text = AESGCM(self._load()).decrypt(sealed[:12], sealed[12:], prediction_id.encode())
+            text = AESGCM(self._load()).decrypt(encrypted[:12], encrypted[12:], prediction_id.encode())
         except InvalidTag:
             raise ServiceError(
                 f"the input of prediction {prediction_id} cannot be decrypted: {self.path.name} is not the key it was "

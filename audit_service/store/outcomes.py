@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from audit_service.errors import ServiceError
-from audit_service.store.database import transaction
-from audit_service.store.predictions import connect
+from sqlalchemy import BindParameter, Connection, bindparam, select
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS outcomes (
-    prediction_id TEXT PRIMARY KEY,
-    time REAL NOT NULL,
-    label TEXT NOT NULL,
-    groups TEXT NOT NULL
-) WITHOUT ROWID;
-"""
+from audit_service.store.database import Database, insert, storable
+from audit_service.store.location import StateLocation
+from audit_service.store.tables import PREDICTIONS, outcomes, predictions
+
 AT_ONCE = 500
 """Ids of one query."""
+
+_IDS: BindParameter[str] = bindparam("ids", expanding=True)
+PREDICTED = select(predictions.c.prediction_id, predictions.c.label, predictions.c.confidence).where(
+    predictions.c.prediction_id.in_(_IDS)
+)
+KNOWN = select(outcomes.c.prediction_id, outcomes.c.label).where(outcomes.c.prediction_id.in_(_IDS))
+JUDGED = (
+    select(outcomes.c.label, predictions.c.label, predictions.c.confidence, outcomes.c.groups, predictions.c.time)
+    .join_from(outcomes, predictions, outcomes.c.prediction_id == predictions.c.prediction_id)
+    .where(predictions.c.time >= bindparam("since"))
+)
 
 Fate = Literal["recorded", "repeated", "changed", "unknown"]
 
@@ -61,27 +64,23 @@ class Judged:
 
 
 class OutcomeStore:
-    """True labels of one service's predictions, in the same file.
+    """True labels of one service's predictions, in the same database.
 
     Args:
-        folder: The folder of the ``PredictionStore``.
+        place: Where the ``PredictionStore`` is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: StateLocation | str | os.PathLike[str]) -> None:
+        self._database = Database(StateLocation.of(place), PREDICTIONS)
 
-    def add(self, outcomes: Sequence[Outcome]) -> list[Judged]:
+    def add(self, given: Sequence[Outcome]) -> list[Judged]:
         """Keeps each true label; the last one counts.
 
         Raises:
             ServiceError: the store cannot be written.
         """
-        try:
-            with contextlib.closing(connect(self.folder, SCHEMA)) as connection, transaction(connection):
-                judged = [one for part in _parts(outcomes) for one in _add(connection, part)]
-        except (sqlite3.Error, OSError) as error:
-            raise ServiceError(f"the true labels could not be kept: {error}") from error
-        return judged
+        with self._database.writing("the true labels could not be kept", alone=True) as connection:
+            return [one for part in _parts(given) for one in _add(connection, part)]
 
     def judged(self, since: float = 0.0) -> list[dict[str, Any]]:
         """Every prediction since a Unix time whose true label is known.
@@ -92,50 +91,41 @@ class OutcomeStore:
         Raises:
             ServiceError: the store cannot be read.
         """
-        try:
-            with contextlib.closing(connect(self.folder, SCHEMA)) as connection:
-                rows = connection.execute(
-                    "SELECT outcomes.label, predictions.label, confidence, groups, predictions.time FROM outcomes "
-                    "JOIN predictions USING (prediction_id) WHERE predictions.time >= ?",
-                    (since,),
-                ).fetchall()
-        except (sqlite3.Error, OSError) as error:
-            raise ServiceError(f"the true labels cannot be read: {error}") from error
+        with self._database.reading("the true labels cannot be read") as connection:
+            rows = connection.execute(JUDGED, {"since": since}).all()
         return [
             {"label": label, "predicted": predicted, "confidence": confidence, "groups": json.loads(groups), "time": at}
             for label, predicted, confidence, groups, at in rows
         ]
 
 
-def _parts(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
-    for start in range(0, len(outcomes), AT_ONCE):
-        yield outcomes[start : start + AT_ONCE]
+def _parts(given: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
+    for start in range(0, len(given), AT_ONCE):
+        yield given[start : start + AT_ONCE]
 
 
-def _add(connection: sqlite3.Connection, outcomes: Sequence[Outcome]) -> Iterator[Judged]:
-    ids = json.dumps([one.prediction_id for one in outcomes])
-    predicted = {
-        row[0]: row[1:]
-        for row in connection.execute(
-            "SELECT prediction_id, label, confidence FROM predictions "
-            "WHERE prediction_id IN (SELECT value FROM json_each(?))",
-            (ids,),
-        )
-    }
-    known = dict(
-        connection.execute(
-            "SELECT prediction_id, label FROM outcomes WHERE prediction_id IN (SELECT value FROM json_each(?))", (ids,)
-        )
-    )
-    for one in outcomes:
+def _add(connection: Connection, given: Sequence[Outcome]) -> Iterator[Judged]:
+    ids = {"ids": [one.prediction_id for one in given if storable(one.prediction_id)]}
+    predicted = {row[0]: (row[1], row[2]) for row in connection.execute(PREDICTED, ids)}
+    known = {row[0]: row[1] for row in connection.execute(KNOWN, ids)}
+    rows: dict[str, dict[str, Any]] = {}
+    for one in given:
         if one.prediction_id not in predicted:
             yield Judged("unknown")
             continue
         before = known.get(one.prediction_id)
         fate: Fate = "recorded" if before is None else "repeated" if before == one.label else "changed"
         known[one.prediction_id] = one.label
-        connection.execute(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?)",
-            (one.prediction_id, time.time(), one.label, json.dumps(dict(one.groups), ensure_ascii=False)),
-        )
+        rows[one.prediction_id] = {
+            "prediction_id": one.prediction_id,
+            "time": time.time(),
+            "label": one.label,
+            "groups": json.dumps(dict(one.groups)),
+        }
         yield Judged(fate, *predicted[one.prediction_id])
+    if rows:
+        statement = insert(connection, outcomes)
+        new = {name: statement.excluded[name] for name in ("time", "label", "groups")}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["prediction_id"], set_=new), list(rows.values())
+        )

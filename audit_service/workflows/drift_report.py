@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import open_predictor, state_folder
+from audit_service.artifacts.bento_models import open_predictor, state_folder, state_location
 from audit_service.config import AuditConfig
 from audit_service.config.sections import seconds_of
 from audit_service.drift.html import as_html
@@ -50,10 +50,10 @@ def report(workspace: Workspace, inputs: Path | None, since: float | None, most_
     if inputs is not None:
         examples = read_inputs(config, loaded, inputs)
     else:
-        folder = state_folder(config)
-        recorded = PredictionStore(folder).since(since or 0.0)
+        location = state_location(config)
+        recorded = PredictionStore(location).since(since or 0.0)
         examples = [dict(one.input) for one in recorded if one.input is not None]
-        outcomes = OutcomeStore(folder).judged(since or 0.0)
+        outcomes = OutcomeStore(location).judged(since or 0.0)
     if not examples:
         where = str(inputs) if inputs is not None else f"the record in {state_folder(config)}"
         raise DataError(f"{where} holds no inputs to report on", field="inputs")

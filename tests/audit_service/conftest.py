@@ -1,10 +1,11 @@
-"""Small real models, for the tests of workspaces, workflows and the command line."""
+"""Small real models, and places for state: SQLite files, and a schema of a real PostgreSQL server."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from transformers import (
 )
 
 from audit_service.config import load_config
+from audit_service.store.location import StateLocation
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import build_index
 from audit_service.workspace import Workspace
+from tests.postgres import PostgresServer, binaries, new_namespace
 
 GOOD = ("superb", "moving", "funny", "brilliant")
 BAD = ("dull", "clumsy", "tedious", "hollow")
@@ -144,3 +147,33 @@ def films(finished_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(finished_films, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, for the whole session."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL server here: apt-get install postgresql")
+    server = PostgresServer(programs)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StateLocation:
+    """Where a test keeps its state, on each database."""
+    if request.param == "sqlite":
+        return StateLocation(tmp_path / "state")
+    return on_server(request.getfixturevalue("postgres"), tmp_path)
+
+
+@pytest.fixture
+def server_place(postgres: PostgresServer, tmp_path: Path) -> StateLocation:
+    """Where a test keeps its state, on the server."""
+    return on_server(postgres, tmp_path)
+
+
+def on_server(postgres: PostgresServer, folder: Path) -> StateLocation:
+    """A schema of its own, and a folder for the keys."""
+    return StateLocation(folder / "state", url=postgres.url(), namespace=new_namespace())

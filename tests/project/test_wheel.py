@@ -55,6 +55,15 @@ def test_the_wheel_holds_the_templates_of_init_the_types_and_the_licence(names: 
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_holds_the_pages_and_the_migrations(names: set[str]) -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "audit_service/templates").glob("*.html")}
+
+    assert "audit_service/templates/page.html" in pages
+    assert pages <= names
+    assert "audit_service/store/migrations/env.py" in names
+    assert "audit_service/store/migrations/predictions/v0001_first_version.py" in names
+
+
 def test_the_wheel_installs_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))

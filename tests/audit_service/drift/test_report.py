@@ -75,6 +75,47 @@ def test_a_report_is_json_and_html_that_shows_texts_as_text(baseline: DriftBasel
     assert "http" not in page.replace("http-equiv", "")
 
 
+HOSTILE = """<script>alert(1)</script><img src=x onerror="alert(2)">'"{{ 7 * 7 }}{% raw %}</style>&lt;\n\0"""
+
+
+def texts_replaced(value: Any) -> Any:
+    """The same report with hostile text wherever it holds a text that is not a key of ours."""
+    if isinstance(value, dict):
+        return {key: one if key == "signal" else texts_replaced(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [texts_replaced(one) for one in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_text_anywhere_in_a_report_changes_nothing_but_text(baseline: DriftBaseline) -> None:
+    outcomes = [
+        {"label": "a", "predicted": "a", "confidence": 0.9, "groups": {"region": "north"}},
+        {"label": "a", "predicted": "b", "confidence": 0.6, "groups": {}},
+    ]
+    found = report(baseline, seen=predicted(share_of_a=0.9, seed=1), why=explained(outside=0.4), outcomes=outcomes)
+
+    class Shape(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tags: list[Any] = []
+            self.texts = ""
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            self.tags.append((tag, [name for name, _ in attrs]))
+            self.texts += "".join(value for _, value in attrs)
+
+        def handle_data(self, data: str) -> None:
+            self.texts += data
+
+    quiet, hostile = Shape(), Shape()
+    quiet.feed(as_html(found))
+    hostile.feed(as_html(texts_replaced(found)))
+
+    assert hostile.tags == quiet.tags
+    assert "{{ 7 * 7 }}" in hostile.texts
+    assert HOSTILE.replace("\0", "") in hostile.texts.replace("\0", "").replace("\ufffd", "")
+
+
 def test_back_testing_compares_with_the_held_out_accuracy(baseline: DriftBaseline) -> None:
     outcomes = [
         {"label": "a", "predicted": "a" if number % 2 else "b", "confidence": 0.97, "groups": {"region": "north"}}

@@ -2,104 +2,123 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from audit_service.errors import JobNotFoundError, QueueFullError
 from audit_service.jobs.store import ENDED, MOST_ATTEMPTS, JobStore
+from audit_service.store.database import Database
+from audit_service.store.location import StateLocation
+from audit_service.store.tables import JOBS, jobs
 
 CONTENT = {"input": {"text": "a secret diary"}, "without": {"top_k": 10}}
 
 
-def submit_in_process(folder: Path, answers: Any) -> None:
-    answers.put(JobStore(folder).submit(CONTENT).job_id)
+def submit_in_process(place: StateLocation, answers: Any) -> None:
+    answers.put(JobStore(place).submit(CONTENT).job_id)
 
 
-def test_the_same_content_is_one_job_whoever_submits_it(tmp_path: Path) -> None:
+def content_on_record(place: StateLocation) -> Any:
+    with Database(place, JOBS).reading("") as connection:
+        return connection.scalars(jobs.select().with_only_columns(jobs.c.content)).one()
+
+
+def test_the_same_content_is_one_job_whoever_submits_it(place: StateLocation) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    others = [context.Process(target=submit_in_process, args=(tmp_path, answers)) for _ in range(3)]
+    others = [context.Process(target=submit_in_process, args=(place, answers)) for _ in range(3)]
     for other in others:
         other.start()
     ids = {answers.get(timeout=30) for _ in others}
     for other in others:
         other.join(10)
-    assert ids == {JobStore(tmp_path).submit(dict(reversed(CONTENT.items()))).job_id}
-    assert JobStore(tmp_path).counts() == {"queued": 1}
-    assert JobStore(tmp_path).submit({**CONTENT, "without": {"top_k": 9}}).waiting_before == 1
+    assert ids == {JobStore(place).submit(dict(reversed(CONTENT.items()))).job_id}
+    assert JobStore(place).counts() == {"queued": 1}
+    assert JobStore(place).submit({**CONTENT, "without": {"top_k": 9}}).waiting_before == 1
 
 
-def test_what_a_job_is_about_is_sealed_and_erased_when_it_has_ended(tmp_path: Path) -> None:
-    store = JobStore(tmp_path)
+def test_what_a_job_is_about_is_encrypted_and_erased_when_it_has_ended(place: StateLocation) -> None:
+    store = JobStore(place)
     store.submit(CONTENT)
-    assert b"secret diary" not in (tmp_path / "jobs.sqlite").read_bytes()
+    assert b"secret diary" not in content_on_record(place)
+    if place.url is None:
+        assert b"secret diary" not in (place.folder / "jobs.sqlite").read_bytes()
     begun = store.begin()
     assert begun is not None
     job, content = begun
     assert content == CONTENT
     store.end(job.job_id, "done", result={"answer": 42})
+    assert content_on_record(place) is None
     assert store.get(job.job_id).result == {"answer": 42}
     assert store.submit(CONTENT).state == "done", "what is done is not done again"
-    assert store.uncounted() == [{"answer": 42}]
-    assert store.uncounted() == []
+    assert store.take_uncounted_results() == [{"answer": 42}]
+    assert store.take_uncounted_results() == []
 
 
-def test_another_store_in_the_same_folder_goes_on_with_a_job_whose_process_ended(tmp_path: Path) -> None:
-    JobStore(tmp_path).submit(CONTENT)
-    second = JobStore(tmp_path).submit({"other": 1})
+def test_another_store_in_the_same_folder_goes_on_with_a_job_whose_process_ended(place: StateLocation) -> None:
+    JobStore(place).submit(CONTENT)
+    second = JobStore(place).submit({"other": 1})
     ids = []
     for attempt in range(1, MOST_ATTEMPTS + 1):
-        begun = JobStore(tmp_path).begin()  # and the process ends
+        begun = JobStore(place).begin()  # and the process ends
         assert begun is not None
         ids.append(begun[0].job_id)
         assert (begun[0].state, begun[0].attempts) == ("running", attempt)
     assert len(set(ids)) == 1, "it comes before what waits"
-    begun = JobStore(tmp_path).begin()
+    begun = JobStore(place).begin()
     assert begun is not None
     assert begun[0].job_id == second.job_id
-    failed = JobStore(tmp_path).get(ids[0])
+    failed = JobStore(place).get(ids[0])
     assert failed.state == "failed"
     assert failed.error is not None
     assert failed.error["code"] == "job_process_ended"
-    again = JobStore(tmp_path).submit(CONTENT)
+    again = JobStore(place).submit(CONTENT)
     assert (again.job_id, again.state, again.attempts, again.error) == (ids[0], "queued", 0, None)
 
 
-def test_an_attempt_that_ended_with_the_server_is_not_held_against_the_job(tmp_path: Path) -> None:
-    store = JobStore(tmp_path)
+def test_an_attempt_that_ended_with_the_server_is_not_held_against_the_job(place: StateLocation) -> None:
+    store = JobStore(place)
     job_id = store.submit(CONTENT).job_id
     for _ in range(MOST_ATTEMPTS + 2):
         assert store.begin() is not None
-        store.forgive()
+        store.undo_attempt()
     assert store.get(job_id).state == "running"
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(tmp_path: Path) -> None:
-    store = JobStore(tmp_path)
+def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(place: StateLocation) -> None:
+    store = JobStore(place)
     waiting = store.submit({"number": 1})
     assert store.cancel(waiting.job_id).state == "cancelled"
     running = store.submit({"number": 2})
     store.begin()
-    assert store.told(running.job_id, {"stage": "x", "done": 1, "total": 2}) is False
+    assert store.report_progress(running.job_id, {"stage": "x", "done": 1, "total": 2}) is False
     assert store.get(running.job_id).progress == {"stage": "x", "done": 1, "total": 2}
     cancelled = store.cancel(running.job_id)
     assert (cancelled.state, cancelled.cancelling) == ("running", True)
-    assert store.told(running.job_id, {}) is True
+    assert store.report_progress(running.job_id, {}) is True
     assert store.begin() is None, "a cancelled job is not gone on with"
     assert store.get(running.job_id).state == "cancelled"
     assert store.cancel(running.job_id).state == "cancelled"
 
 
-def test_the_queue_has_an_end_and_an_unknown_id_is_an_error(tmp_path: Path) -> None:
-    store = JobStore(tmp_path, waiting=2)
+def test_the_queue_has_an_end_and_an_unknown_id_is_an_error(place: StateLocation) -> None:
+    store = JobStore(place, waiting=2)
     first = store.submit({"number": 1})
     store.submit({"number": 2})
     with pytest.raises(QueueFullError, match="2 jobs wait already"):
@@ -108,17 +127,19 @@ def test_the_queue_has_an_end_and_an_unknown_id_is_an_error(tmp_path: Path) -> N
     for ask in (store.get, store.cancel):
         with pytest.raises(JobNotFoundError, match="no job has the id 'nobody'"):
             ask("nobody")
+        with pytest.raises(JobNotFoundError):
+            ask("\0")
 
 
 class Queue(RuleBasedStateMachine):
     """Whatever is submitted, cancelled, begun and ended in whatever order."""
 
     ids = Bundle("ids")
-    folder: Callable[[], Path]
+    place: Callable[[], StateLocation]
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = JobStore(type(self).folder(), waiting=3)
+        self.store = JobStore(type(self).place(), waiting=3)
         self.states: dict[str, str] = {}
 
     @rule(target=ids, number=st.integers(0, 5))
@@ -165,8 +186,29 @@ class Queue(RuleBasedStateMachine):
         assert counts == dict(Counter(self.states.values()))
 
 
-def test_states_only_go_forward_whatever_happens(tmp_path_factory: pytest.TempPathFactory) -> None:
-    Queue.folder = staticmethod(lambda: tmp_path_factory.mktemp("queue"))
-    from hypothesis.stateful import run_state_machine_as_test
+def test_states_only_go_forward_whatever_happens(place: StateLocation) -> None:
+    numbers = itertools.count()
 
+    def fresh() -> StateLocation:
+        number = next(numbers)
+        namespace = place.namespace and f"{place.namespace}_{number}"
+        return replace(place, folder=place.folder / str(number), namespace=namespace)
+
+    Queue.place = staticmethod(fresh)
     run_state_machine_as_test(Queue, settings=settings(max_examples=12, stateful_step_count=20, deadline=None))
+
+
+def test_one_process_works_at_a_time(place: StateLocation) -> None:
+    first, second = JobStore(place), JobStore(place)
+    assert not first.is_worked_on()
+    with first.working() as alone, second.working() as also:
+        assert (alone, also) == (True, False)
+        assert first.is_worked_on()
+        assert second.is_worked_on()
+    with second.working() as alone:
+        assert alone
+
+
+def test_an_error_of_the_work_is_not_taken_for_one_of_the_store(place: StateLocation) -> None:
+    with pytest.raises(FileNotFoundError), JobStore(place).working():
+        raise FileNotFoundError("the training data")

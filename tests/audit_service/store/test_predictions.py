@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -27,8 +25,12 @@ from audit_service.errors import (
     PredictionNotFoundError,
     ServiceError,
 )
+from audit_service.store.database import Database
 from audit_service.store.ids import derived_id, id_age_s, new_id
-from audit_service.store.predictions import MAX_PENDING, PredictionRecord, PredictionStore
+from audit_service.store.location import StateLocation
+from audit_service.store.predictions import PredictionRecord, PredictionStore
+from audit_service.store.tables import PREDICTIONS, predictions
+from audit_service.store.write_behind import MAX_PENDING
 
 
 def prediction(prediction_id: str | None = None, **changes: Any) -> PredictionRecord:
@@ -53,29 +55,29 @@ def drops() -> Drops:
 
 
 @pytest.fixture
-def store(tmp_path: Path, drops: Drops) -> Iterator[PredictionStore]:
-    store = PredictionStore(tmp_path / "state", dropped=lambda reason, count: drops.update({reason: count}))
+def store(place: StateLocation, drops: Drops) -> Iterator[PredictionStore]:
+    store = PredictionStore(place, dropped=lambda reason, count: drops.update({reason: count}))
     store.start()
     yield store
     store.close()
 
 
-def test_a_prediction_is_found_at_once_and_by_another_worker(store: PredictionStore, tmp_path: Path) -> None:
+def test_a_prediction_is_found_at_once_and_by_another_worker(store: PredictionStore, place: StateLocation) -> None:
     record = prediction()
     store.record(record)
     assert store.get(record.prediction_id) == record
-    other = PredictionStore(tmp_path / "state")
+    other = PredictionStore(place)
     assert other.get(record.prediction_id) == record
 
 
-def test_what_was_recorded_before_closing_is_there_after_opening(tmp_path: Path) -> None:
+def test_what_was_recorded_before_closing_is_there_after_opening(place: StateLocation) -> None:
     records = [prediction(input={"text": f"text {n}"}) for n in range(500)]
-    first = PredictionStore(tmp_path)
+    first = PredictionStore(place)
     first.start()
     for record in records:
         first.record(record)
     first.close()
-    again = PredictionStore(tmp_path)
+    again = PredictionStore(place)
     assert [again.get(record.prediction_id) for record in records] == records
 
 
@@ -94,8 +96,8 @@ def test_recording_takes_microseconds(store: PredictionStore) -> None:
     assert (time.perf_counter() - began) / len(records) < 200e-6
 
 
-def test_workers_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    stores = [PredictionStore(tmp_path) for _ in range(4)]
+def test_workers_that_write_at_once_lose_nothing(place: StateLocation) -> None:
+    stores = [PredictionStore(place) for _ in range(4)]
     for store in stores:
         store.start()
 
@@ -109,15 +111,18 @@ def test_workers_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
         ids = [one for found in pool.map(write, stores) for one in found]
     for store in stores:
         store.close()
-    reader = PredictionStore(tmp_path)
+    reader = PredictionStore(place)
     assert all(reader.get(one).prediction_id == one for one in ids)
 
 
-def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
+def test_what_was_flushed_survives_a_kill(place: StateLocation) -> None:
     writer = f"""
 import itertools
+from audit_service.store.location import StateLocation
 from audit_service.store.predictions import PredictionRecord, PredictionStore
-store = PredictionStore({str(tmp_path)!r})
+from pathlib import Path
+place = StateLocation(Path({str(place.folder)!r}), url={place.url!r}, namespace={place.namespace!r})
+store = PredictionStore(place)
 store.start()
 for n in itertools.count():
     store.record(PredictionRecord(f"id-{{n}}", "T", "d", "positive", 0.5, None, {{"text": "x"}}))
@@ -134,60 +139,67 @@ for n in itertools.count():
             break
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    store = PredictionStore(tmp_path)
+    store = PredictionStore(place)
     assert all(store.get(f"id-{n}").label == "positive" for n in range(flushed + 1))
 
 
-def test_no_file_of_the_store_holds_the_input(store: PredictionStore, tmp_path: Path) -> None:
+def test_nothing_of_the_store_holds_the_input(store: PredictionStore, place: StateLocation) -> None:
     store.record(prediction())
     store.flush()
-    for file in (tmp_path / "state").iterdir():
+    for file in place.folder.iterdir():
         assert b"secret text" not in file.read_bytes()
-        assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
-    assert stat.S_IMODE((tmp_path / "state" / "predictions.key").stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.folder.stat().st_mode) == 0o700
+    with Database(place, PREDICTIONS).reading("") as connection:
+        (row,) = connection.execute(predictions.select())
+    assert row.input
+    assert b"secret text" not in repr(row).encode()
 
 
-def test_workers_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
-    stores = [PredictionStore(tmp_path) for _ in range(8)]
+def test_workers_that_start_together_agree_on_one_key(place: StateLocation) -> None:
+    stores = [PredictionStore(place) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         ids = {
             one.prediction_id for one in pool.map(lambda store: store.reserve("key", "scope", {"text": "x"}), stores)
         }
     assert len(ids) == 1
-    assert [file.name for file in tmp_path.iterdir() if "key" in file.name] == ["predictions.key"]
+    assert [file.name for file in place.folder.iterdir() if "key" in file.name] == ["predictions.key"]
 
 
-def test_an_input_cannot_be_read_with_another_key_or_under_another_id(store: PredictionStore, tmp_path: Path) -> None:
+def test_an_input_cannot_be_read_with_another_key_or_under_another_id(
+    store: PredictionStore, place: StateLocation
+) -> None:
     one, other = prediction(), prediction()
     for record in (one, other):
         store.record(record)
     store.flush()
-    copy = tmp_path / "copy"
-    shutil.copytree(tmp_path / "state", copy)
-    with sqlite3.connect(copy / "predictions.sqlite") as connection:
+    with Database(place, PREDICTIONS).writing("") as connection:
+        (stolen,) = connection.scalars(
+            predictions.select()
+            .with_only_columns(predictions.c.input)
+            .where(predictions.c.prediction_id == one.prediction_id)
+        )
         connection.execute(
-            "UPDATE predictions SET input = (SELECT input FROM predictions WHERE prediction_id = ?) "
-            "WHERE prediction_id = ?",
-            (one.prediction_id, other.prediction_id),
+            predictions.update().where(predictions.c.prediction_id == other.prediction_id).values(input=stolen)
         )
     with pytest.raises(ServiceError, match="cannot be decrypted"):
-        PredictionStore(copy).get(other.prediction_id)
-    assert PredictionStore(copy).get(one.prediction_id) == one
-    (copy / "predictions.key").unlink()
+        PredictionStore(place).get(other.prediction_id)
+    assert PredictionStore(place).get(one.prediction_id) == one
+    (place.folder / "predictions.key").unlink()
     with pytest.raises(ServiceError, match="cannot be decrypted"):
-        PredictionStore(copy).get(one.prediction_id)
+        PredictionStore(place).get(one.prediction_id)
 
 
 def test_an_unknown_id_is_not_found_quickly(store: PredictionStore) -> None:
     began = time.monotonic()
-    for unknown in ("", "x", "no-such-id", derived_id(b"0" * 32)):
+    for unknown in ("", "x", "no-such-id", derived_id(b"0" * 32), "\0", "\ud800"):
         with pytest.raises(PredictionNotFoundError, match="X-Prediction-Id"):
             store.get(unknown)
     assert time.monotonic() - began < 0.4
 
 
-def test_a_fresh_id_is_waited_for_as_another_worker_may_be_writing_it(tmp_path: Path) -> None:
-    late, reader = PredictionStore(tmp_path), PredictionStore(tmp_path)
+def test_a_fresh_id_is_waited_for_as_another_worker_may_be_writing_it(place: StateLocation) -> None:
+    late, reader = PredictionStore(place), PredictionStore(place)
     record = prediction()
     late.record(record)
     with ThreadPoolExecutor(1) as pool:
@@ -198,7 +210,7 @@ def test_a_fresh_id_is_waited_for_as_another_worker_may_be_writing_it(tmp_path: 
     late.close()
 
 
-def test_erased_and_outdated_inputs_are_gone_and_say_so(store: PredictionStore, tmp_path: Path) -> None:
+def test_erased_and_outdated_inputs_are_gone_and_say_so(store: PredictionStore) -> None:
     erased, old, fresh = prediction(), prediction(time=time.time() - 31 * 86400), prediction()
     for record in (erased, old, fresh):
         store.record(record)
@@ -214,10 +226,12 @@ def test_erased_and_outdated_inputs_are_gone_and_say_so(store: PredictionStore, 
     assert store.get(fresh.prediction_id).kept_input() == {"text": "a secret text"}
     with pytest.raises(PredictionNotFoundError):
         store.erase("no-such-id")
+    with pytest.raises(PredictionNotFoundError):
+        store.erase("\0")
 
 
-def test_a_store_that_keeps_no_inputs_says_so(tmp_path: Path) -> None:
-    store = PredictionStore(tmp_path, keep_inputs_s=0)
+def test_a_store_that_keeps_no_inputs_says_so(place: StateLocation) -> None:
+    store = PredictionStore(place, keep_inputs_s=0)
     store.start()
     record = prediction()
     store.record(record)
@@ -225,7 +239,7 @@ def test_a_store_that_keeps_no_inputs_says_so(tmp_path: Path) -> None:
         store.get(record.prediction_id).kept_input()
     store.close()
     with pytest.raises(InputNotKeptError, match="send it as input"):
-        PredictionStore(tmp_path).get(record.prediction_id).kept_input()
+        PredictionStore(place).get(record.prediction_id).kept_input()
 
 
 def test_a_key_belongs_to_one_input(store: PredictionStore) -> None:
@@ -268,14 +282,22 @@ def test_inputs_are_kept_as_json_values(store: PredictionStore, value: Any, kept
     assert store.get(record.prediction_id).kept_input() == {"value": kept}
 
 
+def test_a_confidence_that_is_no_number_is_left_out(store: PredictionStore) -> None:
+    record = prediction(confidence=float("nan"))
+    store.record(record)
+    assert store.flush()
+    assert store.get(record.prediction_id).confidence is None
+
+
 def test_a_record_that_cannot_be_encoded_does_not_hold_up_the_others(store: PredictionStore, drops: Drops) -> None:
     bad = [prediction(input={"value": object()}), prediction(input={"value": float("nan")}), prediction(confidence="x")]
+    bad += [prediction(label="\0"), prediction(label="\ud800")]
     good = prediction()
     for record in (*bad, good):
         store.record(record)
     assert store.flush()
     assert store.get(good.prediction_id) == good
-    assert drops == {"not_encodable": 3}
+    assert drops == {"not_encodable": 5}
 
 
 def test_a_store_that_cannot_be_opened_waits_drops_and_counts(tmp_path: Path, drops: Drops) -> None:

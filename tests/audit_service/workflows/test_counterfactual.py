@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit_service.jobs.worker import holding_the_lock
 from audit_service.schemas import Edit, Relabel, Selection
 from audit_service.workflows.counterfactual import Countdown, Question, seconds_left
 
@@ -49,10 +46,3 @@ def test_what_is_left_counts_down_over_all_stages(totals: list[int]) -> None:
         assert said[-1] == 100.0 * (len(totals) - number - 1), "the stages that come after it, as predicted"
     assert all(0 <= left <= 100.0 * len(totals) for left in said)
     assert seconds_left("loss 0.3") is None
-
-
-def test_one_process_works_at_a_time(tmp_path: Path) -> None:
-    with holding_the_lock(tmp_path) as first, holding_the_lock(tmp_path) as second:
-        assert (first, second) == (True, False)
-    with holding_the_lock(tmp_path) as third:
-        assert third

@@ -1,0 +1,1 @@
+"""Versions of the predictions, reservations and outcomes."""
