@@ -24,7 +24,6 @@ from audit_service.bentoml_internals import api_functions
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, listed_configs
 from audit_service.engine.client import Engine, EngineDependency
-from audit_service.engine.explaining import input_fields
 from audit_service.engine.host import EngineHost
 from audit_service.errors import BadRequestError, error_body
 from audit_service.jobs.service import JobService
@@ -209,7 +208,7 @@ class AuditMixin(MiddlewareMixin):
         # inputs cannot be found, ends `bentoml serve` with the reason instead of workers that are started in vain.
         config = cls._audit_config.read()
         for method in cls._audited_methods():
-            method.paths(input_fields(config))
+            method.paths(config.input_names())
         return config.serve.engine_url
 
     @classmethod

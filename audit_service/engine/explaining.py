@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audit_service.config import AuditConfig
 from audit_service.engine.loading import Loaded
 from audit_service.errors import error_body, status_of
 from audit_service.prediction.predictor import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
-from influence_engine.tasks import Example
+from influence_engine.tasks import Example, Target, Task, aim, fields_of, input_fields, labels_of, projection_of, show
 
 
 def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:
@@ -41,33 +40,36 @@ def same_call(item: EngineItem) -> tuple[Any, ...]:
 
 
 def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
-    """The example to explain; its label, where it has one, is the target.
+    """The example to explain, aimed at its target where it has one.
 
     Raises:
-        InputError: a field is unknown or missing, the text is too long, or the target label does not exist.
+        InputError: a field is unknown or missing, an input is too long, or there is no such target.
     """
-    known = input_fields(loaded.config)
-    label_field = getattr(loaded.task, "label", "label")
+    fields = fields_of(loaded.task)
+    known = [field.name for field in input_fields(fields)]
     for name in item.input:
-        if known is not None and name not in known:
+        if known and name not in known:
             raise InputError(f"input has no field {name!r}; its fields are {', '.join(known)}", field=f"input.{name}")
     query = dict(item.input)
-    if item.target is not None:
-        query[label_field] = item.target.label
-    elif item.recorded is not None and item.recorded.get("label") in getattr(loaded.task, "labels", ()):
-        query[label_field] = item.recorded["label"]  # what was predicted, should torch see it differently
     try:
         check_example(loaded.task, query, loaded.config.serve.max_text_chars)
     except InputError as error:
-        place = "target.label" if error.field == label_field else f"input.{error.field}"
-        raise InputError(error.message, field=place) from None
+        raise InputError(error.message, field=f"input.{error.field}") from None
+    if item.target is not None:
+        return _aimed(loaded.task, query, item.target.named())
+    recorded = None if item.recorded is None else item.recorded.get("label")
+    if recorded is not None and recorded in (labels_of(loaded.task) or ()):
+        return aim(loaded.task, query, recorded)  # what was predicted, should torch see it differently
     return query
 
 
-def input_fields(config: AuditConfig) -> list[str] | None:
-    """Names of the fields of an input; ``None`` where a task of one's own does not say."""
-    known = config.task.type == "text_classification" or "text" in config.task.model_fields_set
-    return [config.task.text] if known else None
+def _aimed(task: Task, query: Example, target: Target) -> dict[str, Any]:
+    try:
+        return aim(task, query, target)
+    except InputError as error:
+        alone = "target.label" if isinstance(target, str) else f"target.{next(iter(target))}"
+        only = error.field == "target" and (isinstance(target, str) or len(target) == 1)
+        raise InputError(error.message, field=alone if only else error.field) from None
 
 
 def failure(error: InfluenceError) -> dict[str, Any]:
@@ -75,19 +77,22 @@ def failure(error: InfluenceError) -> dict[str, Any]:
     return {**error_body(error.code, error.message, error.field), "status": status_of(error)}
 
 
-def parity(recorded: Mapping[str, Any] | None, computed: Mapping[str, Any], tolerance: float) -> bool | None:
+def parity(
+    task: Task, recorded: Mapping[str, Any] | None, computed: Mapping[str, Any] | None, tolerance: float
+) -> bool | None:
     """Whether torch agrees with the recorded prediction: the same label, its probabilities within ``tolerance``.
 
-    ``None`` where there is nothing on record.
+    ``None`` where there is nothing on record, or the task predicts nothing.
     """
-    if recorded is None or recorded.get("label") is None:
+    if recorded is None or recorded.get("label") is None or computed is None:
         return None
-    if recorded["label"] != computed["label"]:
+    projected = projection_of(task, computed)
+    if recorded["label"] != projected.label:
         return False
     scores = recorded.get("scores") or {}
-    gaps = [abs(value - computed["scores"].get(name, math.inf)) for name, value in scores.items()]
-    if recorded.get("confidence") is not None:
-        gaps.append(abs(recorded["confidence"] - computed["confidence"]))
+    gaps = [abs(value - computed.get("scores", {}).get(name, math.inf)) for name, value in scores.items()]
+    if recorded.get("confidence") is not None and projected.confidence is not None:
+        gaps.append(abs(recorded["confidence"] - projected.confidence))
     return max(gaps, default=0.0) <= tolerance
 
 
@@ -111,7 +116,6 @@ def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Ex
 
 
 def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str, Any]:
-    text_field = getattr(loaded.task, "text", None)
     differences: dict[str, Any] = {
         "target": attribution.target,
         "measurement": attribution.measurement,
@@ -121,9 +125,8 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
     if "modules" in item.include and attribution.base_measurement is not None:
         differences["modules"] = attribution.modules
         differences["modules_residual"] = attribution.modules_residual
-    agrees = attribution.prediction and parity(
-        item.recorded, attribution.prediction, loaded.config.serve.parity_tolerance
-    )
+    tolerance = loaded.config.serve.parity_tolerance
+    agrees = parity(loaded.task, item.recorded, attribution.prediction, tolerance)
     answer: dict[str, Any] = {
         "model": loaded.model,
         "index": loaded.index,
@@ -144,7 +147,7 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
                 "polarity": one.polarity,
                 "label": one.label,
                 "source": one.source,
-                **({"text": one.fields[text_field]} if text_field in one.fields else {}),
+                **({"text": shown} if (shown := show(loaded.task, one.fields)) else {}),
             }
             for one in attribution.examples
         ]

@@ -24,6 +24,7 @@ from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.schemas import EngineItem
 from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
+from influence_engine.tasks import fields_of, input_fields
 
 WATCH_S = 1.0
 RETRY_S = 60.0
@@ -202,9 +203,11 @@ def _loaded_and_warm(config: AuditConfig) -> Loaded:
 
 def warm_up(loaded: Loaded) -> None:
     """Explains one training example, so that the first real question does not pay for what is made once."""
-    handle = loaded.index["rows"] > 0 and getattr(loaded.task, "text", None)
-    if handle:
-        explain(loaded, [EngineItem(input={handle: "warm up"}, top_k=1)])
+    index = loaded.attributor.index
+    described = index.describe([0])[0]["fields"] if len(index) else {}
+    known = [field.name for field in input_fields(fields_of(loaded.task))] or list(described)
+    if described and set(known) <= set(described):  # an encrypted index tells nothing of its examples without its key
+        explain(loaded, [EngineItem(input={name: described[name] for name in known}, top_k=1)])
 
 
 def _run(items: Sequence[tuple[Loaded, EngineItem, Any]]) -> list[dict[str, Any] | Exception]:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from audit_service.artifacts.bento_models import find, state_location
 from audit_service.artifacts.recorded_runs import replayable_run
 from audit_service.config import AuditConfig
-from audit_service.engine.explaining import input_fields
 from audit_service.errors import JobNotDoneError
 from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.monitoring.metrics import model_label
@@ -25,6 +24,8 @@ from audit_service.workflows.counterfactual import Question
 from influence_engine.data.names import listing
 from influence_engine.errors import InfluenceError, InputError, TierUnavailableError
 from influence_engine.index import current_version
+from influence_engine.tasks import Target as TargetName
+from influence_engine.tasks import input_fields
 
 WATCH_S = 2.0
 LOG = "jobs.log"
@@ -110,12 +111,12 @@ class JobService:
     def _submit(self, request: JobRequest) -> dict[str, Any]:
         self._check_record()
         index = current_version(find(self.audit.config, "index").folder)
-        target = None if request.target is None else request.target.label
+        target: TargetName | None = None if request.target is None else request.target.named()
         given = request.input
         if request.prediction_id is not None:
             record = self.audit.store.get(request.prediction_id)
             given = record.kept_input()
-            if target is None and record.label in self.audit.config.task.labels:
+            if target is None and record.label in self.audit.config.label_names():
                 target = record.label
         self._check_input(given or {}, request)
         question = Question(
@@ -133,18 +134,13 @@ class JobService:
     def _check_input(self, given: Mapping[str, Any], request: JobRequest) -> None:
         """Refuses at once what the job would refuse after loading a model; it checks the rest."""
         config = self.audit.config
-        fields, labels = input_fields(config), config.task.labels
-        if fields is not None:
-            for name in given:
-                if name not in fields:
-                    raise InputError(
-                        f"input has no field {name!r}; its fields are {listing(fields)}", field=f"input.{name}"
-                    )
-            text = given.get(config.task.text)
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(
-                    f"{config.task.text!r} must be a text of a word at least", field=f"input.{config.task.text}"
-                )
+        known, labels = config.input_names(), config.label_names()
+        for name in given:
+            if known is not None and name not in known:
+                raise InputError(f"input has no field {name!r}; its fields are {listing(known)}", field=f"input.{name}")
+        for wanted in input_fields(config.example_fields()):
+            if wanted.readable and not str(given.get(wanted.name) or "").strip():
+                raise InputError(f"{wanted.name!r} must be a text of a word at least", field=f"input.{wanted.name}")
         named = {
             "target.label": None if request.target is None else request.target.label,
             "relabel.label": None if request.relabel is None else request.relabel.label,

@@ -19,6 +19,7 @@ from influence_engine.tasks import (
     PredictingTask,
     ServingTask,
     Task,
+    characters,
     matches_task_digest,
 )
 
@@ -28,7 +29,7 @@ class OnnxPredictor:
 
     Args:
         folder: The export.
-        task: The task it was exported for; it turns examples into inputs and outputs into labels.
+        task: The task it was exported for; it turns examples into inputs and outputs into predictions.
         threads: Threads of one call; ``None`` leaves it to ONNX Runtime.
         max_chars: Texts longer than this are refused.
         observe: Called with the features ``[B, width]`` of every prediction, where there are some; it must not raise.
@@ -50,7 +51,7 @@ class OnnxPredictor:
         manifest = read_export(folder)
         if not matches_task_digest(task, manifest["task_digest"]):
             raise DigestMismatchError(
-                f"{folder} was exported for a task with other labels, fields, length or tokenizer; export it again",
+                f"{folder} was exported for a task with other fields, labels or another processor; export it again",
                 field=str(folder),
             )
         if not isinstance(task, PredictingTask) or not isinstance(task, ExportableTask):
@@ -67,7 +68,7 @@ class OnnxPredictor:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def predict(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """``{"label", "confidence", "scores"}`` for each example.
+        """What the task says of each example, such as ``{"label", "confidence", "scores"}``.
 
         Raises:
             InputError: an example cannot be used; the message says which and why.
@@ -105,8 +106,8 @@ def check_example(task: Any, example: Example, max_chars: int | None) -> None:
         InputError: with the field it is about.
     """
     for name, value in example.items():
-        if max_chars is not None and isinstance(value, str) and len(value) > max_chars:
-            raise InputError(f"{name!r} has {len(value)} characters; at most {max_chars} are read", field=name)
+        if max_chars is not None and (length := characters(value)) > max_chars:
+            raise InputError(f"{name!r} has {length} characters; at most {max_chars} are read", field=name)
     check = getattr(task, "check", None)  # asking the protocol costs more than the check itself
     if check is not None:
         check(example, labelled=False)

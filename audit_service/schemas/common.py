@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_TOP_K = 100
 MAX_BATCH = 100
@@ -21,9 +22,23 @@ class Request(BaseModel):
 
 
 class Target(Request):
-    """What is to be explained, instead of what was predicted."""
+    """What is to be explained, instead of what was predicted; which of these there are is the task's affair."""
 
-    label: str = Field(strict=True, description="Name of the label whose log-odds are explained.")
+    label: str | None = Field(None, strict=True, max_length=1024, description="A label, of the whole or of the span.")
+    span: tuple[int, int] | None = Field(None, description="First character of a part of the input, and one past it.")
+    tokens: list[int] | None = Field(None, max_length=4096, description="Positions of tokens.")
+    answer: str | None = Field(None, strict=True, max_length=100_000, description="A text that the model might give.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set:
+            raise PydanticCustomError("no_target", "name a target, such as {'label': ...}")
+        return self
+
+    def named(self) -> str | dict[str, Any]:
+        """Only what was given, as tasks take it: a label alone by its name."""
+        given = self.model_dump(mode="json", exclude_none=True)
+        return str(given["label"]) if set(given) == {"label"} else given
 
 
 class ModelIdentity(BaseModel):

@@ -50,16 +50,16 @@ class InfluentialExample(BaseModel):
 
     example_handle: str
     rank: int
-    influence: float = Field(description="Change of the measurement (log-odds of the target) due to this example.")
+    influence: float = Field(description="What this example did to the target's measurement (log-odds of a label).")
     error_90: float | None = Field(
         None, description="Half of the 90% interval around it; null where the index was not checked against retraining."
     )
     probability_change: float | None = Field(None, description="The same change, of the target's probability.")
     tier: str
     polarity: Literal["proponent", "opponent"]
-    label: str | None
+    label: str | None = Field(description="Its label, or what stands for it in a group.")
     source: str | None
-    text: str | None = None
+    text: str | None = Field(None, description="What a person sees of it.")
 
 
 class GroupShare(BaseModel):
@@ -85,8 +85,8 @@ class ModuleChange(BaseModel):
 class Differences(BaseModel):
     """The base model beside the fine-tuned one."""
 
-    target: str | None
-    measurement: float = Field(description="Log-odds of the target in the fine-tuned model.")
+    target: str | dict[str, Any] | None = Field(description="As the task names it; null where it has no names.")
+    measurement: float = Field(description="Of the target in the fine-tuned model: log-odds of a label.")
     base_measurement: float | None = Field(description="The same in the base model.")
     base_prediction: dict[str, Any] | None
     modules: list[ModuleChange] | None = None

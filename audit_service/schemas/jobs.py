@@ -104,17 +104,17 @@ class ChangedExample(BaseModel):
 
 
 class MeasuredChange(BaseModel):
-    """What training again did to one prediction; measurements are log-odds of the target."""
+    """What training again did to one prediction; measurements are those of its target: log-odds of a label."""
 
-    target: str | None
+    target: str | dict[str, Any] | None
     before: float = Field(description="After the recorded steps, executed where the job ran.")
     after: float = Field(description="After training with the change.")
     measured: float = Field(description="after - before.")
     predicted: dict[str, float] = Field(description="By tier, what was predicted for ``measured``.")
     ratio: dict[str, float | None] = Field(description="By tier, measured / predicted; 1 is right.")
-    probability_before: float
-    probability_after: float
-    probability_predicted: dict[str, float]
+    probability_before: float | None = Field(description="The target's; null where a measurement stands for none.")
+    probability_after: float | None
+    probability_predicted: dict[str, float | None]
     label_before: str | None
     label_after: str | None
     flipped: bool | None

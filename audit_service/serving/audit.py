@@ -11,7 +11,6 @@ from typing import Any
 from audit_service.artifacts.bento_models import index_version_folder, open_predictor, state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
-from audit_service.engine.explaining import input_fields
 from audit_service.errors import error_body, status_of
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
@@ -37,7 +36,8 @@ class Audit:
         self.service = service
         self.name = name
         self.config = config
-        self.input_fields: Sequence[str] | None = input_fields(config)
+        self.input_fields: Sequence[str] | None = config.input_names()
+        self.listed_fields = frozenset(field.name for field in config.example_fields() if field.is_list)
         self.model_digest = ""
         self.monitor = ServiceMonitor(name, config)
         self.outcomes = OutcomeStore(state_location(config))

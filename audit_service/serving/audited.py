@@ -15,7 +15,7 @@ import inspect
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ from audit_service.serving.error_responses import error_response
 from audit_service.serving.method_fields import (
     Path,
     argument_names,
+    asks_for_several,
     check_output,
     dig,
     example_of,
@@ -54,6 +55,7 @@ class Auditing(Protocol):
     """What a service offers as ``self.audit``; see ``serving.audit.Audit``."""
 
     input_fields: Sequence[str] | None
+    listed_fields: Collection[str]
 
     def record(
         self, prediction_id: str, example: Mapping[str, Any], outputs: Mapping[str, Any], *, repeated: bool = False
@@ -78,7 +80,8 @@ def audited(
 
     Args:
         label: Where the predicted label is in what the method returns: a field's name, dotted for nested ones, or a
-            function of the returned value. A method that returns a list has one prediction an item. A stream has one;
+            function of the returned value. A method that is given lists and returns a list has one prediction an item;
+            a list that answers a single example is one prediction. A stream has one;
             its label is in one of its last chunks, and a function is given all chunks.
         confidence: The same for the probability of the label, if the method returns it.
         scores: The same for the mapping of every label to its probability, if the method returns it.
@@ -150,7 +153,10 @@ class AuditedMethod:
             shown = _json_of(result) if isinstance(result, JSONResponse) else result
             if shown is None:
                 return result  # an error that the method answered itself is no prediction
-            many = isinstance(shown, (list, tuple))
+            audit: Auditing = service.audit
+            # A list may be the one answer to one question, such as the entities of a text.
+            several = asks_for_several(self.paths(audit.input_fields), arguments, audit.listed_fields)
+            many = isinstance(shown, (list, tuple)) and several
             ids = self._record(service, reserved, arguments, list(shown) if many else [shown], many)
             if context is not None:
                 context.prediction_ids.extend(ids)

@@ -23,7 +23,7 @@ def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
     Raises:
         ServiceError: nothing could be kept.
     """
-    parsed = [_parsed(item, audit.config.task.labels) for item in request.items]
+    parsed = [_parsed(item, audit.config.label_names()) for item in request.items]
     judged = iter(audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
     items: list[dict[str, Any]] = []
     for one in parsed:

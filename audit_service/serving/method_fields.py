@@ -7,7 +7,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import bentoml
@@ -120,6 +120,27 @@ def dig(value: Any, path: Sequence[str]) -> Any:
         else:
             raise KeyError(name)
     return value
+
+
+def asks_for_several(paths: Mapping[str, Path], arguments: Mapping[str, Any], listed: Collection[str]) -> bool:
+    """Whether a call's arguments hold several examples: lists of what one example has one of.
+
+    Args:
+        paths: Where the task's fields are.
+        arguments: Of the call.
+        listed: Fields of which a single value is a list already, such as the turns of a conversation.
+    """
+    for field, (argument, *rest) in paths.items():
+        value = arguments.get(argument)
+        if rest and not isinstance(value, (list, tuple)):
+            value = dig(value, rest) if value is not None else None
+        if isinstance(value, (list, tuple)):
+            inner = value[0] if len(value) else None
+            if rest and argument in arguments and isinstance(arguments[argument], (list, tuple)):
+                return True
+            if field not in listed or isinstance(inner, (list, tuple)):
+                return True
+    return False
 
 
 def example_of(paths: Mapping[str, Path], arguments: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class ServiceMonitor:
 
     def _labels(self) -> list[str]:
         """All labels that can be predicted, as far as anybody says: a label without a series falls out of sums."""
-        return list(self.config.task.labels) or (self.baseline.labels if self.baseline else [])
+        return self.config.label_names() or (self.baseline.labels if self.baseline else [])
 
     def features(self, features: Array) -> None:
         """Counts the clusters of the features ``[B, width]`` of some predictions."""

@@ -35,6 +35,7 @@ from influence_engine.errors import DigestMismatchError, InputError, ResourceErr
 from influence_engine.progress import Progress
 from influence_engine.resources import free_memory, peak_memory, readable_bytes
 from influence_engine.tasks import Example
+from influence_engine.tasks import Target as TargetName
 
 EXAMPLES_SHOWN = 100
 
@@ -50,7 +51,7 @@ class Question:
 
     Attributes:
         input: The fields of the example that is predicted.
-        target: The label whose log-odds are measured; None takes the predicted one.
+        target: What is measured, as the task names it; None takes what was predicted.
         without: Training examples to train without.
         relabel: Training examples to train with another label for.
         edit: A training example to train with another text for.
@@ -58,7 +59,7 @@ class Question:
     """
 
     input: Mapping[str, Any]
-    target: str | None = None
+    target: TargetName | None = None
     without: Selection | None = None
     relabel: Relabel | None = None
     edit: Edit | None = None
@@ -121,7 +122,8 @@ class Measuring:
 
     def query(self, question: Question) -> dict[str, Any]:
         """The example that is measured; raises ``InputError`` where it cannot be."""
-        target = None if question.target is None else Target(label=question.target)
+        named = question.target if isinstance(question.target, dict) else {"label": question.target}
+        target = None if question.target is None else Target.model_validate(named)
         return query_of(self.loaded, EngineItem(input=dict(question.input), target=target))
 
     def change(self, question: Question) -> Change:

@@ -56,7 +56,7 @@ from influence_engine.tasks.contract import (
     Unit,
     UnitsTask,
 )
-from influence_engine.tasks.fields import ExampleField, input_fields, target_field
+from influence_engine.tasks.fields import ExampleField, characters, input_fields, target_field
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
@@ -104,6 +104,7 @@ __all__ = [
     "UnitsTask",
     "aim",
     "batches_of_like_size",
+    "characters",
     "choose_targets",
     "confidence_in_own",
     "content_digest",

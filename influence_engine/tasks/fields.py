@@ -54,19 +54,14 @@ class ExampleField:
         return self.kind == "text"
 
     @property
+    def is_list(self) -> bool:
+        """Whether a single value is a list."""
+        return self.kind in ("conversation", "numbers", "labels", "spans")
+
+    @property
     def plain(self) -> bool:
         """Whether the value, as JSON, is all that the model reads."""
         return self.kind in _PLAIN
-
-    def characters(self, value: Any) -> int:
-        """Characters of a value that somebody sent, for limits of size."""
-        if isinstance(value, str):
-            return len(value)
-        if isinstance(value, Mapping):
-            return sum(self.characters(part) for part in value.values())
-        if isinstance(value, Sequence) and not isinstance(value, bytes):
-            return sum(self.characters(part) for part in value)
-        return 0
 
     def show(self, value: Any) -> str:
         """What a person sees of a value in a line; an image is shown as itself, elsewhere."""
@@ -124,6 +119,15 @@ _TYPES: dict[Kind, dict[str, Any]] = {
         },
     },
 }
+
+
+def characters(value: Any) -> int:
+    """Characters in a value that somebody sent, however deep they lie, for limits of size."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list | tuple) else 0
 
 
 def input_fields(fields: Sequence[ExampleField]) -> list[ExampleField]:

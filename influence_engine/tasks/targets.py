@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from influence_engine.errors import InputError
-from influence_engine.tasks.capabilities import fields_of, labels_of
+from influence_engine.tasks.capabilities import fields_of, labels_of, target_name
 from influence_engine.tasks.contract import Batch, Example, Target, TargetTask, Task
 from influence_engine.tasks.fields import target_field
 
@@ -76,20 +76,20 @@ def aim(task: Task, example: Example, target: Target) -> dict[str, Any]:
     """
     if isinstance(task, TargetTask):
         return dict(task.aim(example, target))
-    field, names = target_field(fields_of(task)), labels_of(task)
-    if field is None:
-        raise InputError(f"{type(task).__name__} has no target to name: it explains what it measures", field="target")
+    names = labels_of(task)
     name = target.get("label") if isinstance(target, dict) else target
     if names is not None and name not in names:
         known = ", ".join(repr(one) for one in names)
-        raise InputError(f"unknown target {name!r}; the labels are {known}", field="target")
-    return {**example, field.name: name}
+        raise InputError(f"unknown label {name!r}; the labels are {known}", field="target")
+    aimed = {**example, target_name(task): name}
+    if target_field(fields_of(task)) is None and _same(task.collate([example]), task.collate([aimed])):
+        raise InputError(f"{type(task).__name__} has no target to name: it explains what it measures", field="target")
+    return aimed
 
 
 def without_targets(task: Task, examples: Sequence[Example]) -> list[Example]:
     """The examples as queries that name no target, to be measured on what a model predicts."""
-    field = target_field(fields_of(task))
-    name = None if field is None else field.name
+    name = target_name(task)
     return [{key: value for key, value in example.items() if key != name} for example in examples]
 
 
@@ -118,6 +118,10 @@ def measured_gradient(task: Task, outputs: Tensor, batch: Batch) -> tuple[Tensor
             field="target",
         )
     return measured.detach(), direction
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    return set(one) == set(other) and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _class_labels(batch: Batch, outputs: Tensor) -> Tensor | None:

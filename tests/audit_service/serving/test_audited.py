@@ -42,6 +42,7 @@ class Recorded:
     """Stands where a service stands; keeps what would go on record."""
 
     input_fields = ("text",)
+    listed_fields: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.records: list[tuple[str, dict[str, Any], dict[str, Any]]] = []

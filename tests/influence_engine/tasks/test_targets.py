@@ -14,6 +14,9 @@ from influence_engine.tasks import aim, choose_targets, measured_gradient, targe
 class Bare:
     """A task that says nothing of itself."""
 
+    def collate(self, examples: Any) -> Any:
+        return {"x": torch.tensor([len(example["text"]) for example in examples])}
+
     def measurement(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         return (outputs * batch["weights"]).flatten(1).sum(1)
 
@@ -67,7 +70,7 @@ def test_a_named_target_goes_into_the_field_that_training_teaches() -> None:
     assert aim(Named(), example, "yes") == {"text": "a", "label": "yes"}
     assert aim(Named(), example, {"label": "no"}) == {"text": "a", "label": "no"}
     assert without_targets(Named(), [{"text": "a", "label": "no"}]) == [example]
-    with pytest.raises(InputError, match="unknown target 'perhaps'; the labels are 'no', 'yes'"):
+    with pytest.raises(InputError, match="unknown label 'perhaps'; the labels are 'no', 'yes'"):
         aim(Named(), example, "perhaps")
     with pytest.raises(InputError, match="Bare has no target to name"):
         aim(Bare(), example, "yes")
