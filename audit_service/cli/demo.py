@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from audit_service.cli.console import duration, error_console, facts, output_console, print_json, remark
 from audit_service.cli.options import json_option, open_config, open_workspace
 from audit_service.cli.rendering import explanation
+
+if TYPE_CHECKING:
+    from audit_service.config import AuditConfig
 
 SENTENCE = "The acting is superb and the ending moved me to tears."
 
@@ -41,8 +44,7 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import demo
 
-    with open_workspace(settings) as workspace:
-        seconds = demo.prepare(workspace, remark, restart=restart)
+    seconds = prepare(settings, restart=restart)
     with demo.served(settings, port=port) as server:
         seconds["start of the server"] = server.seconds_to_start
         asked = demo.ask(server.address, text, top_k=top_k)
@@ -56,6 +58,15 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
             _say_where(server.address, asked.prediction)
             server.process.wait()
             raise server.stopped()
+
+
+def prepare(settings: AuditConfig, *, restart: bool = False) -> dict[str, float]:
+    """Runs the demo's stages; the models that they open are let go when it returns, before a server loads its own."""
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.workflows import demo
+
+    with open_workspace(settings) as workspace:
+        return demo.prepare(workspace, remark, restart=restart)
 
 
 def _say_how_long(seconds: dict[str, float]) -> None:

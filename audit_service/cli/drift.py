@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from audit_service.cli.console import facts, output_console, print_json, remark
+from audit_service.cli.demo import prepare
 from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
 
 if TYPE_CHECKING:
@@ -134,13 +135,12 @@ def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows import demo, drift_watch
+    from audit_service.workflows import drift_watch
 
     for name, value in drift_watch.server_settings(events).items():
         os.environ.setdefault(name, value)  # the server reads the same config
     settings = open_config(config)
-    with open_workspace(settings) as workspace:
-        demo.prepare(workspace, remark)
+    prepare(settings)
     found: list[drift_watch.Observation] = []
     with drift_watch.watched_server(settings, port=port) as watched:
         for observation in watched.observe(domain, events, remark):
