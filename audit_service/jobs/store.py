@@ -20,7 +20,7 @@ from sqlalchemy import BindParameter, and_, bindparam, case, func, or_, select, 
 
 from audit_service.errors import JobNotFoundError, QueueFullError, ServiceError
 from audit_service.schemas import JobState
-from audit_service.store.database import Database, insert, storable
+from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id
 from audit_service.store.location import StateLocation
@@ -53,6 +53,7 @@ READ = select(
     jobs.c.result,
     jobs.c.error,
 ).where(_THIS)
+QUEUE = Insert.or_replace(jobs)
 STATE = select(jobs.c.state).where(_THIS)
 QUEUED = select(func.count()).where(jobs.c.state == "queued")
 WAITING_BEFORE = select(func.count()).where(
@@ -151,8 +152,7 @@ class JobStore:
                 fresh: dict[str, Any] = {column.name: None for column in jobs.columns}
                 fresh |= {"job_id": job_id, "state": "queued", "created": time.time(), "content": encrypted}
                 fresh |= {"attempts": 0, "cancelling": 0, "counted": 0}
-                statement = insert(connection, jobs).values(fresh)
-                connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=fresh))
+                QUEUE.into(connection, fresh)
             elif state == "running":  # wanted after all
                 connection.execute(KEEP_RUNNING, {"id": job_id})
         return self.get(job_id)

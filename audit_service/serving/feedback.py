@@ -10,6 +10,7 @@ from audit_service.errors import error_body
 from audit_service.schemas import FeedbackItem, FeedbackRequest
 from audit_service.serving.audit import Audit
 from audit_service.serving.error_responses import validation_body
+from audit_service.store.database import storable
 from audit_service.store.outcomes import Outcome
 
 
@@ -45,6 +46,8 @@ def _parsed(item: dict[str, Any], labels: list[str]) -> Outcome | dict[str, Any]
     if labels and found.label not in labels:
         known = ", ".join(map(repr, labels))
         return error_body("bad_request", f"unknown label {found.label[:80]!r}; the labels are {known}", "label")
+    if not storable(found.label):
+        return error_body("bad_request", "label has a NUL or half of a surrogate pair in it", "label")
     return Outcome(found.prediction_id, found.label, found.groups)
 
 

@@ -11,8 +11,8 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -73,6 +73,16 @@ class Database:
         """
         with self.reading(f"the {self.schema.name} cannot be opened"):
             pass
+
+    def version(self) -> str | None:
+        """The version of the tables that are there, which are left as they are; ``None`` where there are none.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached or read.
+            SettingsError: its address is none.
+        """
+        with self._saying(f"the {self.schema.name} cannot be opened"), self._engines().reading.connect() as connection:
+            return version_of(connection, self.schema, self._namespace)
 
     @contextlib.contextmanager
     def reading(self, failure: str) -> Iterator[Connection]:
@@ -158,8 +168,7 @@ class Database:
     def _check(self, connection: Connection) -> None:
         if self._ready and self._checked in connection.info:  # the pool may be older than this object
             return
-        engines = self._engines()
-        namespace = self.location.namespace if self.location.url is not None else None
+        engines, namespace = self._engines(), self._namespace
         with engines.reading.connect() as other:
             version = version_of(other, self.schema, namespace)
         if version != self.schema.version:
@@ -168,6 +177,10 @@ class Database:
                 with contextlib.suppress(OSError):
                     (self.location.folder / f"{self.schema.name}.sqlite").chmod(0o600)
         connection.info[self._checked] = self._ready = True
+
+    @property
+    def _namespace(self) -> str | None:
+        return self.location.namespace if self.location.url is not None else None
 
     def _lock_number(self, name: str) -> int:
         return lock_number(self.location.namespace or "", f"{self.schema.name}/{name}")
@@ -181,15 +194,44 @@ class Database:
             raise _translated(error, failure, on_server=self.location.url is not None) from error
 
 
-def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that can say what happens on a conflict."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+class Insert(NamedTuple):
+    """An INSERT that says what happens where the key is there already, for each database; made once, like its tables.
+
+    Attributes:
+        sqlite: In the words of SQLite.
+        postgresql: In the words of PostgreSQL.
+    """
+
+    sqlite: sqlite.Insert
+    postgresql: postgresql.Insert
+
+    @classmethod
+    def or_keep(cls, table: Table) -> Insert:
+        """What is there stays."""
+        return cls(sqlite.insert(table).on_conflict_do_nothing(), postgresql.insert(table).on_conflict_do_nothing())
+
+    @classmethod
+    def or_replace(cls, table: Table) -> Insert:
+        """What is there is replaced, all columns of it."""
+
+        def replacing(statement: Any) -> Any:
+            key = [column.name for column in table.primary_key]
+            given = {one.name: statement.excluded[one.name] for one in table.columns if one.name not in key}
+            return statement.on_conflict_do_update(index_elements=key, set_=given)
+
+        return cls(replacing(sqlite.insert(table)), replacing(postgresql.insert(table)))
+
+    def into(self, connection: Connection, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Inserts one row, or many; each has every column."""
+        connection.execute(self.postgresql if connection.dialect.name == "postgresql" else self.sqlite, rows)
 
 
 def storable(text: str) -> bool:
     """Whether both databases can hold a text: no NUL, no half of a surrogate pair."""
+    if "\0" in text:
+        return False
     try:
-        return b"\0" not in text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sqlalchemy import BindParameter, Connection, bindparam, select
 
-from audit_service.store.database import Database, insert, storable
+from audit_service.store.database import Database, Insert, storable
 from audit_service.store.location import StateLocation
 from audit_service.store.tables import PREDICTIONS, outcomes, predictions
 
@@ -19,6 +19,7 @@ AT_ONCE = 500
 """Ids of one query."""
 
 _IDS: BindParameter[str] = bindparam("ids", expanding=True)
+KEEP = Insert.or_replace(outcomes)
 PREDICTED = select(predictions.c.prediction_id, predictions.c.label, predictions.c.confidence).where(
     predictions.c.prediction_id.in_(_IDS)
 )
@@ -124,8 +125,4 @@ def _add(connection: Connection, given: Sequence[Outcome]) -> Iterator[Judged]:
         }
         yield Judged(fate, *predicted[one.prediction_id])
     if rows:
-        statement = insert(connection, outcomes)
-        new = {name: statement.excluded[name] for name in ("time", "label", "groups")}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["prediction_id"], set_=new), list(rows.values())
-        )
+        KEEP.into(connection, list(rows.values()))

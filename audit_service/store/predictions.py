@@ -31,7 +31,7 @@ from audit_service.errors import (
     ServiceError,
     StoreUnavailableError,
 )
-from audit_service.store.database import Database, insert, storable
+from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id, id_age_s
 from audit_service.store.location import StateLocation
@@ -50,6 +50,8 @@ _ID: BindParameter[str] = bindparam("id")
 _BEFORE: BindParameter[float] = bindparam("before")
 
 # Made once: SQLAlchemy then need not work out each time that it knows the statement.
+RECORD = Insert.or_keep(predictions)
+RESERVE = Insert.or_keep(reservations)
 READ = select(
     predictions.c.service,
     predictions.c.model_digest,
@@ -229,10 +231,8 @@ class PredictionStore:
             # Before the store is asked: what waits now may be there then, and nothing falls between.
             waiting = self._behind.waiting(prediction_id) is not None
             with self._database.writing("an Idempotency-Key could not be reserved") as connection:
-                connection.execute(
-                    insert(connection, reservations).on_conflict_do_nothing(),
-                    {"prediction_id": prediction_id, "time": time.time(), "input_mac": mac},
-                )
+                row = {"prediction_id": prediction_id, "time": time.time(), "input_mac": mac}
+                RESERVE.into(connection, row)
                 before, recorded = connection.execute(RESERVED, {"id": prediction_id}).one()
         except (ServiceError, OSError):
             logger.exception("an Idempotency-Key could not be reserved; its retries become predictions of their own")
@@ -282,14 +282,14 @@ class PredictionStore:
         rows.sort(key=lambda row: row["prediction_id"])  # two workers with the same ids then do not lock each other
         if rows:
             with self._database.writing("predictions could not be recorded") as connection:
-                connection.execute(insert(connection, predictions).on_conflict_do_nothing(), rows)
+                RECORD.into(connection, rows)
 
     def _row(self, record: PredictionRecord) -> dict[str, Any]:
         kept = record.input is not None
         label = None if record.label is None else str(record.label)
         confidence = None if record.confidence is None else float(record.confidence)
-        if not all(storable(text) for text in (record.prediction_id, record.service, label or "")):
-            raise ValueError("an id, service or label with a NUL or half of a surrogate pair cannot be kept")
+        if not (storable(record.prediction_id) and (label is None or storable(label))):
+            raise ValueError("an id or a label with a NUL or half of a surrogate pair cannot be kept")
         return {
             "prediction_id": record.prediction_id,
             "time": record.time,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+from audit_service.artifacts.bento_models import state_location
 from audit_service.artifacts.model_files import model_digests
 from audit_service.config import AuditConfig, ConfigError
 from audit_service.prediction.export import MANIFEST as EXPORT_MANIFEST
 from audit_service.prediction.export import read_export
+from audit_service.store.database import Database
+from audit_service.store.tables import PREDICTIONS
 from audit_service.workflows.diagnosis.finding import Finding
 from audit_service.workspace import Workspace
 from influence_engine.data import packages_folder
@@ -130,13 +133,29 @@ def export(workspace: Workspace) -> Finding:
 
 
 def state(workspace: Workspace) -> Finding:
-    """Whether the folder for predictions can be written to."""
-    folder = workspace.config.state_folder
+    """Whether the folder for predictions can be written to, and the database server answers where there is one."""
+    config = workspace.config
+    folder = config.state_folder
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if os.access(place, os.W_OK):
+    if not os.access(place, os.W_OK):
+        advice = "name another folder in BENTO_AUDIT_STATE"
+        return Finding("state", "broken", f"{place} cannot be written to", advice)
+    if config.state.url is None:
         return Finding("state", "ok", f"{folder} can be written to")
-    advice = "name another folder in BENTO_AUDIT_STATE"
-    return Finding("state", "broken", f"{place} cannot be written to", advice)
+    return _database(config)
+
+
+def _database(config: AuditConfig) -> Finding:
+    try:
+        database = Database(state_location(config), PREDICTIONS)
+        version = database.version()
+    except InfluenceError as error:
+        return Finding("state", "broken", error.message, "state.url names the database; its server's log may say more")
+    if version is None:
+        return Finding("state", "ok", f"{database.where} answers; the first server that starts makes its tables")
+    if version not in PREDICTIONS.versions:
+        return Finding("state", "broken", f"{database.where} has tables of version {version}", "upgrade bento-audit")
+    return Finding("state", "ok", f"{database.where} answers, with tables of version {version}")
 
 
 def _packaged(what: str, package: Package, config: AuditConfig) -> Finding:

@@ -159,6 +159,12 @@ def test_a_file_that_is_not_utf8_is_refused(project: Project) -> None:
         ("name: reviews", "serve: {keep_inputs: 30}", "found 30; it should be a time such as 30d, 12h or 90m, or none"),
         ("name: reviews", "serve: {engine_url: engine}", "it should be an address such as http://engine:3000"),
         ("name: reviews", "serve: {1: 2}", "a key of this section must be a word"),
+        (
+            "name: reviews",
+            "state: {url: 'sqlite:///x.db'}",
+            "line 1: state.url: SQLite files lie in the state folder: leave url out; folders.state names the folder",
+        ),
+        ("name: reviews", "state: {url: db}", "state.url: it should be an address such as postgresql+psycopg://audit:"),
         ("name: reviews", "folders: {run: a}", "line 1: folders.run: unknown key. Did you mean 'runs'?"),
     ],
 )

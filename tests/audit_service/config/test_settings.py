@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from audit_service.config import ConfigError
+from influence_engine.errors import SettingsError
 from influence_engine.tasks import TextClassification
 
 if TYPE_CHECKING:
@@ -29,6 +30,51 @@ def test_folders_can_be_named_and_the_environment_names_the_state(project: Proje
     assert config.index_folder == Path("/srv/index")
     assert config.state_folder == project.folder / "elsewhere" / "state"
     assert project.load({"BENTO_AUDIT_STATE": "/srv/state"}, **named).state_folder == Path("/srv/state")
+
+
+PASSWORD = "p@ss/w%rd"
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("postgresql+psycopg://a:b@db/audit", "postgresql+psycopg://a:b@db/audit"),
+        ("postgresql://${USER}:${PASS}@db/audit", "postgresql://me:p%40ss%2Fw%25rd@db/audit"),
+        ("${WHOLE}", "postgresql://a:b@db/audit?sslmode=require"),
+    ],
+)
+def test_a_database_server_is_named_with_variables_of_the_environment(
+    project: Project, good: str, url: str, address: str
+) -> None:
+    project.write(f"{good}state:\n  url: {url}\n")
+    environment = {"USER": "me", "PASS": PASSWORD, "WHOLE": "postgresql://a:b@db/audit?sslmode=require"}
+
+    assert project.load().state.address(environment) == address
+    assert (
+        project.load({"BENTO_AUDIT_STATE__URL": url, "BENTO_AUDIT_STATE": "/s"}).state.address(environment) == address
+    )
+    with pytest.raises(SettingsError, match="names the environment variable USER, which is not set"):
+        project.load({"BENTO_AUDIT_STATE__URL": "postgresql://${USER}@db/audit"}).state.address({"USER": ""})
+
+
+def test_no_server_is_named_by_default(project: Project) -> None:
+    assert project.load().state.address() is None
+
+
+@pytest.mark.parametrize("value", ["mysql://a:{}@db/x", "{{password: '{}'}}", "[a, '{}']", "sqlite://{}"])
+def test_a_wrong_address_is_refused_without_being_shown(project: Project, good: str, value: str) -> None:
+    project.write(f"{good}state:\n  url: {value.format(PASSWORD)}\n")
+
+    found = project.refusal()
+
+    assert found.message.startswith("configs/reviews.yaml, line 12: state.url: ")
+    assert PASSWORD not in found.message
+
+
+def test_a_config_that_is_printed_does_not_show_its_database(project: Project) -> None:
+    config = project.load({"BENTO_AUDIT_STATE__URL": f"postgresql://a:{PASSWORD}@db/audit"})
+
+    assert PASSWORD not in f"{config} {config!r}"
 
 
 def test_the_base_model_is_a_folder_or_a_hub_id(project: Project, good: str) -> None:
