@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -103,12 +104,19 @@ def _inputs(inputs: Sequence[Mapping[str, Any]]) -> str:
         [
             [
                 one["text"],
-                f"{one['label']} ({_percent(one['confidence'])})" if one["confidence"] is not None else one["label"],
+                _predicted(one),
                 ", ".join(one["why"]),
             ]
             for one in inputs
         ],
     )
+
+
+def _predicted(one: Mapping[str, Any]) -> str:
+    if one["label"] is None:
+        whole = one.get("prediction")
+        return "" if whole is None else json.dumps(whole, ensure_ascii=False)
+    return f"{one['label']} ({_percent(one['confidence'])})" if one["confidence"] is not None else str(one["label"])
 
 
 def _outcomes(outcomes: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from audit_service.errors import error_body, status_of
 from audit_service.prediction.predictor import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
-from influence_engine.tasks import Example
+from influence_engine.tasks import CheckingTask, Example, TargetTask, Task, aim, fields_of, show, target_field
 
 
 def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
             raise InputError(f"input has no field {name!r}; its fields are {', '.join(known)}", field=f"input.{name}")
     query = dict(item.input)
     if item.target is not None:
-        query[label_field] = item.target.label
+        query = _aimed(loaded.task, query, item.target)
     elif item.recorded is not None and item.recorded.get("label") in getattr(loaded.task, "labels", ()):
         query[label_field] = item.recorded["label"]  # what was predicted, should torch see it differently
     try:
@@ -62,6 +62,15 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
         place = "target.label" if error.field == label_field else f"input.{error.field}"
         raise InputError(error.message, field=place) from None
     return query
+
+
+def _aimed(task: Task, query: dict[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+    """The query with its target; of a plain label the task's own check says whether there is one of that name."""
+    field, label = target_field(fields_of(task)), target.get("label")
+    checks = isinstance(task, CheckingTask) and not isinstance(task, TargetTask)
+    if checks and field is not None and isinstance(label, str):
+        return {**query, field.name: label}
+    return aim(task, query, dict(target))
 
 
 def input_fields(config: AuditConfig) -> list[str] | None:
@@ -111,7 +120,6 @@ def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Ex
 
 
 def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str, Any]:
-    text_field = getattr(loaded.task, "text", None)
     differences: dict[str, Any] = {
         "target": attribution.target,
         "measurement": attribution.measurement,
@@ -144,9 +152,9 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
                 "polarity": one.polarity,
                 "label": one.label,
                 "source": one.source,
-                **({"text": one.fields[text_field]} if text_field in one.fields else {}),
+                **({"text": shown} if shown else {}),
             }
-            for one in attribution.examples
+            for one, shown in ((one, show(loaded.task, one.fields)) for one in attribution.examples)
         ]
     if "groups" in item.include:
         answer["groups"] = attribution.groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from audit_service.schemas.common import MAX_TOP_K, ErrorDetail, IndexIdentity, ModelIdentity, Polarity, Request, Target
@@ -30,7 +30,7 @@ class Selection(Request):
 class Relabel(Selection):
     """Other labels for training examples."""
 
-    label: str = Field(strict=True, description="The label that they get; those that have it keep it.")
+    label: JsonValue = Field(description="The label that they get; those that have it keep it.")
 
 
 class Edit(Request):
@@ -104,17 +104,17 @@ class ChangedExample(BaseModel):
 
 
 class MeasuredChange(BaseModel):
-    """What training again did to one prediction; measurements are log-odds of the target."""
+    """What training again did to one prediction; measurements are in the task's unit, such as log-odds."""
 
-    target: str | None
+    target: JsonValue
     before: float = Field(description="After the recorded steps, executed where the job ran.")
     after: float = Field(description="After training with the change.")
     measured: float = Field(description="after - before.")
     predicted: dict[str, float] = Field(description="By tier, what was predicted for ``measured``.")
     ratio: dict[str, float | None] = Field(description="By tier, measured / predicted; 1 is right.")
-    probability_before: float
-    probability_after: float
-    probability_predicted: dict[str, float]
+    probability_before: float | None
+    probability_after: float | None
+    probability_predicted: dict[str, float | None]
     label_before: str | None
     label_after: str | None
     flipped: bool | None
