@@ -9,6 +9,7 @@ current; only what the call itself makes, it takes up (``take_up_run``, ``take_u
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,10 +21,20 @@ from audit_service.artifacts.recorded_runs import recorded_run, replayable_run
 from audit_service.config import AuditConfig
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.data import DataSet, load_examples
+from influence_engine.data.settings import ROLES
 from influence_engine.errors import InfluenceError, SettingsError
 from influence_engine.index import InfluenceIndex
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Task, target_name
+from influence_engine.tasks import (
+    TASK_TYPES,
+    UNSAID_FIELDS,
+    Example,
+    ExampleField,
+    Task,
+    fields_of,
+    target_field,
+    target_name,
+)
 from influence_engine.training import Run
 from influence_engine.training.record import MANIFEST, MODEL
 
@@ -103,6 +114,20 @@ class Workspace:
             return self.base_task
         return self.config.task_object(processor_in(self.config, self.config.run_folder / MODEL))
 
+    @cached_property
+    def fields(self) -> tuple[ExampleField, ...]:
+        """What an example holds, inputs and target: as the task says, else as the config's columns name it.
+
+        A task of one's own is made for it, a shipped one need not be. Raises as ``task``.
+        """
+        shipped = self.config.task.type in TASK_TYPES
+        said = self.config.example_fields() if shipped else fields_of(self.task)
+        mapped = [name for name in self.config.data.train.columns if name not in ROLES]
+        if said or not mapped:
+            return said or UNSAID_FIELDS
+        target = target_name(self.task)
+        return tuple(ExampleField(name, "json", "target" if name == target else "input") for name in mapped)
+
     # Data
 
     @cached_property
@@ -130,10 +155,14 @@ class Workspace:
         return self._examples("test")
 
     @property
-    def labelled_held_out(self) -> list[dict[str, Any]]:
-        """The held-out examples that have a target."""
-        name = target_name(self.task)
-        return [example for example in self.held_out if example.get(name) is not None]
+    def labelled_held_out(self) -> list[Example]:
+        """The held-out examples that can be measured: those of ``labelled``."""
+        return self.labelled(self.held_out)
+
+    def labelled(self, examples: Sequence[Example]) -> list[Example]:
+        """Those examples that have a target; all of them where the task teaches none, such as plain text."""
+        field = target_field(self.fields)
+        return list(examples) if field is None else [one for one in examples if one.get(field.name) is not None]
 
     # Models
 

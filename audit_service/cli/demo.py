@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -43,11 +44,14 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import demo
+    from audit_service.workflows.task_inputs import input_of
 
+    with open_workspace(settings) as workspace:
+        (field,) = input_of(workspace, text, None)
     seconds = prepare(settings, restart=restart)
     with demo.served(settings, port=port) as server:
         seconds["start of the server"] = server.seconds_to_start
-        asked = demo.ask(server.address, text, top_k=top_k)
+        asked = demo.ask(server.address, text, top_k=top_k, field=field)
         seconds["prediction and explanation"] = asked.seconds
         if as_json:
             print_json({"prediction": asked.prediction, "explanation": asked.explanation, "seconds": seconds})
@@ -55,7 +59,7 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
             output_console().print(explanation(asked.explanation, text))
         _say_how_long(seconds)
         if not check:
-            _say_where(server.address, asked.prediction)
+            _say_where(server.address, field, asked.prediction)
             server.process.wait()
             raise server.stopped()
 
@@ -75,10 +79,11 @@ def _say_how_long(seconds: dict[str, float]) -> None:
     error_console().print(facts({**rows, "together": duration(sum(seconds.values()))}))
 
 
-def _say_where(address: str, prediction: dict[str, Any]) -> None:
+def _say_where(address: str, field: str, prediction: dict[str, Any]) -> None:
+    body = json.dumps({field: "what a film"})
     remark(
         f"\nServing on {address} until ^C. Ask for yourself:\n\n"
-        f"  curl -s {address}/predict -H 'content-type: application/json' -d '{{\"text\": \"what a film\"}}'\n"
+        f"  curl -s {address}/predict -H 'content-type: application/json' -d '{body}'\n"
         f"  curl -s {address}/audit/explain -H 'content-type: application/json' "
         f'-d \'{{"prediction_id": "{prediction["prediction_id"]}", "top_k": 3}}\'\n'
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from audit_service.cli.console import duration, facts, output_console, print_json, remark
 from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
+from audit_service.cli.wording import Wording
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -113,13 +114,14 @@ def command(
         else:
             folder = out or evaluation.evaluation_folder(settings)
             found = evaluation.run_evaluation(workspace, plan, queries, folder)
+            unit = Wording.of(workspace.task).unit
     if dry_run:
         if as_json:
             print_json(cost)
         else:
             output_console().print(facts({**cost, "seconds": f"at most about {duration(cost['seconds'])}"}))
         return
-    drawn = _draw(found, folder)
+    drawn = _draw(found, folder, unit)
     if as_json:
         print_json(found.to_dict())
         return
@@ -149,13 +151,13 @@ def _planted(settings: AuditConfig, share: float, out: Path | None, *, as_json: 
     output_console().print(table)
 
 
-def _draw(found: Evaluation, folder: Path) -> bool:
+def _draw(found: Evaluation, folder: Path, unit: str) -> bool:
     try:
         from audit_service.workflows.evaluation_plot import PLOT, draw_evaluation
     except ImportError as error:
         remark(f"No plot: {error}. pip install 'bento-audit[report]' brings what it needs.")
         return False
-    draw_evaluation(found, folder / PLOT)
+    draw_evaluation(found, folder / PLOT, unit)
     return True
 
 

@@ -8,25 +8,41 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from audit_service.cli.console import output_console, print_json, remark
-from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
+from audit_service.cli.options import (
+    config_argument,
+    json_option,
+    open_config,
+    open_workspace,
+    profile_option,
+    rows_or_input,
+)
 from audit_service.cli.rendering import explanation, sharing
+from audit_service.cli.wording import Wording
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
     from audit_service.schemas import Polarity, Tier
+    from audit_service.workflows.batch_explanation import Question
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("explain", short_help="Explain a prediction, or a file of them, without a server.")
 @config_argument
 @profile_option
-@click.option("--text", help="The text whose prediction is explained.")
-@click.option("--input", "inputs", type=INPUT, help="A .jsonl, .csv or .parquet file whose rows are explained.")
-@click.option("--out", type=FILE, help="With --input: the .jsonl file to write, one explanation a line.")
-@click.option("--only-wrong", is_flag=True, help="With --input: only rows whose label is not what is predicted.")
-@click.option("--target", metavar="LABEL", help="Explain this label instead of the predicted one.")
+@click.option("--text", help="The text whose prediction is explained, of a task whose input is one text.")
+@click.option(
+    "--input",
+    "inputs",
+    callback=rows_or_input,
+    metavar="JSON|FILE",
+    help="The input's fields as JSON, or @FILE.json with them; or a .jsonl, .csv or .parquet file of rows to explain.",
+)
+@click.option("--out", type=FILE, help="With a file of rows: the .jsonl file to write, one explanation a line.")
+@click.option("--only-wrong", is_flag=True, help="With a file of rows: only those whose label is not predicted.")
+@click.option(
+    "--target", metavar="LABEL|JSON", help="Explain this instead of what is predicted: a label, or JSON for the task."
+)
 @click.option("--top-k", type=click.IntRange(1, 100), default=5, show_default=True, help="How many examples each.")
 @click.option(
     "--polarity",
@@ -56,7 +72,7 @@ def command(
     config: str | None,
     profile: str | None,
     text: str | None,
-    inputs: Path | None,
+    inputs: dict[str, Any] | Path | None,
     out: Path | None,
     only_wrong: bool,
     target: str | None,
@@ -68,13 +84,13 @@ def command(
 ) -> None:
     """Say which training examples, and which changes to the base model, made CONFIG's model answer as it does.
 
-    Influence is in log-odds: by how much training with the example raised the answer's measurement.
+    Influence is by how much training with the example raised the answer's measurement: for a label, its log-odds.
 
-    With --input, every row of a file is explained, and at the end stands which training examples, and which labels and
-    sources, drive many of the answers. A row has the task's text; it may have an id, and a label (or a column `target`)
-    that is explained instead of the predicted one. With --only-wrong that label is what the prediction is compared
-    with, and what was predicted is explained: proponents are then what led the model astray. An interrupted run goes on
-    when the same command is given again.
+    With --input FILE, every row of it is explained, and at the end stands which training examples, and which labels and
+    sources, drive many of the answers. A row has the fields of an input; it may have an id, and a label (or a column
+    `target`) that is explained instead of what is predicted. With --only-wrong that label is what the prediction is
+    compared with, and what was predicted is explained: proponents are then what led the model astray. An interrupted
+    run goes on when the same command is given again.
 
     With --tier refined, the influences are those of the exact Gauss-Newton matrix at the final weights, by passes over
     all training examples, for an index that has none of the recorded steps to follow; the answer says how far the
@@ -91,81 +107,97 @@ def command(
       bento-audit explain sentiment --text "a slow start, but what an ending"
       bento-audit explain sentiment --text "a slow start" --target negative --top-k 3 --json
       bento-audit explain sentiment --text "a slow start" --tier measured
+      bento-audit explain entities --input '{"text": "Ann sings"}' --target '{"span": [0, 3], "label": "person"}'
       bento-audit explain sentiment --input errors.jsonl --out explanations.jsonl
       bento-audit explain sentiment --input test.csv --out wrong.jsonl --only-wrong --polarity proponents
     """
+    rows = inputs if isinstance(inputs, Path) else None
+    given = inputs if isinstance(inputs, dict) else None
     _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
-    if tier == "measured" and text is None:
-        raise click.UsageError("--tier measured goes with --text")
+    if tier == "measured" and rows is not None:
+        raise click.UsageError("--tier measured goes with --text, or with --input of one input as JSON")
     settings = open_config(config, profile=profile)
-    options: dict[str, Any] = {
-        "target": target,
-        "top_k": top_k,
-        "polarity": polarity,
-        "group_by": list(group_by),
-        "tier": tier,
-    }
-    if inputs is not None and out is not None:
-        summary = _of_a_file(settings, inputs, out, {**options, "only_wrong": only_wrong})
-        if as_json:
-            print_json(summary)
-        else:
-            output_console().print(sharing(summary))
-        return
-    assert text is not None  # the usage has been checked
-    if tier == "measured":
-        _measured(settings, text, target, top_k, polarity, as_json)
-        return
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows import batch_explanation
+    from audit_service.workflows.batch_explanation import Question
+    from audit_service.workflows.task_inputs import target_of
+
+    question = Question(
+        target=None if target is None else target_of(target),
+        top_k=top_k,
+        polarity=polarity,
+        group_by=list(group_by),
+        tier=tier,
+        only_wrong=only_wrong,
+    )
+    if rows is not None and out is not None:
+        _of_a_file(settings, rows, out, question, as_json=as_json)
+    elif tier == "measured":
+        _measured(settings, text, given, question, as_json=as_json)
+    else:
+        _of_one(settings, text, given, question, as_json=as_json)
+
+
+def _of_one(
+    settings: AuditConfig, text: str | None, given: dict[str, Any] | None, question: Question, *, as_json: bool
+) -> None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.workflows import batch_explanation, task_inputs
 
     with open_workspace(settings) as workspace:
-        answer = batch_explanation.explain_text(workspace, text, batch_explanation.Question(**options))
+        fields = task_inputs.input_of(workspace, text, given)
+        answer = batch_explanation.explain_input(workspace, fields, question)
+        seen, wording = task_inputs.shown_input(workspace.task, fields), Wording.of(workspace.task)
     if as_json:
         print_json(answer)
     else:
-        output_console().print(explanation(answer, text))
+        output_console().print(explanation(answer, seen, wording))
 
 
 def _measured(
-    settings: AuditConfig, text: str, target: str | None, top_k: int, polarity: Polarity, as_json: bool
+    settings: AuditConfig, text: str | None, given: dict[str, Any] | None, question: Question, *, as_json: bool
 ) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli.measure import measure_in_terminal
     from audit_service.schemas import Selection
-    from audit_service.workflows.counterfactual import Question
+    from audit_service.workflows import counterfactual
 
-    without = Selection(top_k=top_k, polarity=polarity)
-    asked = Question(input={settings.task.text: text}, target=target, without=without)
-    measure_in_terminal(settings, asked, text, as_json=as_json)
+    without = Selection(top_k=question.top_k, polarity=question.polarity)
+    asked = counterfactual.Question(input={}, target=question.target, without=without)
+    measure_in_terminal(settings, asked, text, given, as_json=as_json)
 
 
 def _check_usage(
-    text: str | None, inputs: Path | None, out: Path | None, *, only_wrong: bool, target: str | None
+    text: str | None, inputs: dict[str, Any] | Path | None, out: Path | None, *, only_wrong: bool, target: str | None
 ) -> None:
-    if text is not None and inputs is not None:
+    rows = isinstance(inputs, Path)
+    if text is not None and rows:
         raise click.UsageError("--text and --input exclude each other: explain one text, or the rows of a file")
     if text is None and inputs is None:
-        raise click.UsageError("say what to explain: --text TEXT, or --input FILE with --out FILE.jsonl")
-    if inputs is None and (out is not None or only_wrong):
+        raise click.UsageError(
+            "say what to explain: --text TEXT, or --input FILE with --out FILE.jsonl, or --input with one input as JSON"
+        )
+    if not rows and (out is not None or only_wrong):
         raise click.UsageError(f"{'--out' if out is not None else '--only-wrong'} goes with --input FILE")
-    if inputs is not None and out is None:
+    if rows and out is None:
         raise click.UsageError("--input needs --out FILE.jsonl, where the explanations are written")
     if only_wrong and target is not None:
         raise click.UsageError("--only-wrong explains what was predicted; leave --target out")
 
 
-def _of_a_file(settings: AuditConfig, inputs: Path, out: Path, options: dict[str, Any]) -> dict[str, object]:
+def _of_a_file(settings: AuditConfig, rows: Path, out: Path, question: Question, *, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import batch_explanation
 
-    question = batch_explanation.Question(**options)
     try:
         with open_workspace(settings) as workspace:
-            summary = batch_explanation.explain_file(workspace, inputs, out, question)
+            summary = batch_explanation.explain_file(workspace, rows, out, question)
+            wording = Wording.of(workspace.task)
     except KeyboardInterrupt:
         if batch_explanation.aside(out).exists():
             remark(f"What is done is kept in {batch_explanation.aside(out)}; the same command goes on after it.")
         raise
     remark(f"{summary['explained']:,} explanations written to {out}")
-    return summary
+    if as_json:
+        print_json(summary)
+    else:
+        output_console().print(sharing(summary, wording))

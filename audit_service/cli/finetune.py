@@ -85,13 +85,16 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
         )
         return
     measured = run.validation or {}
-    accuracy, count = measured.get("accuracy"), measured.get("examples")
+    accuracy, loss, count = (measured.get(name) for name in ("accuracy", "loss", "examples"))
+    validation = None if loss is None else f"a mean loss of {loss:.4g} on {count:.0f} held-out examples"
+    if accuracy is not None:
+        validation = f"{accuracy:.1%} of {count:.0f} held-out examples right"
     output_console().print(
         facts(
             {
                 "run": run.folder,
                 "model digest": run.digests["model"],
-                "validation": None if accuracy is None else f"{accuracy:.1%} of {count:.0f} held-out examples right",
+                "validation": validation,
                 "replayable": "yes" if run.replayable else f"no: {run.why_not_replayable}",
                 "agreement": None if agreement is None else agreement["summary"],
                 "next": f"bento-audit {'index build' if agreement is None else 'measure'} {settings.spelled}",

@@ -56,6 +56,7 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows.index_building import build_for_serving, plan_for_serving
+    from audit_service.workflows.task_inputs import usual_option
 
     if dry_run:
         with open_workspace(settings) as workspace:
@@ -69,13 +70,14 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
         return
     with open_workspace(settings) as workspace:
         built = build_for_serving(workspace, directions, remark)
+        asked = usual_option(workspace.fields)
     if as_json:
         print_json({**built.index, "export": built.export})
         return
     output_console().print(_facts(built.index))
     if built.export is None:
         remark("Not exported to ONNX: the task has no model_inputs. Explaining works, /predict is your service's own.")
-    remark(f'Next: bento-audit explain {settings.spelled} --text "..."')
+    remark(f"Next: bento-audit explain {settings.spelled} {asked}")
 
 
 @command.command("check")

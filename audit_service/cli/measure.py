@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from audit_service.cli.console import duration, facts, output_console, print_json, remark, size
-from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
+from audit_service.cli.options import (
+    config_argument,
+    json_option,
+    one_input,
+    open_config,
+    open_workspace,
+    profile_option,
+)
+from audit_service.cli.wording import Wording, target_text
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -18,11 +26,16 @@ if TYPE_CHECKING:
 @click.command("measure", short_help="Train again without, or with other, examples, and see what changes.")
 @config_argument
 @profile_option
-@click.option("--text", required=True, help="The text whose prediction is measured.")
-@click.option("--target", metavar="LABEL", help="Measure this label's log-odds instead of the predicted one's.")
+@click.option("--text", help="The text whose prediction is measured, of a task whose input is one text.")
+@click.option(
+    "--input", "given", callback=one_input, metavar="JSON", help="The input's fields as JSON, or @FILE.json with them."
+)
+@click.option(
+    "--target", metavar="LABEL|JSON", help="Measure this instead of what is predicted: a label, or JSON for the task."
+)
 @click.option("--without", metavar="EXAMPLES", help="Train without these.")
 @click.option("--relabel", metavar="EXAMPLES", help="Train with the label --label for these.")
-@click.option("--label", metavar="LABEL", help="With --relabel: the label that they get.")
+@click.option("--label", metavar="LABEL", help="With --relabel: the label that they get; JSON where it is no name.")
 @click.option("--edit", metavar="EXAMPLE", help="Train with the text --new-text for this one: a handle or an id.")
 @click.option("--new-text", help="With --edit: the text that it gets.")
 @click.option(
@@ -33,7 +46,8 @@ if TYPE_CHECKING:
 def command(
     config: str | None,
     profile: str | None,
-    text: str,
+    text: str | None,
+    given: dict[str, Any] | None,
     target: str | None,
     without: str | None,
     relabel: str | None,
@@ -46,10 +60,11 @@ def command(
 ) -> None:
     """What would CONFIG's model answer, had its training data differed? Trains again and measures.
 
-    The recorded steps are executed with the change, everything else as it was, and the answer's log-odds are compared
-    with what was predicted. EXAMPLES are the strongest of the explanation (top:10, proponents:10, opponents:10), a
-    group (group:COLUMN=VALUE), or some by their handles or ids (ids:A,B). An interrupted measurement goes on when the
-    same command is given again; what has been trained once is kept for other texts.
+    The recorded steps are executed with the change, everything else as it was, and the answer's measurement (of a
+    label: its log-odds) is compared with what was predicted. EXAMPLES are the strongest of the explanation (top:10,
+    proponents:10, opponents:10), a group (group:COLUMN=VALUE), or some by their handles or ids (ids:A,B). An
+    interrupted measurement goes on when the same command is given again; what has been trained once is kept for other
+    inputs.
 
     \b
     Examples:
@@ -57,6 +72,7 @@ def command(
       bento-audit measure sentiment --text "a slow start" --without group:label=negative --dry-run
       bento-audit measure sentiment --text "a slow start" --relabel proponents:3 --label negative
       bento-audit measure sentiment --text "a slow start" --edit EXAMPLE --new-text "a fine start" --json
+      bento-audit measure pairs --input '{"premise": "it rains", "hypothesis": "it is wet"}' --without top:10
     """
     if sum(part is not None for part in (without, relabel, edit)) != 1:
         raise click.UsageError("say what is changed, exactly one of --without, --relabel and --edit")
@@ -67,33 +83,52 @@ def command(
     from audit_service.cli.selecting import selection
     from audit_service.schemas import Edit, Relabel
     from audit_service.workflows.counterfactual import Question
+    from audit_service.workflows.task_inputs import target_of
 
     asked = Question(
-        input={settings.task.text: text},
-        target=target,
+        input={},
+        target=None if target is None else target_of(target),
         without=None if without is None else selection(without),
         relabel=None if relabel is None else Relabel(**selection(relabel).model_dump(), label=label or ""),
         edit=None if edit is None else Edit(example=edit, text=new_text or ""),
         replay=replay,
     )
-    measure_in_terminal(settings, asked, text, dry_run=dry_run, as_json=as_json)
+    measure_in_terminal(settings, asked, text, given, dry_run=dry_run, as_json=as_json)
 
 
 def measure_in_terminal(
-    settings: AuditConfig, asked: Question, text: str, *, dry_run: bool = False, as_json: bool = False
+    settings: AuditConfig,
+    asked: Question,
+    text: str | None,
+    given: dict[str, Any] | None,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Measures with progress, and shows what was found."""
+    """Measures with progress, and shows what was found.
+
+    Args:
+        settings: Whose model.
+        asked: The question, but for its input.
+        text: The input, where it is one text.
+        given: Its fields otherwise.
+        dry_run: Only say what it takes.
+        as_json: Write JSON.
+    """
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows.counterfactual import Measuring, retrainings_folder
+    from audit_service.workflows.task_inputs import input_of, shown_input
 
     try:
         with open_workspace(settings) as workspace:
+            asked = replace(asked, input=input_of(workspace, text, given))
             measuring = Measuring(workspace, local=True)
             if dry_run:
                 change = measuring.change(asked)
                 cost = {"changed_examples": len(change.replacements), **asdict(measuring.cost(asked))}
             else:
                 found = measuring.answer(asked, workspace.progress).model_dump(mode="json")
+            seen, wording = shown_input(workspace.task, asked.input), Wording.of(workspace.task)
     except KeyboardInterrupt:
         remark(f"What is trained is kept in {retrainings_folder(settings)}; the same command goes on after it.")
         raise
@@ -105,7 +140,7 @@ def measure_in_terminal(
     elif as_json:
         print_json(found)
     else:
-        output_console().print(_found(found, text))
+        output_console().print(_found(found, seen, wording))
 
 
 def _cost(cost: dict[str, Any]) -> Any:
@@ -125,17 +160,17 @@ def _cost(cost: dict[str, Any]) -> Any:
 DONE = {"remove": "left out", "relabel": "labelled otherwise", "edit": "with another text"}
 
 
-def _found(found: dict[str, Any], text: str) -> Any:
+def _found(found: dict[str, Any], seen: str, wording: Wording) -> Any:
     change = found["change"]
     flip = f"{change['label_before']} becomes {change['label_after']}" if change["flipped"] else "stays"
-    before, after = change["probability_before"], change["probability_after"]
     rows: dict[str, object] = {
-        "text": text,
+        wording.input: seen,
         "changed": f"{found['changed_examples']:,} of {found['training_examples']:,} training examples "
         f"{DONE[found['kind']]}",
-        "target": change["target"],
-        "measured": f"{change['measured']:+.4f} log-odds: from {change['before']:+.4f} to {change['after']:+.4f}, "
-        f"{before:.1%} to {after:.1%}",
+        "target": target_text(change["target"]),
+        "measured": wording.amount(f"{change['measured']:+.4f}")
+        + f": from {change['before']:+.4f} to {change['after']:+.4f}"
+        + _probabilities(change["probability_before"], change["probability_after"]),
     }
     for tier, predicted in change["predicted"].items():
         ratio = change["ratio"][tier]
@@ -143,7 +178,8 @@ def _found(found: dict[str, Any], text: str) -> Any:
         interval = "" if error is None else f" ± {error:.4f}"
         within = "" if error is None else f"; {_within(change['measured'], predicted, error)}"
         rows[f"predicted ({tier})"] = (
-            f"{predicted:+.4f}{interval} log-odds, to {change['probability_predicted'][tier]:.1%}"
+            wording.amount(f"{predicted:+.4f}{interval}")
+            + _probabilities(None, change["probability_predicted"][tier])
             + ("" if ratio is None else f"; measured is {ratio:.2f} times that")
             + within
         )
@@ -151,7 +187,8 @@ def _found(found: dict[str, Any], text: str) -> Any:
         rows["label"] = flip
     if found["control_gap"] > 0:
         rows["noise"] = (
-            f"executing the recorded steps here differs by {found['control_gap']:.2g} log-odds from the record"
+            f"executing the recorded steps here differs by {wording.amount(format(found['control_gap'], '.2g'))} "
+            "from the record"
         )
     surrogate = found.get("twin")
     if surrogate is not None:
@@ -161,6 +198,13 @@ def _found(found: dict[str, Any], text: str) -> Any:
     )
     rows["memory"] = f"{size(found['memory_bytes'])}, predicted {size(found['memory_predicted_bytes'])}"
     return facts(rows)
+
+
+def _probabilities(before: float | None, after: float | None) -> str:
+    """The probabilities that a change goes from and to; nothing where the task has none."""
+    if after is None:
+        return ""
+    return f", to {after:.1%}" if before is None else f", {before:.1%} to {after:.1%}"
 
 
 def _within(measured: float, predicted: float, error: float) -> str:

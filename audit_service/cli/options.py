@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,12 +16,41 @@ if TYPE_CHECKING:
     from audit_service.config import AuditConfig
     from audit_service.workspace import Workspace
 
+ROWS = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 config_argument = click.argument("config", required=False, metavar="[CONFIG]")
 profile_option = click.option("--profile", metavar="NAME", help="Use this profile of the config.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Only predict time, disk and memory, from a few steps really taken."
 )
+
+
+def one_input(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """Callback of an option: one input as a JSON object of its fields, or as ``@FILE`` that holds it."""
+    if value is None:
+        return None
+    written = value
+    if value.startswith("@"):
+        try:
+            written = Path(value[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.BadParameter(f"{value[1:]} cannot be read: {error}") from None
+    try:
+        found = json.loads(written)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not JSON: {error}; write an object of the input's fields") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{value!r} is no JSON object of the input's fields")
+    return found
+
+
+def rows_or_input(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any] | Path | None:
+    """Callback of an option: the path of a file of rows, or what ``one_input`` takes."""
+    if value is None or value.startswith("@") or value.lstrip().startswith("{"):
+        return one_input(ctx, parameter, value)
+    path: Path = ROWS.convert(value, parameter, ctx)
+    return path
 
 
 def open_config(name: str | None, *, profile: str | None = None) -> AuditConfig:

@@ -45,6 +45,9 @@ def build(config: str | None, profile: str | None, as_json: bool) -> None:
         print_json({**baseline.model_dump(mode="json", exclude={"centres"}), "file": str(file)})
         return
     output_console().print(facts(_facts(baseline, str(file))))
+    if "prediction" not in baseline.signals:
+        watched = [*baseline.signals, *(f"influence by {one.by}" for one in baseline.influence)]
+        remark(f"The task predicts no labels, so none are watched; what is: {', '.join(watched)}.")
     remark(f"Next: bento-audit rules render {settings.spelled}")
 
 

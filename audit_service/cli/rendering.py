@@ -11,30 +11,34 @@ from rich.table import Table
 from rich.text import Text
 
 from audit_service.cli.console import facts
+from audit_service.cli.wording import Wording, prediction_text, target_text
 
 MODULES_SHOWN = 6
 SOURCE_WIDTH = 20
+WORDING = Wording()
 SIDES = {
     "proponent": ("Training examples that support it (proponents)", "green"),
     "opponent": ("Training examples that speak against it (opponents)", "red"),
 }
 
 
-def explanation(answer: Mapping[str, Any], text: str) -> RenderableType:
+def explanation(answer: Mapping[str, Any], text: str, wording: Wording = WORDING) -> RenderableType:
     """The whole explanation.
 
     Args:
         answer: What ``/audit/explain`` answers, with ``examples``, ``differences``, ``quality`` and ``timings_ms``.
-        text: The text that was explained.
+        text: What a person sees of the input that was explained.
+        wording: What the task calls it.
     """
-    return Group(*_blocks(answer, text))
+    return Group(*_blocks(answer, text, wording))
 
 
-def sharing(summary: Mapping[str, Any]) -> RenderableType:
+def sharing(summary: Mapping[str, Any], wording: Wording = WORDING) -> RenderableType:
     """What the explanations of a file have in common.
 
     Args:
         summary: ``explained``, ``skipped``, ``shared_examples`` and ``shared_groups``, as ``explain_file`` gives them.
+        wording: What the task calls it.
     """
     explained = summary["explained"]
     left_out = f", {summary['skipped']:,} not asked for" if summary["skipped"] else ""
@@ -44,28 +48,29 @@ def sharing(summary: Mapping[str, Any]) -> RenderableType:
     return Group(
         about,
         Text("\nTraining examples that drive many of these answers", style="bold"),
-        _shared_examples(summary["shared_examples"]),
+        _shared_examples(summary["shared_examples"], wording),
         Text("\nWhere the influence comes from", style="bold"),
         _shared_groups(summary["shared_groups"]),
         Text(),
         facts(
             {
                 "for, against": "answers for which it is among the examples returned in support, or against",
-                "influence": "log-odds, summed exactly over all answers, also where it was not returned",
+                "influence": f"{wording.unit}, summed".lstrip(", ")
+                + " exactly over all answers, also where it was not returned",
                 "share": "of all absolute influence, averaged over the answers",
             }
         ),
     )
 
 
-def _shared_examples(examples: Sequence[Mapping[str, Any]]) -> Table:
+def _shared_examples(examples: Sequence[Mapping[str, Any]], wording: Wording) -> Table:
     # A line each, cut to what the terminal leaves: the whole texts are in the file of explanations.
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     for name in ("for", "against", "influence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("label", no_wrap=True)
     table.add_column("source", no_wrap=True, max_width=SOURCE_WIDTH)
-    table.add_column("training text", no_wrap=True, ratio=1)
+    table.add_column(wording.example, no_wrap=True, ratio=1)
     for example in examples:
         shown = example.get("text")
         table.add_row(
@@ -102,45 +107,46 @@ def _signed(influence: float, form: str) -> str:
     return f"[{'green' if influence >= 0 else 'red'}]{influence:{form}}[/]"
 
 
-def _blocks(answer: Mapping[str, Any], text: str) -> Iterator[RenderableType]:
-    yield _header(answer, text)
+def _blocks(answer: Mapping[str, Any], text: str, wording: Wording) -> Iterator[RenderableType]:
+    yield _header(answer, text, wording)
     examples: Sequence[Mapping[str, Any]] = answer.get("examples") or []
     for polarity, (title, colour) in SIDES.items():
         rows = [example for example in examples if example["polarity"] == polarity]
         if rows:
             yield Text(f"\n{title}", style="bold")
-            yield _examples(rows, colour)
+            yield _examples(rows, colour, wording)
     groups = _telling(answer.get("groups") or [])
     if groups:
         yield Text("\nWhere the influence comes from", style="bold")
         yield _groups(groups)
     modules = answer["differences"].get("modules")
     if modules:
-        yield Text("\nWhere fine-tuning changed this answer (first order, log-odds)", style="bold")
+        order = f"first order, {wording.unit}" if wording.unit else "first order"
+        yield Text(f"\nWhere fine-tuning changed this answer ({order})", style="bold")
         yield _modules(modules, answer["differences"].get("modules_residual"))
     yield Text()
-    yield _footer(answer)
+    yield _footer(answer, wording)
 
 
-def _header(answer: Mapping[str, Any], text: str) -> RenderableType:
+def _header(answer: Mapping[str, Any], text: str, wording: Wording) -> RenderableType:
     prediction, differences = answer["prediction"], answer["differences"]
-    base = differences.get("base_prediction")
-    measured = _change(differences)
-    target = differences.get("target")
-    other_target = target if target is not None and target != prediction.get("label") else None
     return facts(
         {
-            "text": text,
-            "prediction": _prediction(prediction),
-            "base model": _prediction(base) if base else None,
-            "explained": f"the log-odds of {other_target!r}" if other_target else None,
-            "log-odds": measured,
+            wording.input: text,
+            "prediction": prediction_text(prediction),
+            "base model": prediction_text(differences.get("base_prediction")),
+            "explained": _explained(differences.get("target"), prediction, wording),
+            wording.measurement: _change(differences),
         }
     )
 
 
-def _prediction(prediction: Mapping[str, Any]) -> str:
-    return f"{prediction['label']} ({prediction['confidence']:.1%})"
+def _explained(target: Any, prediction: Mapping[str, Any] | None, wording: Wording) -> str | None:
+    """What is explained, where that is not simply what was predicted."""
+    named = target_text(target)
+    if named is None or target == prediction or (prediction is not None and named == prediction.get("label")):
+        return None
+    return f"{wording.the_measurement} of {named!r}" if isinstance(target, str) else named
 
 
 def _change(differences: Mapping[str, Any]) -> str:
@@ -177,20 +183,22 @@ def _interval(error_90: float | None, form: str) -> str:
     return "" if error_90 is None else f" [dim]± {error_90:{form}}[/]"
 
 
-def _examples(rows: Sequence[Mapping[str, Any]], colour: str) -> Table:
+def _examples(rows: Sequence[Mapping[str, Any]], colour: str, wording: Wording) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     probabilities = _probabilities(rows)
     table.add_column("influence", justify="right", style=colour, no_wrap=True)
     if probabilities:
         table.add_column("probability", justify="right", no_wrap=True)
-    table.add_column("label", no_wrap=True)
-    table.add_column("training text", overflow="fold")
+    grouped = any(example.get("label") is not None for example in rows)
+    if grouped:
+        table.add_column("label", no_wrap=True)
+    table.add_column(wording.example, overflow="fold")
     for number, example in enumerate(rows):
         shown = example.get("text")
         table.add_row(
             f"{example['influence']:+.4f}" + _interval(example["error_90"], ".4f"),
             *probabilities[number : number + 1],
-            escape(str(example.get("label") or "")),
+            *([escape(str(example.get("label") or ""))] if grouped else []),
             escape(str(shown)) if shown is not None else f"[dim]{example['example_handle']}[/]",
         )
     return table
@@ -217,7 +225,7 @@ def _modules(modules: Sequence[Mapping[str, Any]], residual: float | None) -> Ta
     return table
 
 
-def _footer(answer: Mapping[str, Any]) -> Table:
+def _footer(answer: Mapping[str, Any], wording: Wording) -> Table:
     quality, timings = answer["quality"], answer["timings_ms"]
     examples = answer.get("examples") or []
     tiers = sorted({example["tier"] for example in examples})
@@ -227,7 +235,7 @@ def _footer(answer: Mapping[str, Any]) -> Table:
     agreement = {True: "torch and the served model agree", False: "NO: torch disagrees with the served model"}
     return facts(
         {
-            "influence": f"{', '.join(tiers)}: by how much training with it raised the log-odds{points}"
+            "influence": f"{', '.join(tiers)}: by how much training with it raised {wording.the_measurement}{points}"
             if tiers
             else None,
             "refined": f"{solved['passes']} passes over the training examples, the last changed influences by "

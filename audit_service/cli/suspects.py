@@ -16,11 +16,13 @@ from rich.text import Text
 
 from audit_service.cli.console import duration, facts, output_console, print_json, remark
 from audit_service.cli.options import config_argument, json_option, open_config, open_workspace, profile_option
+from audit_service.cli.wording import Wording, target_text
 
 if TYPE_CHECKING:
-    from audit_service.config import AuditConfig
     from influence_engine.evaluation import Measure
+    from influence_engine.tasks import Task
 
+TARGET_WIDTH = 24
 MEASURES = ("harm", "loss", "self_influence", "out_of_sample_confidence")
 
 
@@ -79,7 +81,8 @@ def command(
 ) -> None:
     """Rank the training examples of CONFIG by the harm they do to its held-out examples (data.validation).
 
-    Harm is how much training with an example lowered the held-out examples' log-odds of their true labels, on average.
+    Harm is how much training with an example lowered the measurement of the held-out examples (of a label: the log-odds
+    of the true one), on average.
     What ranks high may be labelled wrongly, or be right and unlike the rest: look before you delete.
 
     --folds K fine-tunes K times as the recorded run did, each time without one of K parts, and says how probable each
@@ -106,6 +109,7 @@ def command(
         return
     with open_workspace(settings) as workspace:
         found = suspects.find_suspects(workspace, by=by, folds=folds)
+        task = workspace.task
     if out is not None:
         suspects.write_suspects(out, found.ranked)
         remark(f"{len(found.ranked):,} training examples in {out}")
@@ -113,7 +117,7 @@ def command(
     if as_json:
         print_json(answer)
     else:
-        output_console().print(Group(*_blocks(answer, settings)))
+        output_console().print(Group(*_blocks(answer, task)))
     if found.seen_in_training:
         remark(
             f"{len(found.seen_in_training):,} of the {found.held_out:,} held-out examples are training examples, too. "
@@ -133,14 +137,19 @@ def _plan_facts(plan: Mapping[str, Any]) -> Table:
     )
 
 
-def _blocks(answer: Mapping[str, Any], config: AuditConfig) -> Iterator[RenderableType]:
+def _blocks(answer: Mapping[str, Any], task: Task) -> Iterator[RenderableType]:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from influence_engine.tasks import predicts_labels
+
     suspects: Sequence[Mapping[str, Any]] = answer["suspects"]
-    yield _table(suspects, config.task.text, config.task.label)
+    wording = Wording.of(task)
+    yield _table(suspects, task, wording)
     yield Text()
     confident = suspects[0]["out_of_sample_confidence"] is not None
     yield facts(
         {
-            "harm": "how much training with it lowered the log-odds of the true label, on average over "
+            "harm": f"how much training with it lowered {wording.the_measurement}"
+            f"{' of the true label' if predicts_labels(task) else ''}, on average over "
             f"{answer['held_out']:,} held-out examples",
             "harmed": "share of the held-out examples for which it did",
             "confidence": "probability of its label to a model that was not trained on it" if confident else None,
@@ -149,14 +158,20 @@ def _blocks(answer: Mapping[str, Any], config: AuditConfig) -> Iterator[Renderab
     )
 
 
-def _table(suspects: Sequence[Mapping[str, Any]], text: str, label: str) -> Table:
+def _table(suspects: Sequence[Mapping[str, Any]], task: Task, wording: Wording) -> Table:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from influence_engine.tasks import fields_of, target_field, target_name
+
+    taught = target_field(fields_of(task)) is not None or any(one["label"] is not None for one in suspects)
+    target = target_name(task)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     confident = suspects[0]["out_of_sample_confidence"] is not None
     numbers = ["rank", "harm", "harmed", "loss", *(["confidence"] if confident else [])]
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("label", no_wrap=True)
-    table.add_column("training text", no_wrap=True, overflow="ellipsis", ratio=1)
+    if taught:
+        table.add_column(target, no_wrap=True, max_width=TARGET_WIDTH, overflow="ellipsis")
+    table.add_column(wording.example, no_wrap=True, overflow="ellipsis", ratio=1)
     for one in suspects:
         table.add_row(
             str(one["rank"]),
@@ -164,13 +179,25 @@ def _table(suspects: Sequence[Mapping[str, Any]], text: str, label: str) -> Tabl
             f"{one['harmed_share']:.0%}",
             f"{one['loss']:.3f}",
             *([f"{one['out_of_sample_confidence']:.1%}"] if confident else []),
-            escape(str(one["label"] if one["label"] is not None else "")),
-            escape(_line(one["fields"], text, label)),
+            *([escape(_line(_target(one, target)))] if taught else []),
+            escape(_line(_shown(task, one["fields"], target))),
         )
     return table
 
 
-def _line(fields: Mapping[str, Any], text: str, label: str) -> str:
-    """An example in one line: its text, or what it has instead."""
-    shown = fields.get(text, {name: value for name, value in fields.items() if name != label})
+def _target(suspect: Mapping[str, Any], target: str) -> str:
+    """What training taught of an example: the name that it is grouped under, else the value itself."""
+    value = suspect["label"] if suspect["label"] is not None else suspect["fields"].get(target)
+    return target_text(value) or ""
+
+
+def _shown(task: Task, fields: Mapping[str, Any], target: str) -> str:
+    """An example as the task shows it, or all but the target where it does not say."""
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from influence_engine.tasks import show
+
+    return show(task, fields) or str({name: value for name, value in fields.items() if name != target})
+
+
+def _line(shown: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(shown)).split())

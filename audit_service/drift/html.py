@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def as_html(report: Mapping[str, Any]) -> str:
         inputs=[
             [
                 one["text"],
-                f"{one['label']} ({_percent(one['confidence'])})" if one["confidence"] is not None else one["label"],
+                _predicted(one),
                 ", ".join(one["why"]),
             ]
             for one in report["inputs"]
@@ -89,6 +90,13 @@ def _chart(signal: Mapping[str, Any]) -> dict[str, Any]:
             for number, one in enumerate(bins)
         ],
     }
+
+
+def _predicted(one: Mapping[str, Any]) -> str:
+    if one["label"] is None:
+        whole = one.get("prediction")
+        return "" if whole is None else json.dumps(whole, ensure_ascii=False)
+    return f"{one['label']} ({_percent(one['confidence'])})" if one["confidence"] is not None else str(one["label"])
 
 
 def _name(signal: Mapping[str, Any]) -> str:

@@ -187,12 +187,19 @@ def _moving_inputs(
             "text": texts[row],
             "label": predicted.labels[row],
             "confidence": predicted.confidences[row],
+            **_whole(predicted, row),
             "score": float(scores[row]),
             "why": why[row],
         }
         for row in order.tolist()
         if scores[row] > 0
     ]
+
+
+def _whole(predicted: Predicted, row: int) -> dict[str, Any]:
+    """All that was predicted of an input, where there is no label to show of it."""
+    known = predicted.labels[row] is None and bool(predicted.predictions)
+    return {"prediction": predicted.predictions[row]} if known else {}
 
 
 def back_test(baseline: DriftBaseline, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from audit_service.monitoring.model_metrics import other_group, shares_by_group
 from audit_service.monitoring.values import MAX_VALUES, OTHER, clean
@@ -14,7 +15,15 @@ from audit_service.prediction.predictor import OnnxPredictor
 from influence_engine.attribution.attributor import Attributor, Tier
 from influence_engine.attribution.result import Attribution
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Array, Example, batches_of_like_size
+from influence_engine.resources import to_device
+from influence_engine.tasks import (
+    Array,
+    Example,
+    batches_of_like_size,
+    predictions_of,
+    projection_of,
+    without_targets,
+)
 
 TOP_K = 10
 BATCH = 16
@@ -25,14 +34,24 @@ class Predicted:
     """Predictions of some inputs.
 
     Attributes:
-        labels: Predicted labels, ``None`` where the task tells none.
+        labels: Predicted labels, or what stands for them; ``None`` where the task tells none.
         confidences: Their probabilities.
         features: ``[inputs, width]``, or ``None`` where the model has none.
+        predictions: All that was predicted, where that is known.
     """
 
     labels: list[str | None]
     confidences: list[float | None]
     features: Array | None = None
+    predictions: list[Mapping[str, Any] | None] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, task: object, predictions: Sequence[Mapping[str, Any] | None], features: Array | None = None
+    ) -> Predicted:
+        """Predictions as the task projects them to a label and a confidence."""
+        seen = [projection_of(task, one) for one in predictions]
+        return cls([one.label for one in seen], [one.confidence for one in seen], features, [*predictions])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,7 +97,12 @@ class FeatureCatcher:
 
 
 def predict_all(
-    predictor: OnnxPredictor, catcher: FeatureCatcher, examples: Sequence[Example], progress: Progress = silent
+    predictor: OnnxPredictor,
+    catcher: FeatureCatcher,
+    examples: Sequence[Example],
+    progress: Progress = silent,
+    *,
+    task: object = None,
 ) -> Predicted:
     """Predicts each example by itself, as a server does.
 
@@ -87,16 +111,31 @@ def predict_all(
         catcher: Catches the features.
         examples: Inputs.
         progress: Reports every hundredth.
+        task: Projects predictions to a label and a confidence; left out, they are read as they are called.
     """
-    labels: list[str | None] = []
-    confidences: list[float | None] = []
+    found: list[Mapping[str, Any] | None] = []
     for number, example in enumerate(examples, 1):
-        (prediction,) = predictor.predict([example])
-        labels.append(prediction.get("label"))
-        confidences.append(prediction.get("confidence"))
+        found += predictor.predict([example])
         if number % 100 == 0 or number == len(examples):
             progress("predictions", number, len(examples))
-    return Predicted(labels, confidences, catcher.all())
+    return Predicted.of(task, found, catcher.all())
+
+
+def predict_with_torch(attributor: Attributor, examples: Sequence[Example], progress: Progress = silent) -> Predicted:
+    """Predicts with the model that explains, for a task that is not exported; without features.
+
+    Args:
+        attributor: Has the model.
+        examples: Inputs.
+        progress: Reports every batch.
+    """
+    task, found = attributor.task, dict[int, Mapping[str, Any] | None]()
+    for places in batches_of_like_size(task, examples, BATCH):
+        batch = to_device(task.collate([examples[place] for place in places]), attributor.device)
+        with torch.no_grad():
+            found |= dict(zip(places, predictions_of(task, task.outputs(attributor.model, batch), batch), strict=True))
+        progress("predictions", len(found), len(examples))
+    return Predicted.of(task, [found[place] for place in range(len(examples))])
 
 
 def explain_all(
@@ -111,7 +150,7 @@ def explain_all(
 
     Args:
         attributor: Explains.
-        examples: Inputs; a label that one has is left out, as a served input has none.
+        examples: Inputs; a target that one has is left out, as a served input has none.
         tier: Of the influences.
         group_by: ``label``, ``source`` or metadata columns.
         progress: Reports every batch.
@@ -119,8 +158,7 @@ def explain_all(
     Returns:
         The explanations, and the predictions that torch made on the way.
     """
-    label = getattr(attributor.task, "label", "label")
-    queries = [{key: value for key, value in example.items() if key != label} for example in examples]
+    queries = without_targets(attributor.task, examples)
     found: dict[int, Attribution] = {}
     for places in batches_of_like_size(attributor.task, queries, BATCH):
         asked = [queries[place] for place in places]
@@ -134,8 +172,7 @@ def explain_all(
         [float(one.quality["share_returned"]) for one in ordered],
         [one.quality["outside_index"] for one in ordered],
     )
-    predicted = [one.prediction or {} for one in ordered]
-    return explained, Predicted([one.get("label") for one in predicted], [one.get("confidence") for one in predicted])
+    return explained, Predicted.of(attributor.task, [one.prediction for one in ordered])
 
 
 def one_hot(values: Sequence[object], bins: Sequence[str]) -> Array:

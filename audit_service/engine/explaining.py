@@ -11,7 +11,7 @@ from audit_service.errors import error_body, status_of
 from audit_service.prediction.predictor import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
-from influence_engine.tasks import Example, Target, Task, aim, fields_of, input_fields, labels_of, projection_of, show
+from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show
 
 
 def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:
@@ -56,20 +56,19 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
     except InputError as error:
         raise InputError(error.message, field=f"input.{error.field}") from None
     if item.target is not None:
-        return _aimed(loaded.task, query, item.target.named())
+        return _aimed(loaded.task, query, item.target)
     recorded = None if item.recorded is None else item.recorded.get("label")
     if recorded is not None and recorded in (labels_of(loaded.task) or ()):
         return aim(loaded.task, query, recorded)  # what was predicted, should torch see it differently
     return query
 
 
-def _aimed(task: Task, query: Example, target: Target) -> dict[str, Any]:
+def _aimed(task: Task, query: Example, target: dict[str, Any]) -> dict[str, Any]:
     try:
         return aim(task, query, target)
     except InputError as error:
-        alone = "target.label" if isinstance(target, str) else f"target.{next(iter(target))}"
-        only = error.field == "target" and (isinstance(target, str) or len(target) == 1)
-        raise InputError(error.message, field=alone if only else error.field) from None
+        only = error.field == "target" and len(target) == 1
+        raise InputError(error.message, field=f"target.{next(iter(target))}" if only else error.field) from None
 
 
 def failure(error: InfluenceError) -> dict[str, Any]:
@@ -147,9 +146,9 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
                 "polarity": one.polarity,
                 "label": one.label,
                 "source": one.source,
-                **({"text": shown} if (shown := show(loaded.task, one.fields)) else {}),
+                **({"text": shown} if shown else {}),
             }
-            for one in attribution.examples
+            for one, shown in ((one, show(loaded.task, one.fields)) for one in attribution.examples)
         ]
     if "groups" in item.include:
         answer["groups"] = attribution.groups

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from audit_service.schemas.common import MAX_BATCH, MAX_GROUPINGS, MAX_TOP_K, Part, Polarity, Request, Target, Tier
+from audit_service.schemas.common import MAX_BATCH, MAX_GROUPINGS, MAX_TOP_K, Part, Polarity, Request, Tier
 
 
 class EngineItem(BaseModel):
@@ -15,7 +15,7 @@ class EngineItem(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     input: dict[str, Any]
-    target: Target | None = None
+    target: dict[str, Any] | None = Field(None, description="Passed to the task's `aim`.")
     top_k: int = Field(10, ge=1, le=MAX_TOP_K)
     polarity: Polarity = "both"
     tier: Tier = "best"

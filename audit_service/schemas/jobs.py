@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from audit_service.schemas.common import MAX_TOP_K, ErrorDetail, IndexIdentity, ModelIdentity, Polarity, Request, Target
@@ -30,7 +30,7 @@ class Selection(Request):
 class Relabel(Selection):
     """Other labels for training examples."""
 
-    label: str = Field(strict=True, description="The label that they get; those that have it keep it.")
+    label: JsonValue = Field(description="The label that they get; those that have it keep it.")
 
 
 class Edit(Request):

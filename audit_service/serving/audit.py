@@ -184,7 +184,8 @@ def tier_of(answer: Mapping[str, Any]) -> str | None:
 
 
 def _item(request: ExplainRequest, record: PredictionRecord | None) -> EngineItem:
-    options = request.model_dump(include={"target", "top_k", "polarity", "tier", "include", "group_by"})
+    options = request.model_dump(include={"top_k", "polarity", "tier", "include", "group_by"})
+    options["target"] = None if request.target is None else request.target.model_dump(mode="json", exclude_none=True)
     if record is None:
         return EngineItem(input=request.input or {}, **options)
     recorded = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
@@ -196,7 +197,7 @@ def _answer(record: PredictionRecord | None, answer: dict[str, Any]) -> dict[str
         return answer
     explanation = answer["explanation"]
     prediction = explanation["prediction"]
-    if record is not None:
+    if record is not None and (record.label is not None or prediction is None):
         prediction = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
     made = ExplainResponse.model_validate(
         {

@@ -1,4 +1,4 @@
-"""Explains one text, or a file of them, without a server: by the code and in the shape that the server has.
+"""Explains one input, or a file of them, without a server: by the code and in the shape that the server has.
 
 A file's explanations are written beside the file that they become, batch by batch, with the sums over all of them: a
 run that was interrupted goes on after the last batch that was written whole.
@@ -16,40 +16,42 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from audit_service.config import AuditConfig
 from audit_service.engine.explaining import explain, query_of
 from audit_service.engine.loading import Loaded, load
-from audit_service.schemas import EngineItem, Polarity, Target, Tier
+from audit_service.schemas import EngineItem, Polarity, Tier
 from audit_service.workflows.aggregate_influence import SharedInfluence, shared_examples, shared_groups
-from audit_service.workflows.input_files import column_of, input_table, no_column
+from audit_service.workflows.asked_rows import Asked, RowReader, read_rows
+from audit_service.workflows.task_inputs import target_fields
 from audit_service.workspace import Workspace
 from influence_engine.attribution.groups import DEFAULT_COLUMNS
-from influence_engine.data.examples import scalar
 from influence_engine.data.names import listing
-from influence_engine.data.report import BadRow, bad_row_lines, plural
-from influence_engine.data.settings import label_key
-from influence_engine.data.sources import Row, Table
 from influence_engine.digests import file_digest, json_digest
-from influence_engine.errors import DataError, InfluenceError, InputError, ModelError, RecordError, SettingsError
+from influence_engine.errors import InfluenceError, InputError, RecordError, SettingsError
 from influence_engine.files import remove_tree, sync_file, sync_folder
 from influence_engine.progress import Progress
 from influence_engine.resources import to_device
-from influence_engine.tasks import PredictingTask
+from influence_engine.tasks import (
+    Target,
+    predictions_of,
+    predicts_labels,
+    show,
+    target_field,
+)
 from influence_engine.tensor_files import write_tensors
 
 BATCH = 16
 """Rows that share a forward and backward pass, and that an interruption can cost."""
 
-TARGET = "target"
-"""A column of this name says which label to explain."""
+SHOWN = "text"
+"""Under this key answers have what a person sees of a training example, whatever its fields."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a text, or about every row of a file.
+    """What is asked about an input, or about every row of a file.
 
     Attributes:
-        target: Explain this label, whatever the rows say.
+        target: Explain this, a label's name or what else the task understands, whatever the rows say.
         top_k: Training examples of each polarity.
         polarity: Which of them.
         group_by: Columns of the training examples that influence is summed by.
@@ -57,7 +59,7 @@ class Question:
         only_wrong: Leave out rows whose label is what the model predicts; of the others, explain what it predicts.
     """
 
-    target: str | None = None
+    target: Target | None = None
     top_k: int = 5
     polarity: Polarity = "both"
     group_by: list[str] = field(default_factory=lambda: list(DEFAULT_COLUMNS))
@@ -65,25 +67,15 @@ class Question:
     only_wrong: bool = False
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One row of the file: its text, and the label that is explained instead of the predicted one."""
-
-    line: int
-    id: str | int | float | bool | None
-    text: str
-    target: str | None
-
-
-def explain_text(workspace: Workspace, text: str, question: Question) -> dict[str, Any]:
-    """What ``/audit/explain`` would answer for ``text``, without ids; ``top_k`` examples of each polarity asked for.
+def explain_input(workspace: Workspace, fields: Mapping[str, Any], question: Question) -> dict[str, Any]:
+    """What ``/audit/explain`` would answer for an input, without ids; ``top_k`` examples of each polarity asked for.
 
     Raises:
-        InputError: the text or the target cannot be used.
+        InputError: the input or the target cannot be used.
         InfluenceError: model or index are missing, have changed or do not belong together.
     """
     loaded = _load(workspace, question.tier)
-    asked = Asked(line=1, id=None, text=text, target=question.target)
+    asked = Asked(line=1, id=None, input=dict(fields), target=question.target)
     (answer,) = _answers(loaded, [asked], question)
     return answer
 
@@ -93,8 +85,8 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
 
     Args:
         workspace: Whose model and index.
-        path: A .jsonl, .csv or .parquet file. The text is in the column that is named as the task's field, or as the
-            training data's column for it; so are ``id`` and the label, where there are any.
+        path: A .jsonl, .csv or .parquet file. A field of the input is in the column that is named as the field, or as
+            the training data's column for it; so are ``id`` and the label, where there are any.
         out: The file to write. Until it is complete, what is done lies in the folder ``aside(out)``.
         question: What to explain of each row.
 
@@ -111,13 +103,16 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
     if out.exists():
         raise SettingsError(f"{out} exists already; delete it, or name another --out file", field="out")
     config, progress = workspace.config, workspace.progress
-    labels = config.task.labels
-    if question.target is not None and labels and question.target not in labels:
-        raise InputError(f"unknown label {question.target!r}; the labels are {listing(labels)}", field="target")
-    table = _table(path)
-    columns = _columns(config, table, question)
+    _check_label(workspace, question.target)
+    if question.only_wrong and not predicts_labels(workspace.task):
+        raise SettingsError(
+            f"--only-wrong compares the one label that is predicted for a row with the row's own, and "
+            f"{type(workspace.task).__name__} predicts none; leave it out",
+            field="only_wrong",
+        )
+    reader = RowReader(workspace, read_rows(path), target=question.target, only_wrong=question.only_wrong)
     loaded = _load(workspace, question.tier)
-    rows = _rows(loaded, table, columns, question)
+    rows = reader.rows(lambda row: query_of(loaded, _item(row)))
     chosen = _wrong(loaded, rows, progress) if question.only_wrong else rows
     index = loaded.attributor.index
     about = {
@@ -136,9 +131,7 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
     summary = {
         "explained": shared.explained,
         "skipped": len(rows) - shared.explained,
-        "shared_examples": shared_examples(
-            shared, strongest, index.describe(strongest), getattr(loaded.task, "text", None)
-        ),
+        "shared_examples": shared_examples(shared, strongest, _described(loaded, strongest), SHOWN),
         "shared_groups": shared_groups(shared, index.labels, index.values_of("source") or []),
     }
     written.publish()
@@ -148,6 +141,24 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
 def aside(out: Path) -> Path:
     """The folder that holds what is done of ``out`` as long as it is not complete."""
     return out.with_name(f"{out.name}.partial")
+
+
+def _check_label(workspace: Workspace, target: Target | None) -> None:
+    """Refuses, before anything is loaded, a label that no row can be explained for."""
+    field = target_field(workspace.fields)
+    if field is None or field.kind != "label" or not field.names or not isinstance(target, str):
+        return
+    if target not in field.names:
+        raise InputError(f"unknown label {target!r}; the labels are {listing(field.names)}", field="target")
+
+
+def _described(loaded: Loaded, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Training examples, each with what a person sees of it in place of its fields."""
+    found = []
+    for one in loaded.attributor.index.describe(rows):
+        seen = show(loaded.task, one["fields"])
+        found.append({**one, "fields": {SHOWN: seen} if seen else {}})
+    return found
 
 
 def _load(workspace: Workspace, tier: Tier) -> Loaded:
@@ -161,13 +172,12 @@ def _answers(loaded: Loaded, rows: Sequence[Asked], question: Question) -> list[
     """One explanation a row."""
     side = "each" if question.polarity == "both" else question.polarity
     asked = {"top_k": question.top_k, "polarity": side, "group_by": question.group_by, "tier": question.tier}
-    items = [_item(loaded, row).model_copy(update=asked) for row in rows]
+    items = [_item(row).model_copy(update=asked) for row in rows]
     return [_explanation(answer) for answer in explain(loaded, items)]
 
 
-def _item(loaded: Loaded, row: Asked) -> EngineItem:
-    target = None if row.target is None else Target(label=row.target)
-    return EngineItem(input={loaded.config.task.text: row.text}, target=target)
+def _item(row: Asked) -> EngineItem:
+    return EngineItem(input=row.input, target=target_fields(row.target))
 
 
 def _explanation(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +207,7 @@ def _explain_rest(
         batch = rows[start : start + BATCH]
         answers = _answers(loaded, batch, question)
         # Every training example's influence on these rows, not only the returned ones': the sums are exact.
-        scores = attributor.scores([query_of(loaded, _item(loaded, row)) for row in batch], question.tier)
+        scores = attributor.scores([query_of(loaded, _item(row)) for row in batch], question.tier)
         shared.add(answers, scores, number_of)
         lines = [{"line": row.line, "id": row.id, **answer} for row, answer in zip(batch, answers, strict=True)]
         written.append(lines, shared)
@@ -207,94 +217,17 @@ def _explain_rest(
 def _wrong(loaded: Loaded, rows: Sequence[Asked], progress: Progress) -> list[Asked]:
     """The rows whose label is not what the model predicts, with the predicted one as their target instead."""
     task, attributor = loaded.task, loaded.attributor
-    if not isinstance(task, PredictingTask):
-        raise ModelError(f"--only-wrong needs predictions, and {type(task).__name__} has no method `predictions`")
     wrong = []
     for start in range(0, len(rows), BATCH):
         asked = rows[start : start + BATCH]
-        queries = [{loaded.config.task.text: row.text} for row in asked]
-        batch = to_device(loaded.task.collate(queries), attributor.device)
+        batch = to_device(task.collate([row.input for row in asked]), attributor.device)
         with torch.no_grad():
-            predictions = task.predictions(loaded.task.outputs(attributor.model, batch), batch)
+            predictions = predictions_of(task, task.outputs(attributor.model, batch), batch)
         for row, prediction in zip(asked, predictions, strict=True):
-            if row.target != prediction["label"]:
+            if prediction is not None and row.target != prediction["label"]:
                 wrong.append(replace(row, target=prediction["label"]))
         progress("predicting", start + len(asked), len(rows), f"{len(wrong):,} wrong")
     return wrong
-
-
-def _table(path: Path) -> Table:
-    table = input_table(path, "input")
-    if not table.rows:
-        raise DataError(f"{path} has no rows", field="input")
-    unreadable = [BadRow(row.line, row.problem) for row in table.rows if row.problem is not None]
-    if len(unreadable) == len(table.rows):
-        # First, since a file of which nothing can be read has no columns to miss.
-        raise _refusal(table, unreadable)
-    return table
-
-
-def _columns(config: AuditConfig, table: Table, question: Question) -> dict[str, str]:
-    """The columns of text, label, target and id, as far as there are such."""
-    text, label = config.task.text, config.task.label
-    roles = {"text": text, "label": label, "target": TARGET, "id": "id"}
-    found = {role: column_of(config, table, key) for role, key in roles.items()}
-    columns = {role: column for role, column in found.items() if column is not None}
-    if "text" not in columns:
-        raise no_column(table, text, f"there is no column {text!r} with the text to explain")
-    if question.only_wrong and not {"label", "target"} & set(columns):
-        what = f"--only-wrong compares predictions with the rows' labels, and there is no column {label!r} with them"
-        raise no_column(table, label, what)
-    return columns
-
-
-def _rows(loaded: Loaded, table: Table, columns: Mapping[str, str], question: Question) -> list[Asked]:
-    """All rows, checked.
-
-    Raises:
-        DataError: some cannot be used; they are listed with their lines.
-    """
-    rows, bad_rows = [], []
-    for row in table.rows:
-        try:
-            rows.append(_asked(loaded, row, columns, question))
-        except DataError as error:
-            bad_rows.append(BadRow(row.line, error.message))
-    if bad_rows:
-        raise _refusal(table, bad_rows)
-    return rows
-
-
-def _asked(loaded: Loaded, row: Row, columns: Mapping[str, str], question: Question) -> Asked:
-    if row.problem is not None:
-        raise DataError(row.problem)
-    given = {role: row.values.get(column) for role, column in columns.items()}
-    if given["text"] is None:
-        raise DataError(f"{columns['text']!r} is missing")
-    label, target = (_label(loaded.config, given.get(role)) for role in ("label", "target"))
-    if question.only_wrong and label is None and target is None:
-        raise DataError(f"{columns.get('label', TARGET)!r} is missing, and --only-wrong compares it")
-    chosen = label or target if question.only_wrong else question.target or target or label
-    asked = Asked(line=row.line, id=scalar(given.get("id")), text=given["text"], target=chosen)
-    query_of(loaded, _item(loaded, asked))
-    return asked
-
-
-def _label(config: AuditConfig, value: Any) -> str | None:
-    """The task's name of a label that a file gives, spelt as in the training data or by that name; None for none."""
-    key = "" if value is None else label_key(value)
-    if not key:
-        return None
-    return key if key in config.task.labels else (config.data.train.labels or {}).get(key, key)
-
-
-def _refusal(table: Table, bad_rows: Sequence[BadRow]) -> DataError:
-    lines = [
-        f"{table.location}: {len(bad_rows):,} of {plural(len(table.rows), 'row')} cannot be used:",
-        *bad_row_lines(bad_rows, len(bad_rows), table.unit),
-        "Correct them or leave them out of the file.",
-    ]
-    return DataError("\n".join(lines), field="input")
 
 
 class _Aside:

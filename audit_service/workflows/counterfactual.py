@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,8 @@ from audit_service.artifacts.bento_models import state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import query_of
 from audit_service.engine.loading import load
-from audit_service.schemas import Edit, EngineItem, MeasuredAnswer, Relabel, Selection, Target
+from audit_service.schemas import Edit, EngineItem, MeasuredAnswer, Relabel, Selection
+from audit_service.workflows.task_inputs import target_fields
 from audit_service.workspace import Workspace
 from influence_engine.counterfactual import (
     Change,
@@ -34,8 +36,7 @@ from influence_engine.counterfactual.tangent import STAGE as REPLAYING
 from influence_engine.errors import DigestMismatchError, InputError, ResourceError, SettingsError
 from influence_engine.progress import Progress
 from influence_engine.resources import free_memory, peak_memory, readable_bytes
-from influence_engine.tasks import Example
-from influence_engine.tasks import Target as TargetName
+from influence_engine.tasks import Example, Target, fields_of, group_of, target_field, target_name
 
 EXAMPLES_SHOWN = 100
 
@@ -53,13 +54,13 @@ class Question:
         input: The fields of the example that is predicted.
         target: What is measured, as the task names it; None takes what was predicted.
         without: Training examples to train without.
-        relabel: Training examples to train with another label for.
-        edit: A training example to train with another text for.
+        relabel: Training examples to train with another target for.
+        edit: A training example to train with its text written otherwise.
         replay: Also predict by differentiating along the recorded steps.
     """
 
     input: Mapping[str, Any]
-    target: TargetName | None = None
+    target: Target | None = None
     without: Selection | None = None
     relabel: Relabel | None = None
     edit: Edit | None = None
@@ -122,9 +123,8 @@ class Measuring:
 
     def query(self, question: Question) -> dict[str, Any]:
         """The example that is measured; raises ``InputError`` where it cannot be."""
-        named = question.target if isinstance(question.target, dict) else {"label": question.target}
-        target = None if question.target is None else Target.model_validate(named)
-        return query_of(self.loaded, EngineItem(input=dict(question.input), target=target))
+        item = EngineItem(input=dict(question.input), target=target_fields(question.target))
+        return query_of(self.loaded, item)
 
     def change(self, question: Question) -> Change:
         """The change of the training data that is asked for.
@@ -142,7 +142,7 @@ class Measuring:
             (example_id,) = self._ids([question.edit.example])
             return editing(task, self.train, {example_id: question.edit.text})
         assert question.relabel is not None  # one of the three is given
-        label, own = question.relabel.label, getattr(task, "label", "label")
+        label, own = self._label(question.relabel.label), target_name(task)
         have = {example["example_id"] for example in self.train if example.get(own) == label}
         chosen = [name for name in self._chosen(question, question.relabel) if name not in have]
         if not chosen:
@@ -202,13 +202,36 @@ class Measuring:
             return self._ids(selection.examples)
         if selection.group is not None:
             ((column, value),) = selection.group.items()
-            return members(self.train, column, value)
+            return members(self._grouped(column), column, value)
         (explained,) = self.loaded.attributor.attribute(
             [self.query(question)], top_k=selection.top_k or 1, polarity=selection.polarity
         )
         if not explained.examples:
             raise SettingsError(f"this prediction has no {selection.polarity} to select", field="polarity")
         return [one.example_id for one in explained.examples]
+
+    def _label(self, given: Any) -> Any:
+        """What examples are to be labelled with; of other kinds than a name or a text, it may be written as JSON."""
+        field = target_field(fields_of(self.task))
+        if field is None:
+            raise SettingsError(
+                f"{type(self.task).__name__} teaches no target beside its inputs, so none can be changed",
+                field="relabel",
+            )
+        if field.kind in ("label", "text") or not isinstance(given, str):
+            return given
+        try:
+            return json.loads(given)
+        except ValueError:
+            raise InputError(
+                f"{field.name!r} is of the kind {field.kind!r}; write it as JSON, found {given!r}", field="relabel"
+            ) from None
+
+    def _grouped(self, column: str) -> list[Example]:
+        """The training examples; with what the index groups them under as ``label``, where no field is called so."""
+        if column != "label" or any("label" in example for example in self.train):
+            return [*self.train]
+        return [{**example, "label": group_of(self.task, example)} for example in self.train]
 
     def _ids(self, handles: Sequence[str]) -> list[str]:
         index = self.loaded.attributor.index

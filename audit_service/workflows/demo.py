@@ -21,9 +21,13 @@ from audit_service.workflows.processes.bentoml_server import Server, ServerError
 from audit_service.workflows.replay_and_calibration import check_against_retraining, plan_directions, replay_directions
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
+from influence_engine.tasks import UNSAID_FIELDS, input_fields
 from influence_engine.training.frozen_cache import FrozenCache
 
 HOST = "127.0.0.1"
+(SENTENCES,) = input_fields(UNSAID_FIELDS)
+"""The field that packaged sentences are in."""
+
 DIRECTIONS = 8
 """That the demo replays: the fewest that make an answer a replayed one."""
 
@@ -123,15 +127,21 @@ def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
         yield server
 
 
-def ask(address: str, text: str, *, top_k: int) -> Asked:
+def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> Asked:
     """Asks for a prediction, and then why.
+
+    Args:
+        address: Of the server.
+        text: What is predicted.
+        top_k: How many examples for and against.
+        field: The field of a request that the text is in.
 
     Raises:
         ServerError: the server answered with an error, or the engine was not ready in time.
     """
     began = time.monotonic()
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
-        prediction = _post(client, "/predict", {"text": text}, began)
+        prediction = _post(client, "/predict", {field: text}, began)
         question = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
         explanation = _post(client, "/audit/explain", question, began)
     return Asked(prediction, explanation, time.monotonic() - began)

@@ -14,9 +14,10 @@ from audit_service.engine.loading import load
 from audit_service.monitoring.drift_baseline import DriftBaseline, read_baseline
 from audit_service.workflows.export import register
 from audit_service.workspace import Workspace
-from influence_engine.errors import DataError, DigestMismatchError, InputError, RecordError
+from influence_engine.errors import DataError, DigestMismatchError, InputError, RecordError, SettingsError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
+from influence_engine.tasks import PredictingTask, labels_of, predicts_labels, target_name
 
 
 def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
@@ -27,6 +28,7 @@ def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
 
     Raises:
         DataError: the config names no held-out data, or too little.
+        SettingsError: an input of the task says nothing to explain.
         InfluenceError: there is no model or no index.
     """
     config, progress = workspace.config, workspace.progress
@@ -39,19 +41,29 @@ def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
     task, index = loaded.task, loaded.attributor.index
     examples = workspace.held_out[: config.monitoring.reference_examples]
     columns = _columns(config, loaded.attributor)
-    explained, seen = explain_all(loaded.attributor, examples, tier="best", group_by=columns, progress=progress)
+    try:
+        explained, seen = explain_all(loaded.attributor, examples, tier="best", group_by=columns, progress=progress)
+    except InputError as error:
+        if error.field != "target":
+            raise
+        raise SettingsError(
+            f"drift is of what is explained of each input, and {type(task).__name__} names nothing to explain of an "
+            f"input alone: {error.message}",
+            field="task",
+        ) from error
     predicted = _served_predictions(workspace, examples) or seen
-    label = getattr(task, "label", "label")
+    names = list(labels_of(task) or ()) if predicts_labels(task) else []
+    truths = [example.get(target_name(task)) if predicts_labels(task) else None for example in examples]
     unseen = None
     if config.data.test is not None:
         others = workspace.test[: config.monitoring.reference_examples]
         unseen, _ = explain_all(loaded.attributor, others, tier="best", group_by=columns[:1], progress=progress)
     baseline = build_baseline(
         config,
-        HeldOut(predicted, explained, [example.get(label) for example in examples], unseen),
+        HeldOut(predicted, explained, truths, unseen),
         model_digest=loaded.model["digest"],
         index_digest=index.manifest.build_digest,
-        labels=list(config.task.labels),
+        labels=names,
     )
     file = baseline.write(index_version_folder(config))
     if (config.onnx_folder / "manifest.json").is_file():
@@ -80,9 +92,12 @@ def of_config(config: AuditConfig) -> DriftBaseline | None:
 
 
 def _served_predictions(workspace: Workspace, examples: Sequence[Any]) -> Predicted | None:
+    if not isinstance(workspace.task, PredictingTask):
+        return None
     try:
         catcher = FeatureCatcher()
-        return predict_all(open_predictor(workspace.config, catcher), catcher, examples, workspace.progress)
+        predictor = open_predictor(workspace.config, catcher)
+        return predict_all(predictor, catcher, examples, workspace.progress, task=workspace.task)
     except RecordError:  # a service with a predictor of its own: torch predicts the same, without features
         return None
 

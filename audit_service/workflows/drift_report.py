@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from audit_service.artifacts.bento_models import open_predictor, state_folder, state_location
-from audit_service.config import AuditConfig
 from audit_service.config.sections import seconds_of
 from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
-from audit_service.drift.signals import FeatureCatcher, explain_all, predict_all
-from audit_service.engine.loading import Loaded, load
+from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all, predict_with_torch
 from audit_service.monitoring.drift_baseline import DriftBaseline
 from audit_service.prediction.predictor import check_example
 from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows import drift_baseline
-from audit_service.workflows.input_files import column_of, input_table, no_column
+from audit_service.workflows.input_files import input_columns, input_table
+from audit_service.workflows.task_inputs import shown_input
 from audit_service.workspace import Workspace
-from influence_engine.errors import DataError, InputError, RecordError
+from influence_engine.errors import DataError, RecordError
 from influence_engine.files import write_text
+from influence_engine.tasks import ExportableTask, PredictingTask
 
 
 def since_s(text: str) -> float:
@@ -45,10 +45,9 @@ def report(workspace: Workspace, inputs: Path | None, since: float | None, most_
     if baseline is None:
         again = f"bento-audit reference build {config.spelled}"
         raise RecordError(f"{config.name!r} has no baseline; make it with: {again}")
-    loaded = load(workspace)
     outcomes: list[dict[str, Any]] = []
     if inputs is not None:
-        examples = read_inputs(config, loaded, inputs)
+        examples = read_inputs(workspace, inputs)
     else:
         location = state_location(config)
         recorded = PredictionStore(location).since(since or 0.0)
@@ -60,22 +59,22 @@ def report(workspace: Workspace, inputs: Path | None, since: float | None, most_
     return _held_against(baseline, workspace, examples, outcomes, most_explained)
 
 
-def read_inputs(config: AuditConfig, loaded: Loaded, path: Path) -> list[dict[str, Any]]:
-    """The texts of a .jsonl, .csv or .parquet file; rows that the task refuses are left out.
+def read_inputs(workspace: Workspace, path: Path) -> list[dict[str, Any]]:
+    """The inputs of a .jsonl, .csv or .parquet file; rows that lack a field or that the task refuses are left out.
 
     Raises:
         SettingsError: it is a file of another format.
-        DataError: the file cannot be read, or has no column with the text.
+        DataError: the file cannot be read, or has no column with a field of the inputs.
     """
-    table, text = input_table(path, "inputs"), config.task.text
-    column = column_of(config, table, text)
-    if column is None:
-        raise no_column(table, text, f"there is no column {text!r} with the inputs")
+    table = input_table(path, "inputs")
+    columns = input_columns(workspace, table, "inputs")
     found = []
     for row in table.rows:
-        example = {text: row.values.get(column)}
-        with contextlib.suppress(InputError):
-            check_example(loaded.task, example, config.serve.max_text_chars)
+        example = {name: row.values.get(column) for name, column in columns.items()}
+        if None in example.values():
+            continue
+        with contextlib.suppress(DataError):
+            check_example(workspace.task, example, workspace.config.serve.max_text_chars)
             found.append(example)
     return found
 
@@ -87,9 +86,8 @@ def _held_against(
     outcomes: Sequence[dict[str, Any]],
     most_explained: int,
 ) -> dict[str, Any]:
-    config, progress = workspace.config, workspace.progress
-    catcher = FeatureCatcher()
-    predicted = predict_all(open_predictor(config, catcher), catcher, examples, progress)
+    progress = workspace.progress
+    predicted = _predicted(workspace, examples)
     rows = sorted(random.Random(0).sample(range(len(examples)), min(most_explained, len(examples))))
     explained, _ = explain_all(
         workspace.attributor,
@@ -98,8 +96,17 @@ def _held_against(
         group_by=[one.by for one in baseline.influence],
         progress=progress,
     )
-    texts = [str(example.get(config.task.text, "")) for example in examples]
+    texts = [shown_input(workspace.task, example) for example in examples]
     return drift_report(baseline, texts, predicted, explained, rows, outcomes)
+
+
+def _predicted(workspace: Workspace, examples: Sequence[dict[str, Any]]) -> Predicted:
+    """As served; with torch where the task cannot be, and so was not exported."""
+    if not (isinstance(workspace.task, ExportableTask) and isinstance(workspace.task, PredictingTask)):
+        return predict_with_torch(workspace.attributor, examples, workspace.progress)
+    catcher = FeatureCatcher()
+    predictor = open_predictor(workspace.config, catcher)
+    return predict_all(predictor, catcher, examples, workspace.progress, task=workspace.task)
 
 
 def write(found: dict[str, Any], out: Path) -> list[Path]:

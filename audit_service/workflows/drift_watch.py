@@ -15,11 +15,12 @@ import httpx
 from audit_service.config import AuditConfig
 from audit_service.monitoring.rules import render
 from audit_service.workflows import drift_baseline
-from audit_service.workflows.demo import served
+from audit_service.workflows.demo import SENTENCES, served
 from audit_service.workflows.processes.bentoml_server import Server, ServerError
 from audit_service.workflows.processes.prometheus import Prometheus, installed, prometheus
 from influence_engine.data import DataSettings, load_examples
-from influence_engine.errors import DataError
+from influence_engine.errors import DataError, SettingsError
+from influence_engine.tasks import input_fields
 
 BASELINE = "vader/movies"
 """The domain that the demo's model was trained on."""
@@ -94,7 +95,7 @@ class WatchedServer:
         explained = 0
         for traffic, source in (("baseline", BASELINE), ("shifted", domain)):
             announce(f"{traffic} traffic: {events} inputs of {source} ...")
-            send(self.server.address, texts_of(self.config, source, events))
+            send(self.server.address, text_field(self.config), texts_of(self.config, source, events))
             drift = snapshot_of(self.server.address, settled(explained, wanted))
             explained = drift["explanations"]
             yield Observation(traffic, source, drift, firing(self.prometheus, wait=traffic == "shifted"))
@@ -105,9 +106,10 @@ def watched_server(config: AuditConfig, *, port: int) -> Iterator[WatchedServer]
     """Runs the config's bento, and Prometheus where it is installed, as long as the context lasts.
 
     Raises:
-        SettingsError: there is no such bento.
+        SettingsError: there is no such bento, or an input of it is not one text.
         ServerError: it does not start.
     """
+    text_field(config)
     with served(config, port=port) as server, _scraped(config, server) as running:
         yield WatchedServer(config, server, running)
 
@@ -115,6 +117,18 @@ def watched_server(config: AuditConfig, *, port: int) -> Iterator[WatchedServer]
 def drift_was_seen(observations: Sequence[Observation]) -> bool:
     """Whether the shifted traffic has moved a signal and the baseline traffic none."""
     return all(one.moved == (one.traffic == "shifted") for one in observations)
+
+
+def text_field(config: AuditConfig) -> str:
+    """The field of an input that is one text, as packaged sentences are.
+
+    Raises:
+        SettingsError: an input of the config's task is something else.
+    """
+    fields = input_fields(config.example_fields())
+    if len(fields) != 1 or not fields[0].readable:
+        raise SettingsError(f"sentences are sent, and an input of {config.name!r} is not one text", field="name")
+    return fields[0].name
 
 
 def texts_of(config: AuditConfig, domain: str, count: int) -> list[str]:
@@ -125,20 +139,25 @@ def texts_of(config: AuditConfig, domain: str, count: int) -> list[str]:
     """
     chosen: dict[str, Any] = {"packaged": domain, "limit": count, "seed": 7}
     settings = DataSettings.model_validate({**chosen, "part": "test"} if domain == BASELINE else chosen)
-    found = [example["text"] for example in load_examples(settings, None, config.root).examples]
+    found = [example[SENTENCES.name] for example in load_examples(settings, None, config.root).examples]
     if not found:
         raise DataError(f"{domain} has no sentences", field="domain")
     return found
 
 
-def send(address: str, texts: list[str]) -> None:
+def send(address: str, field: str, texts: list[str]) -> None:
     """Has every text predicted.
+
+    Args:
+        address: Of the server.
+        field: Of its requests that holds the text.
+        texts: The texts.
 
     Raises:
         ServerError: the server refused one.
     """
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client, ThreadPoolExecutor(CLIENTS) as pool:
-        for answer in pool.map(lambda text: client.post("/predict", json={"text": text}), texts):
+        for answer in pool.map(lambda text: client.post("/predict", json={field: text}), texts):
             if answer.status_code != httpx.codes.OK:
                 raise ServerError(f"/predict of the running server answered {answer.status_code}: {answer.text}")
 

@@ -10,7 +10,7 @@ from audit_service.config import AuditConfig
 from audit_service.engine.loading import load
 from audit_service.workflows.finetuning import plan_finetuning
 from audit_service.workspace import Workspace
-from influence_engine.errors import DataError
+from influence_engine.errors import DataError, SettingsError
 from influence_engine.evaluation import (
     Evaluation,
     EvaluationPlan,
@@ -22,6 +22,7 @@ from influence_engine.evaluation import (
     single_removals,
 )
 from influence_engine.files import write_json
+from influence_engine.tasks import target_field
 
 RESULTS = "evaluation.json"
 PLANTED = "planted.json"
@@ -111,9 +112,17 @@ def run_planted(workspace: Workspace, share: float, folder: Path) -> PlantedErro
         folder: Gets ``planted.json``; a run and an index of their own are kept below it.
 
     Raises:
+        SettingsError: the task's target is not one label.
         DataError: there are no labelled held-out examples, or no label can be changed.
     """
     config, task = workspace.config, workspace.base_task
+    field = target_field(workspace.fields)
+    if field is None or field.kind != "label":
+        raise SettingsError(
+            f"label errors can be planted where training teaches one label an example, and that of "
+            f"{type(task).__name__} does not; evaluate without --planted",
+            field="planted",
+        )
     labelled = workspace.labelled_held_out
     if not labelled:
         raise DataError(

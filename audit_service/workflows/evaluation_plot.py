@@ -17,8 +17,14 @@ PLOT = "evaluation.png"
 OURS, OTHERS = "#1f6f8b", "#b8b8b8"
 
 
-def draw_evaluation(found: Evaluation, path: Path) -> None:
-    """LDS of every method as bars with their intervals, one panel a truth, and single removals as points."""
+def draw_evaluation(found: Evaluation, path: Path, unit: str = "log-odds") -> None:
+    """LDS of every method as bars with their intervals, one panel a truth, and single removals as points.
+
+    Args:
+        found: What is drawn.
+        path: The PNG file.
+        unit: What influences are counted in; empty where the task does not say.
+    """
     panels = by_truth(found.rows)
     count = len(panels) + (found.single is not None)
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
@@ -42,7 +48,7 @@ def draw_evaluation(found: Evaluation, path: Path) -> None:
             axis.plot([-reach, reach], [-reach, reach], color="black", linewidth=0.6)
             axis.set_xlim(-reach, reach)
             axis.set_ylim(-reach, reach)
-            axis.set_xlabel("estimated influence (log-odds)")
+            axis.set_xlabel(f"estimated influence ({unit})" if unit else "estimated influence")
             axis.set_ylabel("measured by leaving it out")
             axis.set_title(f"{plural(found.single.examples, 'example')} one at a time, slope {found.single.slope:.2f}")
         with atomic_write(path) as aside:

@@ -1,4 +1,4 @@
-"""Files of inputs that a verb is given: their format, and the column that the texts are in."""
+"""Files of inputs that a verb is given: their format, and the columns that the task's fields are in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 from audit_service.config import AuditConfig
 from audit_service.workflows.adoption.columns import KINDS
+from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings
 from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.sources import Table, open_table
 from influence_engine.errors import DataError, SettingsError
 from influence_engine.progress import silent
+from influence_engine.tasks import input_fields
 
 
 def input_table(path: Path, field: str) -> Table:
@@ -29,6 +31,27 @@ def input_table(path: Path, field: str) -> Table:
 def column_of(config: AuditConfig, table: Table, key: str) -> str | None:
     """The column of a table that holds a field of the task, by the training data's name for it or its own."""
     return next((name for name in (config.data.train.columns.get(key), key) if name in table.columns), None)
+
+
+def input_columns(workspace: Workspace, table: Table, what: str) -> dict[str, str]:
+    """The column of every field of an input, by the field's name.
+
+    Args:
+        workspace: Whose task.
+        table: The rows.
+        what: What the columns hold, for messages, with ``{kind}`` for what one field does.
+
+    Raises:
+        DataError: a column is missing.
+    """
+    found = {}
+    for field in input_fields(workspace.fields):
+        column = column_of(workspace.config, table, field.name)
+        if column is None:
+            holds = what.format(kind="text" if field.readable else "input")
+            raise no_column(table, field.name, f"there is no column {field.name!r} with the {holds}")
+        found[field.name] = column
+    return found
 
 
 def no_column(table: Table, key: str, what: str) -> DataError:

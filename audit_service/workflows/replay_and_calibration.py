@@ -62,8 +62,7 @@ def check_against_retraining(workspace: Workspace, kept: FrozenCache | None = No
         return workspace.index.calibration
     run, task = workspace.run, workspace.task
     _, for_check = _shared_out(workspace)
-    label = getattr(task, "label", "label")
-    queries = [one for one in for_check if one.get(label) is not None][:MOST_CHECKED]
+    queries = workspace.labelled(for_check)[:MOST_CHECKED]
     if len(queries) < FEWEST_QUERIES:
         raise DataError(
             f"a check of {config.name!r} needs at least {FEWEST_QUERIES * CHECKED_EVERY} labelled held-out examples, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,9 @@ def write_suspects(path: Path, ranked: Sequence[Suspect]) -> None:
         writer = csv.writer(file)
         writer.writerow(["rank", *MEASURED, *extra])
         for rank, one in enumerate(ranked, 1):
-            measured = (getattr(one, name) for name in MEASURED)
-            writer.writerow([rank, *measured, *_cells(one, extra)])
+            # What the label is a name for, such as a list of labels or a number, can be trained on; the name cannot.
+            measured = _cells({**{name: getattr(one, name) for name in MEASURED}, **_own_label(one)}, MEASURED)
+            writer.writerow([rank, *measured, *_cells(one.fields, extra)])
 
 
 def _open(workspace: Workspace, folds: int) -> _Opened:
@@ -200,7 +201,11 @@ def _training_seconds(workspace: Workspace, validation: CrossValidation, remaini
     return plan.seconds / plan.steps * sum(len(plan_schedule(settings, count)) for count in remaining)
 
 
-def _cells(suspect: Suspect, names: Sequence[str]) -> Iterator[Any]:
+def _own_label(suspect: Suspect) -> dict[str, Any]:
+    return {"label": suspect.fields["label"]} if "label" in suspect.fields else {}
+
+
+def _cells(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
     for name in names:
-        value = suspect.fields.get(name)
+        value = values.get(name)
         yield json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value

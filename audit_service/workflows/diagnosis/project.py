@@ -93,11 +93,11 @@ def data(workspace: Workspace) -> Finding:
         packaged = _packaged("data", VADER, config)
         if packaged.state != "ok":
             return packaged
-    if not _has_tokenizer(workspace):
+    if not _has_processor(workspace):
         return Finding("data", "missing", "not looked at before the base model is there")
     report = workspace.training_data.report
     found, conflicts = report.summary(), report.conflicts.count
-    advice = "look at the texts with conflicting labels: the model learnt from both" if conflicts else None
+    advice = "look at the inputs with conflicting labels: the model learnt from both" if conflicts else None
     return Finding("data", "note" if conflicts else "ok", found, advice)
 
 
@@ -166,7 +166,7 @@ def _packaged(what: str, package: Package, config: AuditConfig) -> Finding:
     return Finding(what, "missing", f"{package.requirement} has not been fetched yet", advice)
 
 
-def _has_tokenizer(workspace: Workspace) -> bool:
+def _has_processor(workspace: Workspace) -> bool:
     config = workspace.config
     trained = config.model is not None or (config.run_folder / MANIFEST).is_file()
     return trained or base_model(workspace).state != "missing"

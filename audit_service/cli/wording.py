@@ -1,0 +1,79 @@
+"""What answers about a task are called where a person reads them: its input, its examples, its unit, a prediction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DIGITS = 4
+"""Of the numbers in a prediction or target that is shown as JSON."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Words for a task; those of text classification where nothing else is said.
+
+    Attributes:
+        input: What is explained: ``text``, or ``input``.
+        example: A training example.
+        unit: What measurements and influences are counted in; empty where the task does not say.
+    """
+
+    input: str = "text"
+    example: str = "training text"
+    unit: str = "log-odds"
+
+    @classmethod
+    def of(cls, task: object) -> Wording:
+        """The words for a task."""
+        # Imported here, not above: it imports torch, which `--help` does not wait for.
+        from influence_engine.tasks import editable_field, measurement_unit
+
+        if editable_field(task) is not None:
+            return cls(unit=measurement_unit(task))
+        return cls("input", "training example", measurement_unit(task))
+
+    @property
+    def measurement(self) -> str:
+        """The unit, or that it is a measurement."""
+        return self.unit or "measurement"
+
+    @property
+    def the_measurement(self) -> str:
+        """The measurement within a sentence."""
+        return f"the {self.measurement}"
+
+    def amount(self, number: str) -> str:
+        """A number with its unit."""
+        return f"{number} {self.unit}".rstrip()
+
+
+def prediction_text(prediction: Mapping[str, Any] | None) -> str | None:
+    """``label (confidence)`` where there are both, else the prediction as JSON; None where nothing is predicted."""
+    if prediction is None:
+        return None
+    label, confidence = prediction.get("label"), prediction.get("confidence")
+    if label is not None and confidence is not None:
+        return f"{label} ({confidence:.1%})"
+    return compact_json(prediction)
+
+
+def target_text(target: Any) -> str | None:
+    """A target in a line: a label by its name, anything else as JSON; None where it has no name."""
+    label = target.get("label") if isinstance(target, Mapping) and set(target) == {"label"} else target
+    return label if label is None or isinstance(label, str) else compact_json(label)
+
+
+def compact_json(value: Any) -> str:
+    """A JSON value in a line, its numbers to four digits."""
+    return json.dumps(_rounded(value), ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,89 @@
+"""Inputs and targets as somebody names them for a task of any kind: a text, fields as JSON, a label or part of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from audit_service.workspace import Workspace
+from influence_engine.data.names import listing
+from influence_engine.errors import InputError
+from influence_engine.tasks import Example, ExampleField, Target, input_fields, show
+
+
+def input_of(workspace: Workspace, text: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The input that is asked about, by the fields of the workspace's task.
+
+    Args:
+        workspace: Whose task.
+        text: The text, where the input is one text and nothing else.
+        given: The fields by their names.
+
+    Raises:
+        InputError: not exactly one of the two is given, the task's input is no single text, or a field is missing or
+            unknown; the message names the fields.
+    """
+    fields = input_fields(workspace.fields)
+    names = listing([field.name for field in fields])
+    if text is not None and given is not None:
+        raise InputError(f"--text and --input exclude each other; the fields of an input are {names}", field="input")
+    if text is not None:
+        if len(fields) != 1 or not fields[0].readable:
+            raise InputError(
+                f"--text is for an input that is one text, and here its fields are {names}: "
+                f"say --input '{input_template(fields)}', or --input @FILE.json",
+                field="text",
+            )
+        return {fields[0].name: text}
+    if given is None:
+        raise InputError(f"say the input: --input '{input_template(fields)}', or --input @FILE.json", field="input")
+    known = [field.name for field in fields]
+    for name in given:
+        if name not in known:
+            raise InputError(f"input has no field {name!r}; its fields are {names}", field=f"input.{name}")
+    for name in known:
+        if name not in given:
+            raise InputError(f"input has no {name!r}; its fields are {names}", field=f"input.{name}")
+    return dict(given)
+
+
+def input_template(fields: Sequence[ExampleField]) -> str:
+    """How an input of these fields is written as JSON, with dots for what stands in it."""
+    return "{" + ", ".join(f'"{field.name}": ...' for field in fields if field.role == "input") + "}"
+
+
+def usual_option(fields: Sequence[ExampleField]) -> str:
+    """How the command line is told an input of these fields."""
+    inputs = input_fields(fields)
+    if len(inputs) == 1 and inputs[0].readable:
+        return '--text "..."'
+    return f"--input '{input_template(fields)}'"
+
+
+def target_of(value: Any) -> Target:
+    """What is to be explained, from the word for it: a label's name, or a JSON object such as ``{"span": [0, 4]}``.
+
+    Raises:
+        InputError: it begins as an object and is none.
+    """
+    found = value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            raise InputError(f"the target {value!r} is not JSON: {error}", field="target") from None
+    if not isinstance(found, dict):
+        return str(found)
+    label = found.get("label")
+    return label if set(found) == {"label"} and isinstance(label, str) else found
+
+
+def target_fields(target: Target | None) -> dict[str, Any] | None:
+    """A target as a request has it: an object, of a label's name ``{"label": name}``."""
+    return {"label": target} if isinstance(target, str) else target
+
+
+def shown_input(task: object, example: Example) -> str:
+    """What a person sees of an input; its fields as JSON where the task does not say which it has."""
+    return show(task, example) or json.dumps(dict(example), ensure_ascii=False, default=str)
