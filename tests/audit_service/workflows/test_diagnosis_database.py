@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from audit_service.cli.diagnosis.finding import Finding
-from audit_service.cli.diagnosis.project import state
 
 from audit_service.artifacts.bento_models import state_location
 from audit_service.config import AuditConfig, load_config
 from audit_service.store.predictions import PredictionStore
+from audit_service.workflows.diagnosis.finding import Finding
+from audit_service.workflows.diagnosis.project import state
+from audit_service.workspace import Workspace
 from tests.postgres import PASSWORD, PostgresServer, new_namespace
 
 CONFIG = """\
@@ -36,10 +37,10 @@ def test_a_server_that_answers_is_in_order_before_and_after_its_tables_are_made(
     where = f"127.0.0.1/postgres ({config.name})"
 
     made_later = "the first server that starts makes its tables"
-    assert state(config) == Finding("state", "ok", f"{where} answers; {made_later}")
-    assert state(config).found.endswith(made_later), "looking makes nothing"
+    assert state(Workspace(config)) == Finding("state", "ok", f"{where} answers; {made_later}")
+    assert state(Workspace(config)).found.endswith(made_later), "looking makes nothing"
     PredictionStore(state_location(config)).start()
-    assert state(config) == Finding("state", "ok", f"{where} answers, with tables of version 0001")
+    assert state(Workspace(config)) == Finding("state", "ok", f"{where} answers, with tables of version 0001")
 
 
 def test_a_server_that_cannot_be_used_is_broken(
