@@ -14,7 +14,8 @@ from typing import Any
 from support import PROJECT, remark
 
 from influence_engine import FinetuneSettings, Run, TextClassification, finetune
-from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
+from influence_engine.data import DataSettings, load_examples
+from influence_engine.demo_assets import packaged_model, packages_folder
 from influence_engine.digests import json_digest
 from influence_engine.evaluation import Retraining
 from influence_engine.evaluation.planted import with_wrong_labels

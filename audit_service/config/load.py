@@ -14,8 +14,8 @@ from audit_service.config.errors import ConfigError
 from audit_service.config.layers import Layers, Origin, from_arguments, from_environment, nested
 from audit_service.config.settings import AuditConfig
 from audit_service.config.yaml_text import YamlError
-from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.sources.table import similar_path
+from influence_engine.names import did_you_mean, listing
 
 CONFIG_VARIABLE = "BENTO_AUDIT_CONFIG"
 STATE_VARIABLE = "BENTO_AUDIT_STATE"

@@ -12,9 +12,9 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from influence_engine.data import DataSettings
-from influence_engine.data.names import did_you_mean, listing
-from influence_engine.data.packages import MODELS
+from influence_engine.demo_assets.packages import MODELS
 from influence_engine.errors import SettingsError
+from influence_engine.names import did_you_mean, listing
 
 TEXT_CLASSIFICATION = "text_classification"
 TASKS = (TEXT_CLASSIFICATION,)

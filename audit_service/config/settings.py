@@ -25,10 +25,10 @@ from audit_service.config.sections import (
     StateSettings,
     TaskSettings,
 )
-from influence_engine.data import packaged_model, packages_folder
-from influence_engine.data.names import did_you_mean
 from influence_engine.data.sources.table import similar_path
+from influence_engine.demo_assets import packaged_model, packages_folder
 from influence_engine.index.settings import IndexSettings
+from influence_engine.names import did_you_mean
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import TASK_TYPES, ExampleField, Task, input_fields, target_field
 from influence_engine.training.settings import FinetuneSettings

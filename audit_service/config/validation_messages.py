@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from audit_service.config.errors import ConfigError
 from audit_service.config.layers import PREFIX, RESERVED, Layers, variable
 from audit_service.config.yaml_text import Path
-from influence_engine.data.names import did_you_mean, listing, nearest
+from influence_engine.names import did_you_mean, listing, nearest
 
 LONGEST_VALUE = 80
 

@@ -21,9 +21,9 @@ from audit_service.monitoring.model_metrics import JobMetrics
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows.counterfactual import Question
-from influence_engine.data.names import listing
 from influence_engine.errors import InfluenceError, InputError, TierUnavailableError
 from influence_engine.index import current_version
+from influence_engine.names import listing
 from influence_engine.tasks import Target as TargetName
 from influence_engine.tasks import input_fields
 

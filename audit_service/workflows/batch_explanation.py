@@ -24,10 +24,10 @@ from audit_service.workflows.asked_rows import Asked, RowReader, read_rows
 from audit_service.workflows.task_inputs import target_fields
 from audit_service.workspace import Workspace
 from influence_engine.attribution.groups import DEFAULT_COLUMNS
-from influence_engine.data.names import listing
 from influence_engine.digests import file_digest, json_digest
 from influence_engine.errors import InfluenceError, InputError, RecordError, SettingsError
 from influence_engine.files import remove_tree, sync_file, sync_folder
+from influence_engine.names import listing
 from influence_engine.progress import Progress
 from influence_engine.resources import to_device
 from influence_engine.tasks import (

@@ -8,9 +8,9 @@ from audit_service.config import AuditConfig
 from audit_service.workflows.adoption.columns import KINDS
 from audit_service.workspace import Workspace
 from influence_engine.data import DataSettings
-from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.sources import Table, open_table
 from influence_engine.errors import DataError, SettingsError
+from influence_engine.names import did_you_mean, listing
 from influence_engine.progress import silent
 from influence_engine.tasks import input_fields
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audit_service.workspace import Workspace
-from influence_engine.data.names import listing
 from influence_engine.errors import InputError
+from influence_engine.names import listing
 from influence_engine.tasks import Example, ExampleField, Target, input_fields, show
 
 

@@ -1,7 +1,6 @@
-"""Examples from files, hubs and packages: read, checked, given stable ids, counted."""
+"""Examples from files, hubs and packaged data: read, checked, given stable ids, counted."""
 
 from influence_engine.data.loading import DataSet, load_examples, rows_digest
-from influence_engine.data.packages import fetch_package, packaged_model, packages_folder
 from influence_engine.data.report import BadRow, DataReport, Repeats
 from influence_engine.data.settings import DataSettings
 
@@ -11,9 +10,6 @@ __all__ = [
     "DataSet",
     "DataSettings",
     "Repeats",
-    "fetch_package",
     "load_examples",
-    "packaged_model",
-    "packages_folder",
     "rows_digest",
 ]

@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.settings import ROLES, DataSettings, label_key
 from influence_engine.data.sources import Row, Table
 from influence_engine.errors import DataError
+from influence_engine.names import did_you_mean, listing
 from influence_engine.tasks import UNSAID_FIELDS, CheckingTask, fields_of, target_name
 
 

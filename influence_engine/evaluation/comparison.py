@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.attribution.attributor import Attributor
-from influence_engine.data.names import did_you_mean
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation.lds import linear_datamodeling_score, rank_agreement, spearman
 from influence_engine.evaluation.methods import Attributed, attribute_all, with_dampings
 from influence_engine.evaluation.removals import Removal, membership, random_removals
 from influence_engine.evaluation.truth import Kind, Retraining
 from influence_engine.index.calibration import Calibration, covered, slope_of, unit_of
+from influence_engine.names import did_you_mean
 from influence_engine.progress import Progress, silent
 
 

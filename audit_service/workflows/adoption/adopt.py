@@ -14,9 +14,9 @@ from audit_service.workflows.adoption.checkpoint import Checkpoint, inspect_chec
 from audit_service.workflows.adoption.columns import Columns, inspect_columns
 from audit_service.workflows.adoption.config_file import config_text, name_of, service_files
 from audit_service.workflows.adoption.service_file import add_audit
-from influence_engine.data.names import listing
 from influence_engine.errors import SettingsError
 from influence_engine.files import write_text
+from influence_engine.names import listing
 from influence_engine.progress import Progress
 
 NO_RECORD = (

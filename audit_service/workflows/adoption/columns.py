@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence_engine.data.names import listing
 from influence_engine.data.settings import DataSettings, label_key
 from influence_engine.data.sources import open_table
 from influence_engine.errors import DataError, SettingsError
+from influence_engine.names import listing
 from influence_engine.progress import silent
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "body", "message", "comment", "tweet", "document", "input")

@@ -14,8 +14,8 @@ from audit_service.store.database import Database
 from audit_service.store.tables import PREDICTIONS
 from audit_service.workflows.diagnosis.finding import Finding
 from audit_service.workspace import Workspace
-from influence_engine.data import packages_folder
-from influence_engine.data.packages import MODELS, VADER, Package
+from influence_engine.demo_assets import packages_folder
+from influence_engine.demo_assets.packages import MODELS, VADER, Package
 from influence_engine.errors import DigestMismatchError, InfluenceError
 from influence_engine.index import InfluenceIndex
 from influence_engine.training.record import INCOMPLETE, MANIFEST

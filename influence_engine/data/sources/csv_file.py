@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from influence_engine.data.names import listing
 from influence_engine.data.sources.table import Row, Table, require_file, unicode_problem
 from influence_engine.errors import DataError
+from influence_engine.names import listing
 
 LONGEST_CELL = 64 * 2**20
 """Characters; the standard library's own limit, 131,072, is less than some documents."""

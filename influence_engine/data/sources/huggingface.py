@@ -6,9 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from influence_engine.data.names import did_you_mean, listing
 from influence_engine.data.sources.table import Row, Table, similar_path, unicode_problem
 from influence_engine.errors import DataError
+from influence_engine.names import did_you_mean, listing
 
 DEFAULT_SPLIT = "train"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from influence_engine.data.packages import VADER, fetch_package, packages_folder
 from influence_engine.data.settings import DataSettings
 from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file, vader
 from influence_engine.data.sources.table import Table
+from influence_engine.demo_assets.packages import VADER, fetch_package, packages_folder
 from influence_engine.progress import Progress
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from influence_engine.data.names import did_you_mean
 from influence_engine.errors import DataError
+from influence_engine.names import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from influence_engine import (
     TextClassification,
     finetune,
 )
-from influence_engine.data import DataSettings, load_examples, packaged_model
+from influence_engine.data import DataSettings, load_examples
+from influence_engine.demo_assets import packaged_model
 from influence_engine.models.loading import load_processor
 from influence_engine.training import reexecute
 from influence_engine.training.step import put_parameters

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from influence_engine.data import DataSet, DataSettings, load_examples, packaged_model, packages_folder
+from influence_engine.data import DataSet, DataSettings, load_examples
+from influence_engine.demo_assets import packaged_model, packages_folder
 from influence_engine.errors import DataError
 from influence_engine.tasks import TextClassification
 

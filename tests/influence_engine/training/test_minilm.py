@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from influence_engine.data import DataSettings, load_examples, packaged_model, packages_folder
+from influence_engine.data import DataSettings, load_examples
+from influence_engine.demo_assets import packaged_model, packages_folder
 from influence_engine.errors import DataError
 from influence_engine.models.loading import load_processor, model_digest
 from influence_engine.tasks import TextClassification

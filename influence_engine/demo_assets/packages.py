@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from influence_engine.data.archives import unpack
-from influence_engine.data.names import did_you_mean, listing
-from influence_engine.data.pip_download import pip_download
+from influence_engine.demo_assets.archives import unpack
+from influence_engine.demo_assets.pip_download import pip_download
 from influence_engine.digests import file_digest, folder_digests, verify_folder
 from influence_engine.errors import DataError, DigestMismatchError, RecordError
 from influence_engine.files import read_json, remove_tree, write_json
+from influence_engine.names import did_you_mean, listing
 from influence_engine.progress import Progress, silent
 
 DATA_VARIABLE = "BENTO_AUDIT_DATA"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from influence_engine.data.packages import Package, fetch_package, packaged_model, packages_folder
+from influence_engine.demo_assets.packages import Package, fetch_package, packaged_model, packages_folder
 from influence_engine.errors import DataError
 
 Fetch = Callable[[Package], Path]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from influence_engine.data.archives import unpack
+from influence_engine.demo_assets.archives import unpack
 from influence_engine.errors import DataError
 
 

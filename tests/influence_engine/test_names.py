@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from influence_engine.data.names import did_you_mean, listing, nearest
+from influence_engine.names import did_you_mean, listing, nearest
 
 
 @pytest.mark.parametrize(("name", "meant"), [("txt", "text"), ("Label", "label"), ("lable", "label"), ("zebra", None)])
