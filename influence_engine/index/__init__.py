@@ -7,6 +7,8 @@
 * ``replay_basis``: exactly replayed directions that correct the estimates
 * ``calibration``: intervals and slope of the influences, from training again
 * ``manifest``, ``store``, ``contents``: what is on disk: the manifest, the table of examples, and their texts
+* ``parts``, ``known_parts``, ``file_sums``, ``upgrade``: optional parts of a version, the sums of its files among them,
+  and how an older index gets them
 * ``resident``, ``search``, ``ordering``: vectors in memory, the strongest rows, training examples in the index's order
 * ``descriptions``: how training examples are described and grouped
 * ``settings``, ``sizes``: what a user can choose, and sizes of samples and shards

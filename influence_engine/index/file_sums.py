@@ -1,7 +1,7 @@
 """The part ``file_sums``: SHA-256 of every file that a version was built with, and of its manifest.
 
-``content_digest`` says that two indexes hold the same examples and vectors, whatever the files they lie in; these sums
-say that the files are still those that were written, and which one is not. Files of parts have theirs in the manifest.
+``content_digest`` shows that two indexes hold the same examples and vectors, whatever files these are stored in; the
+sums show that the files are still those that were written, and which file is not. The manifest has the sums of parts.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ SUMMING = "summing files"
 VERIFYING = "verifying files"
 
 MADE_LATER = ("replay.safetensors", "calibration.json", "reference.json")
-"""Beside the vectors, but not of the build: what is replaced during a version's life."""
+"""Files in a version's folder that are not of the build: they are replaced during the version's life."""
 
 _PROBED = 2**24
-"""Bytes that are read to say how long reading all of them will take."""
+"""Bytes that are read to predict how long reading all files will take."""
 
 _A_FILE = 128
-"""About so many bytes a file takes in ``sums.json``."""
+"""Bytes in ``sums.json`` for each file, about."""
 
 
 class FileSums:
-    """Sums all files of the build; needs nothing but them."""
+    """The part ``file_sums``; it is made from the files of the build alone."""
 
     name = NAME
     version = 1
     needs: frozenset[Need] = frozenset()
 
     def cost(self, version: Path) -> PartCost:
-        """From how fast the first megabytes of the largest file are summed."""
+        """Predicts the cost from how fast the first megabytes of the largest file are summed."""
         sizes = {name: (version / name).stat().st_size for name in built_files(version)}
         total, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
         with (version / largest).open("rb") as file:
@@ -53,7 +53,8 @@ class FileSums:
 
     def add(self, version: Path, into: Path, context: PartContext) -> None:
         """Writes ``sums.json``: ``files`` by their path in the version's folder, and ``manifest`` without its parts."""
-        files = {name: file_digest(version / name) for name in _told(built_files(version), SUMMING, context.progress)}
+        names = _reporting(built_files(version), SUMMING, context.progress)
+        files = {name: file_digest(version / name) for name in names}
         write_json(into / SUMS, {"files": files, "manifest": _manifest_digest(version)})
 
 
@@ -68,7 +69,7 @@ def built_files(version: Path) -> list[str]:
 
 
 def verify_files(version: Path, progress: Progress = silent) -> None:
-    """Reads every file of a version that a digest is known of, and compares.
+    """Reads every file of a version whose digest is known, and compares the digests.
 
     A version without the part ``file_sums`` has a digest of its encoder only; its rows have ``content_digest``.
 
@@ -84,7 +85,7 @@ def verify_files(version: Path, progress: Progress = silent) -> None:
     sums = _sums(version, manifest)
     if sums is None:
         return
-    for name in _told(list(sums["files"]), VERIFYING, progress):
+    for name in _reporting(list(sums["files"]), VERIFYING, progress):
         verify_folder(version, {name: sums["files"][name]})
     strangers = [name for name in built_files(version) if name not in sums["files"]]
     if strangers:
@@ -102,7 +103,7 @@ def verify_files(version: Path, progress: Progress = silent) -> None:
 
 
 def _sums(version: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """What ``sums.json`` says, in the form that this code knows; None where there is none."""
+    """The content of ``sums.json``; None where there is none in the form that this code knows."""
     part = manifest.parts.get(NAME)
     if part is None or part.version != FileSums.version:
         return None
@@ -112,11 +113,12 @@ def _sums(version: Path, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def _manifest_digest(version: Path) -> str:
-    """Of the manifest as it lies there, but for its parts, which are added later."""
+    """Digest of the manifest as it is on disk, without its parts, which are added later."""
     return json_digest({name: value for name, value in read_json(version / MANIFEST).items() if name != "parts"})
 
 
-def _told(names: Sequence[str], stage: str, progress: Progress) -> Iterator[str]:
+def _reporting(names: Sequence[str], stage: str, progress: Progress) -> Iterator[str]:
+    """The names, with progress reported before each."""
     for number, name in enumerate(names):
         progress(stage, number, len(names), name)
         yield name

@@ -243,7 +243,7 @@ class InfluenceIndex:
         return predict_build(model, task, train, settings or IndexSettings(), provenance)
 
     def verify(self, progress: Progress = silent) -> None:
-        """Reads every file and row again and compares digests, while ``progress`` is told of every file.
+        """Reads every file and row again and compares their digests; ``progress`` is called after every file.
 
         Raises:
             DigestMismatchError: a file or a row has changed since the index was built.
@@ -286,12 +286,12 @@ class InfluenceIndex:
         self.calibration = Calibration.load(self.folder / CALIBRATION, self.about_calibration())
 
     def save_calibration(self, found: Calibration) -> None:
-        """Keeps what a check found beside the vectors, and takes it up."""
+        """Stores a calibration in the version's folder, and uses it from now on."""
         replace_part(self.folder, "calibration", CALIBRATION, found.save)
         self.calibration = found
 
     def save_basis(self, found: ReplayBasis) -> None:
-        """Keeps a replay basis beside the vectors, and takes it up."""
+        """Stores a replay basis in the version's folder, and uses it from now on."""
         replace_part(self.folder, "replay_basis", BASIS, lambda path: found.save(path, self.about_basis()))
         self.reload_basis()
 
@@ -330,7 +330,7 @@ class InfluenceIndex:
         """Refuses a task other than the one that the index was built with.
 
         Raises:
-            DigestMismatchError: what describes the tasks differs.
+            DigestMismatchError: the descriptions of the tasks differ.
         """
         if not matches_task(task, self.manifest.task):
             raise DigestMismatchError(

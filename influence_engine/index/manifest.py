@@ -1,7 +1,8 @@
-"""The index's manifest: what it was built from, how, and the digests that prove it.
+"""The index's manifest: what the index was built from, how, and the digests that prove it.
 
-``format_version`` is raised only by what older code would read wrongly. Everything else that comes later is optional:
-an entry or a part that this code does not know is kept and never a reason to refuse. The code's version is provenance.
+``format_version`` is raised only for changes that older code would read wrongly. Every other addition is optional: an
+entry or a part that this code does not know is preserved, and never a reason to refuse. The code's version is
+provenance.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from influence_engine.index.settings import ApproximationName
 MANIFEST = "manifest.json"
 
 FORMAT_VERSION = 3
-"""Until 0.1.0 it stood under the key ``format``; versions 1 and 2 were of development and hold other vectors."""
+"""Format of the manifests that this code writes. Until 0.1.0 the key was ``format``; versions 1 and 2 were never
+released and hold other vectors."""
 
 OLDEST_FORMAT_VERSION = 3
 
@@ -52,7 +54,7 @@ class PartEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What stands in ``manifest.json`` beside the index's files.
+    """The content of ``manifest.json`` in a version's folder.
 
     Attributes:
         build_digest: Over everything that determines the index: model, base, tokenizer, data, task, settings, code.

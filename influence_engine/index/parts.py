@@ -1,12 +1,12 @@
 """Optional parts of an index version: written by a build, or added to an older version without building it again.
 
-A part lies in ``parts/NAME-VERSION/`` of the version's folder and is listed in the manifest, with the SHA-256 of its
-files. It is written aside, renamed, and then listed, so that a version has a part or has it not, whenever the work is
-killed. The version keeps its name, its vectors and its digests: whatever serves it goes on undisturbed, and takes the
-part up when it opens the version the next time.
+A part is stored in ``parts/NAME-VERSION/`` of the version's folder and listed in the manifest, with the SHA-256 of its
+files. A part is written to a temporary folder, renamed, and then listed, so that a version has either all or nothing of
+a part, whenever the work is killed. The version's name, vectors and digests stay the same: a service that has the
+version open goes on undisturbed, and reads the part when it opens the version the next time.
 
-What is replaced during a version's life (the replay basis, the calibration) stays where it always was, beside the
-vectors, and is listed as a part of that name.
+Files that are replaced during a version's life (the replay basis, the calibration) stay beside the vectors, and are
+listed as parts of that name.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from influence_engine.training.identity import versions
 PARTS = "parts"
 
 Need = Literal["model", "task", "examples"]
-"""What a part may need that is not in the version's folder: fields of ``PartContext``."""
+"""Inputs that a part may need beside the version's files: fields of ``PartContext``."""
 
 
 @dataclass(frozen=True)
 class PartContext:
-    """What a version's files do not hold; only what a part ``needs`` is there.
+    """Inputs of a part beside the version's files; only those that a part ``needs`` have to be given.
 
     Attributes:
         model: The fine-tuned model of the index.
-        task: Its task.
+        task: The model's task.
         examples: The training examples.
-        progress: Told how far the work is.
+        progress: Called as the work goes on.
     """
 
     model: nn.Module | None = None
@@ -54,12 +54,12 @@ class PartContext:
 
 @dataclass(frozen=True)
 class PartCost:
-    """What adding a part will take, said before it begins.
+    """The predicted cost of adding a part.
 
     Attributes:
-        seconds: About.
-        read_bytes: Of the version's files.
-        disk_bytes: Of the part.
+        seconds: Time, about.
+        read_bytes: Bytes of the version's files that are read.
+        disk_bytes: Bytes of the part on disk.
     """
 
     seconds: float
@@ -71,9 +71,9 @@ class IndexPart(Protocol):
     """A part that this code can add to an existing version.
 
     Attributes:
-        name: In the manifest.
-        version: Of its format; an older one is replaced, a newer one left alone.
-        needs: What ``PartContext`` has to hold.
+        name: Name of the part in the manifest.
+        version: Version of the part's format; a part of an older format is replaced, one of a newer format left alone.
+        needs: Fields of ``PartContext`` that have to be given.
     """
 
     @property
@@ -86,7 +86,7 @@ class IndexPart(Protocol):
     def needs(self) -> frozenset[Need]: ...
 
     def cost(self, version: Path) -> PartCost:
-        """What adding it to the version in this folder will take."""
+        """The predicted cost of adding the part to the version in this folder."""
 
     def add(self, version: Path, into: Path, context: PartContext) -> None:
         """Writes the part's files into the empty folder ``into``; nothing else in the version may change."""
@@ -140,7 +140,7 @@ def replace_part(version: Path, name: str, file: str, write: Callable[[Path], No
 
 
 def _list(version: Path, name: str, entry: PartEntry | None) -> None:
-    # As it lies there, not as this code reads it: whatever else is in the manifest stays as it was written.
+    # The raw JSON, not what this code reads of it: unknown entries of the manifest stay as they were written.
     manifest = read_json(version / MANIFEST)
     before = manifest.get("parts", {})
     parts = {other: found for other, found in before.items() if other != name}

@@ -1,4 +1,4 @@
-"""Gives an index that older code built the parts that came later, without training or indexing again."""
+"""Adds later parts to an index that older code built, without training or indexing again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from influence_engine.index.manifest import MANIFEST, Manifest
 from influence_engine.index.parts import IndexPart, Need, PartContext, PartCost, add_parts, missing_parts
 
 GetContext = Callable[[frozenset[Need], Path], PartContext]
-"""Loads what parts need, for the version in a folder; called only where a part is missing."""
+"""Loads the inputs that parts need for the version in a folder; called only where a part is missing."""
 
 
 def plan_upgrade(
     path: str | os.PathLike[str], parts: Sequence[IndexPart] = KNOWN_PARTS
 ) -> list[tuple[IndexPart, PartCost]]:
-    """The parts that the current version of an index lacks, each with what adding it will take.
+    """The parts that the current version of an index lacks, each with the predicted cost of adding it.
 
     Raises:
         IndexFormatError: there is no index, or not of a format known here.
@@ -30,12 +30,12 @@ def plan_upgrade(
 def upgrade(
     path: str | os.PathLike[str], context: GetContext, parts: Sequence[IndexPart] = KNOWN_PARTS
 ) -> tuple[Path, list[str]]:
-    """Adds what the current version of an index lacks.
+    """Adds the parts that the current version of an index lacks.
 
     Args:
-        path: The index.
-        context: Gives the parts what they need.
-        parts: What is to be there afterwards.
+        path: Folder of the index.
+        context: Loads the inputs that the parts need.
+        parts: The parts that the version is to have.
 
     Returns:
         The version's folder and the names of the parts added, none where all were there.

@@ -2,6 +2,7 @@
 
 * ``pipeline``: the order of things: check the resources, run the stages, write the table and the manifest, publish
 * ``context``: the objects that every stage needs, and the options that a caller may leave out
+* ``build_digest``: the digest by which a version is named and found again
 * ``stages``: layer bases, eigenbasis, loss gradients, sensitivities: each stage on disk before the next one begins
 * ``write_table``: rotates the vectors into the GGN's eigenvectors, and writes them with the examples
 * ``approximation``: which approximation an index is of: unrolled steps, segments, or the final weights

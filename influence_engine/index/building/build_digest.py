@@ -1,7 +1,7 @@
 """The digest of all that an index's vectors depend on, by which a version is named and found again.
 
-It has to come out the same for the same build for as long as there are indexes: whatever is renamed, added or released
-later must not change it. So nothing here is taken from names or versions of the code.
+The digest has to come out the same for the same build for as long as there are indexes: whatever is renamed, added or
+released later must not change the digest. So nothing here is taken from names or versions of the code.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from influence_engine.index.settings import IndexSettings
 from influence_engine.tasks import describe_task, described_by_name, digest_by_name
 
 FORMULA = 3
-"""Raised whenever the same inputs come to give other vectors: what an older formula built is then built again."""
+"""Raised whenever the same inputs come to give other vectors: versions by an older formula are then built again."""
 
 _AS_IN_0_1_0 = {"format": 3, "code": "0.1.0"}
-"""Until 0.1.0 the versions of the manifest's format and of the code decided here too. They are provenance now; what
-they were then stays, so that every index of that time is still found."""
+"""Until 0.1.0 the digest covered the versions of the manifest's format and of the code, which are provenance now. Their
+values of that time stay in the digest, so that every index of that time is still found."""
 
 _SETTINGS_IN_0_1_0 = (
     "dimensions",
@@ -39,8 +39,8 @@ _SETTINGS_IN_0_1_0 = (
     "curvature_draws",
     "seed",
 )
-"""Settings that are always in the digest; one that came later is only where it is not at its default, which has to be
-what was done before there was such a setting."""
+"""Settings that are always in the digest. A later setting is in the digest only where it is not at its default, and its
+default has to mean the behaviour before the setting existed."""
 
 _STEP_TENSORS = (
     "examples",
@@ -56,7 +56,7 @@ _STEP_TENSORS = (
     "coupled_late",
     "coupled_along",
 )
-"""What a linearised step consisted of in 0.1.0, under the names of then; changes are for ``FORMULA`` to say."""
+"""Names of a linearised step's tensors in 0.1.0; a change of the tensors raises ``FORMULA``."""
 
 
 def build_digests(
@@ -65,8 +65,8 @@ def build_digests(
     """SHA-256 over model, base, processor, data and task, the record of the training, and the settings.
 
     Returns:
-        Today's, and the one under which 0.1.0 built the same for a task without ``describe``, or whose inputs are more
-        than their fields say: it knew the first by its class's name alone, and of the second the fields.
+        The present digest; and, where it differs, the one under which 0.1.0 built the same index. 0.1.0 identified a
+        task without ``describe`` by the name of its class alone, and inputs by their fields alone.
     """
     task = passes.task
     found = [_digest(passes, settings, provenance, approximation, task_is=describe_task(task))]
@@ -103,7 +103,7 @@ def _digest(
 
 
 def digested_settings(settings: IndexSettings) -> dict[str, Any]:
-    """The settings that say which vectors are built, without those that came later and are at their defaults."""
+    """The settings that the vectors depend on, without later ones that are at their defaults."""
     default = type(settings)().model_dump(mode="json")
     found = settings.model_dump(mode="json")
     return {name: value for name, value in found.items() if name in _SETTINGS_IN_0_1_0 or value != default[name]}

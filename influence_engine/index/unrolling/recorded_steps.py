@@ -60,7 +60,7 @@ class RecordedSteps:
             some = [load_file(path)["vectors"][:: len(gradients)] for path in gradients]
             directions = leading_directions(torch.cat(some), width).to(self.passes.device)
         intervals = self._lineariser.linearise(coordinates, basis, directions)
-        releases = sensitivity_of(self.run.optimizer, {}).impulse_responses(self.run.learning_rates)
+        responses = sensitivity_of(self.run.optimizer, {}).impulse_responses(self.run.learning_rates)
         decays = self._lineariser.decays()
         paths = []
         for start in range(0, len(self.examples), SENSITIVITY_SHARD):
@@ -68,7 +68,7 @@ class RecordedSteps:
             wanted = [sensitivity_path(self.folder, first) for first in block[::SHARD]]
             paths += wanted
             if not all(path.exists() for path in wanted):
-                found = ParameterSensitivity(block, basis.shape[1], releases, decays, self.passes.device)
+                found = ParameterSensitivity(block, basis.shape[1], responses, decays, self.passes.device)
                 for number, path in enumerate(intervals):
                     found.advance(read_steps(path))
                     done = start + len(block) * (number + 1) // len(intervals)

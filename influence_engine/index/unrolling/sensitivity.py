@@ -8,7 +8,7 @@
 
 with the step's pulled-back rows ``r_j``, their curvatures ``h_j`` and their loss coefficients ``s_j``
 (``linearization``), less what clipping takes from ``dg_i``. ``E`` and ``L`` say how far a change of the gradient
-displaces the final weights, and arrive over the later steps as the optimiser releases them (``training.sensitivity``).
+displaces the final weights, spread over the later steps by the optimiser's moments (``training.sensitivity``).
 LoRA adapters add their cross terms (``lora_cross_terms``), rows without an example the residual Hessian
 (``residual_hessian``).
 
@@ -35,7 +35,7 @@ class ParameterSensitivity:
     Args:
         block: Positions of the block's examples.
         dimensions: ``k``.
-        releases: When the displacements through ``E`` and (for Adam) through ``L`` arrive.
+        responses: How displacements through ``E`` and (for Adam) through ``L`` are spread over the later steps.
         decays: ``[T]``, the share of the weights that each step's weight decay leaves.
         device: Where to compute.
 
@@ -47,7 +47,7 @@ class ParameterSensitivity:
         self,
         block: range,
         dimensions: int,
-        releases: tuple[ImpulseResponse, ImpulseResponse | None],
+        responses: tuple[ImpulseResponse, ImpulseResponse | None],
         decays: Tensor,
         device: torch.device,
     ) -> None:
@@ -55,7 +55,7 @@ class ParameterSensitivity:
         self._first = block.start
         self._decays = decays
         self._done = 0
-        self._pending = [_PendingDisplacement(each, torch.zeros_like(self.values)) for each in releases if each]
+        self._pending = [_PendingDisplacement(each, torch.zeros_like(self.values)) for each in responses if each]
 
     def advance(self, steps: Iterable[LinearisedStep]) -> None:
         """Goes through the steps that come next."""
@@ -90,12 +90,12 @@ class _PendingDisplacement:
     """Displacements of the final weights through one of the optimiser's moments, which arrive step by step.
 
     Args:
-        release: When they arrive.
+        response: How they are spread over the steps.
         pending: ``[n, k]``, zeros: what has not arrived yet.
     """
 
-    def __init__(self, release: ImpulseResponse, pending: Tensor) -> None:
-        self._rates, self._totals, self._decay = release.rates.tolist(), release.totals().tolist(), release.decay
+    def __init__(self, response: ImpulseResponse, pending: Tensor) -> None:
+        self._rates, self._totals, self._decay = response.rates.tolist(), response.totals().tolist(), response.decay
         self._pending = pending
 
     def add(self, coefficients: Tensor, rows: Tensor, step: int) -> None:
