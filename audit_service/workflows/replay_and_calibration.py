@@ -28,8 +28,8 @@ def plan_directions(workspace: Workspace, width: int) -> ReplayPlan:
     return plan_replay(workspace.run, workspace.task, workspace.train, width)
 
 
-def replay_directions(workspace: Workspace, width: int, kept: FrozenCache | None = None) -> None:
-    """Gives the index a replay basis of ``width`` directions; ``kept`` is of this run, for the check that follows.
+def replay_directions(workspace: Workspace, width: int, cache: FrozenCache | None = None) -> None:
+    """Gives the index a replay basis of ``width`` directions; ``cache`` is of this run, for the check that follows.
 
     Raises:
         RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
@@ -43,10 +43,12 @@ def replay_directions(workspace: Workspace, width: int, kept: FrozenCache | None
             field="data.validation",
         )
     attributor = workspace.attributor
-    build_basis(run, attributor, workspace.train, for_directions, width, kept=kept, progress=workspace.progress)
+    build_basis(
+        run, attributor, workspace.train, for_directions, width, frozen_cache=cache, progress=workspace.progress
+    )
 
 
-def check_against_retraining(workspace: Workspace, kept: FrozenCache | None = None) -> Calibration:
+def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = None) -> Calibration:
     """Trains again without some examples, and gives the index's answers the intervals that follow.
 
     What was found for this index before is not found again.
@@ -70,7 +72,7 @@ def check_against_retraining(workspace: Workspace, kept: FrozenCache | None = No
             field="data.validation",
         )
     cache = config.index_folder / "retrainings"
-    retraining = Retraining(run, task, workspace.train, queries, cache, kept=kept, progress=workspace.progress)
+    retraining = Retraining(run, task, workspace.train, queries, cache, frozen_cache=cache, progress=workspace.progress)
     return check_index(workspace.attributor, retraining)
 
 

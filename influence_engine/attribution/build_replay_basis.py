@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.errors import DigestMismatchError, SettingsError
 from influence_engine.index.replay_basis import FEWEST_DIRECTIONS, ReplayBasis, choose_directions, fit_basis
+from influence_engine.options import with_defaults
 from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
 from influence_engine.tasks import Example, batches_of_like_size
@@ -23,6 +25,25 @@ DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
 _BATCH = 32
 
 
+class BasisOptions(TypedDict, total=False):
+    """How directions are replayed.
+
+    Attributes:
+        keep_in: A folder for unfinished replays; by default beside the index's versions.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        frozen_cache: Outputs of frozen layers, shared by all executions of the run on one device.
+        progress: Called after every step.
+    """
+
+    keep_in: str | os.PathLike[str] | None
+    into: nn.Module | None
+    frozen_cache: FrozenCache | None
+    progress: Progress
+
+
+BASIS_DEFAULTS: BasisOptions = {"keep_in": None, "into": None, "frozen_cache": None, "progress": silent}
+
+
 def build_basis(
     run: Run,
     attributor: Attributor,
@@ -30,11 +51,8 @@ def build_basis(
     held_out: Sequence[Example],
     width: int,
     *,
-    keep_in: str | os.PathLike[str] | None = None,
     at_once: int = 1,
-    into: nn.Module | None = None,
-    kept: FrozenCache | None = None,
-    progress: Progress = silent,
+    **options: Unpack[BasisOptions],
 ) -> ReplayBasis:
     """Replays ``width`` directions of the attributor's index and keeps them there, for its ``replayed`` tier.
 
@@ -44,17 +62,15 @@ def build_basis(
         train: The run's training examples.
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
-        keep_in: Where an unfinished replay is kept; beside the index if left out.
         at_once: Directions in one backward pass; more take more memory.
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        kept: Outputs of frozen layers, shared by all executions of the run on one device.
-        progress: Told of every step.
+        options: ``keep_in``, ``into``, ``frozen_cache`` and ``progress`` of ``BasisOptions``.
 
     Raises:
         DigestMismatchError: the index is not of this run.
         SettingsError: too few directions, or more than the held-out inputs span.
         RecordError: the run cannot be replayed.
     """
+    chosen = with_defaults(build_basis, BASIS_DEFAULTS, options, renamed={"kept": "frozen_cache"})
     if width < FEWEST_DIRECTIONS:
         raise SettingsError(
             f"{width} directions are too few to call an answer replayed; ask for at least {FEWEST_DIRECTIONS}",
@@ -73,12 +89,12 @@ def build_basis(
         attributor.task,
         train,
         directions,
-        keep_in=keep_in or index.folder.parent.parent / "replays",
+        keep_in=chosen["keep_in"] or index.folder.parent.parent / "replays",
         at_once=at_once,
-        into=into,
+        into=chosen["into"],
         device=str(attributor.device),
-        frozen_cache=kept,
-        progress=progress,
+        frozen_cache=chosen["frozen_cache"],
+        progress=chosen["progress"],
     )
     basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
     index.save_basis(basis)

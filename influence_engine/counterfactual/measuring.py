@@ -7,21 +7,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from influence_engine.counterfactual.changes import Change
 from influence_engine.counterfactual.queries import Queries, probability
+from influence_engine.options import with_defaults
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Target, Task, projection_of
 from influence_engine.training import Run, reexecute
 from influence_engine.training.step import put_parameters
 
-KEPT = 16
-"""Retrained parameters that a folder keeps, the latest used ones; each takes as much room as the trained weights."""
+CACHED = 16
+"""Retrained parameters that a folder caches, the latest used ones; each takes the disk of the trained weights."""
 
 CONTROL = "control: the recorded steps as they are"
 CHANGED = "training with the change"
@@ -90,6 +91,25 @@ class Measured:
         return asdict(self)
 
 
+class MeasuringOptions(TypedDict, total=False):
+    """Where and on what a change is measured.
+
+    Attributes:
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        device: Where to train; ``"auto"``, the default, is the GPU if there is one.
+        save_every_s: Seconds of work that an interruption may cost.
+        progress: Called after every step.
+    """
+
+    into: nn.Module | None
+    device: str
+    save_every_s: float
+    progress: Progress
+
+
+MEASURING_DEFAULTS: MeasuringOptions = {"into": None, "device": "auto", "save_every_s": 20.0, "progress": silent}
+
+
 def measure(
     run: Run,
     task: Task,
@@ -97,12 +117,9 @@ def measure(
     queries: Sequence[Example],
     change: Change,
     *,
-    predicted: Mapping[str, Tensor] | None = None,
     keep_in: str | os.PathLike[str],
-    into: nn.Module | None = None,
-    device: str = "auto",
-    save_every_s: float = 20.0,
-    progress: Progress = silent,
+    predicted: Mapping[str, Tensor] | None = None,
+    **options: Unpack[MeasuringOptions],
 ) -> Measured:
     """Executes the recorded steps with and without the change, and measures the queries on both models.
 
@@ -111,16 +128,13 @@ def measure(
 
     Args:
         run: A run that can be replayed.
-        task: The one it was trained with.
-        train: The examples it was trained on, in any order.
+        task: The task that the run was trained with.
+        train: The examples that the run was trained on, in any order.
         queries: What is measured; each names its target, or is measured on what the recorded model predicts.
         change: Of the training data.
+        keep_in: A folder for retrained parameters: an interrupted training goes on, a finished one is not done again.
         predicted: By tier, the predicted changes, ``[Q]``.
-        keep_in: A folder for retrained parameters: an interrupted one goes on, a finished one is not done again.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where to train.
-        save_every_s: Seconds of work that an interruption may cost.
-        progress: Told of every step.
+        options: ``into``, ``device``, ``save_every_s`` (20 s) and ``progress`` of ``MeasuringOptions``.
 
     Raises:
         RecordError: the run cannot be replayed; the message says why.
@@ -128,8 +142,9 @@ def measure(
         DataError: a changed example is not in the training data.
     """
     run.require_replayable()
-    trainer = _Trainer(run, task, train, into, device, Path(keep_in), save_every_s, progress)
-    model = run.load_model(into).to(choose_device(device))
+    chosen = with_defaults(measure, MEASURING_DEFAULTS, options)
+    trainer = _Retrainer(run, task, train, Path(keep_in), chosen)
+    model = run.load_model(chosen["into"]).to(choose_device(chosen["device"]))
     asked = Queries(model, task, queries)
     recorded, _ = asked.measured(model)
     begun = time.monotonic()
@@ -157,27 +172,18 @@ def measure(
     )
 
 
-class _Trainer:
-    def __init__(
-        self,
-        run: Run,
-        task: Task,
-        train: Sequence[Example],
-        into: nn.Module | None,
-        device: str,
-        folder: Path,
-        save_every_s: float,
-        progress: Progress,
-    ) -> None:
-        self.run, self.task, self.train, self.into, self.device = run, task, train, into, device
-        self.folder, self.save_every_s, self.progress = folder, save_every_s, progress
+class _Retrainer:
+    """Executes the recorded steps with a change of the data, or without, and caches the parameters on disk."""
+
+    def __init__(self, run: Run, task: Task, train: Sequence[Example], folder: Path, options: MeasuringOptions) -> None:
+        self.run, self.task, self.train, self.folder, self.options = run, task, train, folder, options
 
     def parameters(self, change: Change | None) -> dict[str, Tensor]:
         """The trained parameters with a change, or without."""
-        named = CONTROL if change is None else CHANGED
+        named, progress = CONTROL if change is None else CHANGED, self.options["progress"]
 
-        def told(stage: str, done: int, total: int, note: str = "") -> None:
-            self.progress(named, done, total, note)
+        def report(stage: str, done: int, total: int, note: str = "") -> None:
+            progress(named, done, total, note)
 
         removed = dict.fromkeys(change.removed, 0.0) if change is not None else {}
         return reexecute(
@@ -186,18 +192,18 @@ class _Trainer:
             self.train,
             weights={**self.run.weights, **removed},
             replaced=change.replaced if change is not None else None,
-            into=self.into,
-            device=self.device,
-            # Rounding differs with the number of threads: what they made is not taken for each other.
+            into=self.options["into"],
+            device=self.options["device"],
+            # Rounding differs with the number of threads, so each number has a cache of its own.
             keep_in=self.folder / f"threads-{torch.get_num_threads()}",
-            save_every_s=self.save_every_s,
-            progress=told,
+            save_every_s=self.options["save_every_s"],
+            progress=report,
         )
 
     def tidy(self) -> None:
-        """Deletes what has not been used for longest, beyond ``KEPT``."""
+        """Deletes what has not been used for longest, beyond ``CACHED``."""
         files = sorted(self.folder.rglob("retraining-*.safetensors"), key=lambda path: path.stat().st_mtime)
-        for path in files[:-KEPT]:
+        for path in files[:-CACHED]:
             path.unlink(missing_ok=True)
 
 

@@ -5,10 +5,10 @@ from 0. The derivative of parameters and optimiser state with respect to this is
 differentiation) from the first step to the last, through clipping and the optimiser: one pass for all queries and all
 changed examples, where reverse differentiation takes one for each query.
 
-The derivative is averaged over two points of the way from the recorded training to the changed one (Gauss-Legendre:
-what is cubic in the change is predicted, too). At its very beginning, the derivative of another text is no prediction
-at all where embeddings are trained: the first gradient that Adam ever sees of a word moves its embedding by a whole
-learning rate, however small it is. Half way of another label, the gradients of a word that only this example has
+The derivative is averaged over two points of the linear path from the recorded example weights to the changed ones
+(Gauss-Legendre: what is cubic in the change is predicted, too). At its very beginning, the derivative of another text
+is no prediction at all where embeddings are trained: the first gradient that Adam ever sees of a word moves its embedding by a whole
+learning rate, however small it is. Halfway to another label, the gradients of a word that only this example has
 cancel. Between the nodes such jumps are passed over: where they matter, the prediction is too small.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from influence_engine.counterfactual.changes import Change
 from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import RecordError
 from influence_engine.gradients.forward_mode import derivative_along, forward
-from influence_engine.progress import Progress, silent
+from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Batch, Example, Task
 from influence_engine.training import Run, in_recorded_order
@@ -33,6 +33,7 @@ from influence_engine.training.clipping import clipped
 from influence_engine.training.execution import collate_step, weights_by_row
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.reexecution import with_replacements
+from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import (
     Objective,
@@ -45,7 +46,7 @@ from influence_engine.training.step import (
 STAGE = "differentiating along the recorded steps"
 
 NODES = (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5)
-"""Where on the way the derivative is taken: the nodes of Gauss and Legendre, which weigh alike."""
+"""Where on the linear path the derivative is taken: the two Gauss-Legendre nodes, whose weights are equal."""
 
 
 def first_order(
@@ -56,9 +57,7 @@ def first_order(
     change: Change,
     *,
     at: Sequence[float] = NODES,
-    into: nn.Module | None = None,
-    device: str = "auto",
-    progress: Progress = silent,
+    **options: Unpack[RetrainingOptions],
 ) -> Tensor:
     """Derivative of the measurements along the change, ``[Q]`` in double precision: a prediction of what it does.
 
@@ -66,15 +65,13 @@ def first_order(
 
     Args:
         run: A run that can be replayed.
-        task: The one it was trained with.
-        train: The examples it was trained on, in any order.
+        task: The task that the run was trained with.
+        train: The examples that the run was trained on, in any order.
         queries: What is measured; each names its target, or is measured on what the model predicts.
         change: Of the training data.
-        at: Where on the way from the recorded training (0) to the changed one (1) derivatives are taken, each in one
-            pass; they are averaged. At 0 alone, for a removal, it is what exact replay gives.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where to execute.
-        progress: Told of every step.
+        at: Where on the linear path from the recorded example weights (0) to the changed ones (1) derivatives are
+            taken, each in one pass; they are averaged. At 0 alone, for a removal, it is what exact replay gives.
+        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
 
     Raises:
         RecordError: the run cannot be replayed, or its model cannot be differentiated in this way; the message says so.
@@ -82,21 +79,23 @@ def first_order(
         DataError: a changed example is not there, or the task refuses what takes its place.
     """
     run.require_replayable()
+    chosen = with_defaults(first_order, RETRAINING_DEFAULTS, options)
+    into, progress = chosen["into"], chosen["progress"]
     examples = in_recorded_order(run, task, train)
     with_replacements(run, task, examples, change.replaced)  # refuses what cannot be trained on
-    model = run.load_base(into).to(choose_device(device))
+    model = run.load_base(into).to(choose_device(chosen["device"]))
     set_dropout(model, run.dropout)
     total = len(at) * len(run.schedule)
     found = []
     try:
         for number, place in enumerate(at):
 
-            def told(done: int, before: int = number * len(run.schedule)) -> None:
+            def report(done: int, before: int = number * len(run.schedule)) -> None:
                 progress(STAGE, before + done, total)
 
             changed = _Changed(run, examples, change, place)
             objective = Objective(model, task, first_position=run.first_position)
-            parameters, tangents = _carried(run, objective, changed, told)
+            parameters, tangents = _carried(run, objective, changed, report)
             measured = run.load_model(into).to(_device(parameters))
             found.append(_measured(measured, task, queries, parameters, tangents))
     except NotImplementedError as error:
@@ -107,7 +106,7 @@ def first_order(
 
 
 def _carried(
-    run: Run, objective: Objective, changed: _Changed, told: Callable[[int], None]
+    run: Run, objective: Objective, changed: _Changed, report: Callable[[int], None]
 ) -> tuple[Parameters, Parameters]:
     """The parameters after the last step, and their derivative."""
     optimizer = run.optimizer
@@ -128,7 +127,7 @@ def _carried(
                 updated, new = optimizer.step(inputs, dual, shortened, step.learning_rate, step.number)
             state, tangents = _unpacked({"parameters": updated, **new})
         parameters = state.pop("parameters")
-        told(step.number)
+        report(step.number)
     return parameters, tangents["parameters"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ from influence_engine.data.selection import place
 from influence_engine.digests import json_digest
 from influence_engine.errors import RecordError, SettingsError
 from influence_engine.files import read_json, write_json
-from influence_engine.progress import Progress, silent
+from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task, confidence_in_own, group_of, predictions_of, predicts_labels
 from influence_engine.training import FinetuneSettings, Run, finetune, in_recorded_order
+from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.validation import BATCH
 
 
@@ -32,13 +34,11 @@ class CrossValidation:
         run: The recorded run: its base and its settings are used.
         task: Its task; it predicts labels.
         train: Its training examples, in any order.
-        cache: A folder; the result of each fold is kept there by a digest of all that it depends on, so that an
+        cache: A folder; the result of each fold is cached there under a digest of all that it depends on, so that an
             interrupted cross-validation goes on with the fold that was interrupted.
         folds: How many; each example is left out of one of as many trainings.
         seed: Of the folds.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where to train.
-        progress: Told of every step of every fold.
+        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
 
     Raises:
         RecordError: the run is of another trainer, which left no settings to train with.
@@ -55,10 +55,9 @@ class CrossValidation:
         *,
         folds: int = 5,
         seed: int = 0,
-        into: nn.Module | None = None,
-        device: str = "auto",
-        progress: Progress = silent,
+        **options: Unpack[RetrainingOptions],
     ) -> None:
+        chosen = with_defaults(CrossValidation, RETRAINING_DEFAULTS, options)
         if run.settings is None:
             raise RecordError(
                 f"the run in {run.folder} was recorded by {run.manifest['recorded_by']}, which leaves no settings to "
@@ -79,14 +78,14 @@ class CrossValidation:
         self.run = run
         self.task: Task = task
         self.cache = Path(cache)
-        self.device = choose_device(device)
-        self.progress = progress
+        self.device = choose_device(chosen["device"])
+        self.progress = chosen["progress"]
         self.examples = in_recorded_order(run, task, train)
         self.left_out = _stratified(
             [(str(each["example_id"]), group_of(task, each) or "") for each in train], folds, seed
         )
         self._settings: FinetuneSettings = run.settings
-        self._into = into
+        self._into = chosen["into"]
         self._base: nn.Module | None = None
 
     @property
@@ -104,7 +103,7 @@ class CrossValidation:
         for fold in range(len(self.left_out)):
             path = self._path(fold)
             if path.exists():
-                self.progress(self._stage(fold), 1, 1, "kept from before")
+                self.progress(self._stage(fold), 1, 1, "done before")
             else:
                 write_json(path, self._confidence(fold))
             found.update(self._read(path, fold))
@@ -121,20 +120,20 @@ class CrossValidation:
         return self.cache / f"{json_digest(identity)}.json"
 
     def _read(self, path: Path, fold: int) -> dict[str, float]:
-        kept = read_json(path)
-        if not isinstance(kept, dict) or sorted(kept) != self.left_out[fold]:
+        cached = read_json(path)
+        if not isinstance(cached, dict) or sorted(cached) != self.left_out[fold]:
             raise RecordError(
                 f"{path} does not hold the confidences of fold {fold + 1}; delete it, and the fold is trained again",
                 field=str(path),
             )
-        return kept
+        return cached
 
     def _confidence(self, fold: int) -> dict[str, float]:
         absent = set(self.left_out[fold])
         remaining = [example for example in self.examples if example["example_id"] not in absent]
         asked = [example for example in self.examples if example["example_id"] in absent]
 
-        def told(stage: str, done: int, total: int, note: str = "") -> None:
+        def report(stage: str, done: int, total: int, note: str = "") -> None:
             self.progress(self._stage(fold), done, total, note)
 
         if self._base is None:
@@ -146,7 +145,7 @@ class CrossValidation:
             settings=self._settings,
             weights={key: weight for key, weight in self.run.weights.items() if key not in absent},
             device=str(self.device),
-            progress=told,
+            progress=report,
         ).model
         return self._probabilities(model, asked)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from influence_engine.evaluation.finding import Figure, area_under_curve, averag
 from influence_engine.evaluation.folds import CrossValidation
 from influence_engine.evaluation.suspects import Measure, Suspect, rank_suspects
 from influence_engine.index import IndexSettings, InfluenceIndex
+from influence_engine.options import with_defaults
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, Task, target_name
 from influence_engine.training import FinetuneSettings, finetune
@@ -80,47 +81,69 @@ def with_wrong_labels(
     return changed, {str(train[row]["example_id"]) for row in chosen}
 
 
+class PlantingOptions(TypedDict, total=False):
+    """What is planted, and how the model is trained and indexed.
+
+    Attributes:
+        share: Of the labels that are changed; 0.1 by default.
+        finetuning: How to fine-tune.
+        indexing: How to index.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        folds: Trainings of a cross-validation, whose ``out_of_sample_confidence`` then is one more ranking; 0 for none.
+        seed: Chooses the examples and their new labels.
+        progress: Called with every stage and how far it is.
+    """
+
+    share: float
+    finetuning: FinetuneSettings | None
+    indexing: IndexSettings | None
+    into: nn.Module | None
+    folds: int
+    seed: int
+    progress: Progress
+
+
+PLANTING_DEFAULTS: PlantingOptions = {
+    "share": 0.1,
+    "finetuning": None,
+    "indexing": None,
+    "into": None,
+    "folds": 0,
+    "seed": 0,
+    "progress": silent,
+}
+
+
 def find_planted_errors(
     task: Task,
     base: str | os.PathLike[str] | nn.Module,
     train: Sequence[Example],
     held_out: Sequence[Example],
     folder: str | os.PathLike[str],
-    *,
-    share: float = 0.1,
-    finetuning: FinetuneSettings | None = None,
-    indexing: IndexSettings | None = None,
-    into: nn.Module | None = None,
-    folds: int = 0,
-    seed: int = 0,
-    progress: Progress = silent,
+    **options: Unpack[PlantingOptions],
 ) -> PlantedErrors:
     """Plants label errors, fine-tunes and indexes with them, and counts how many the rankings find.
 
     Args:
-        task: Whose examples have one label each, in the field that its attribute ``label`` names.
+        task: Whose examples have one label each, in the target field.
         base: As for ``finetune``.
         train: Training examples; they are left as they are.
         held_out: Labelled examples that harm is measured on, with their true labels.
         folder: Keeps run and index, so that an interrupted call goes on.
-        share: Of the labels that are changed.
-        finetuning: How to fine-tune.
-        indexing: How to index.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        folds: Trainings of a cross-validation, whose ``out_of_sample_confidence`` then is one more ranking.
-        seed: Chooses the examples and their new labels.
-        progress: Told of every stage.
+        options: All of ``PlantingOptions``.
 
     Raises:
         DataError: labels are missing, or none can be changed.
         SettingsError: that many folds cannot be made; see ``CrossValidation``.
     """
-    wrong, planted = with_wrong_labels(train, target_name(task), share, seed=seed)
+    chosen = with_defaults(find_planted_errors, PLANTING_DEFAULTS, options)
+    into, folds, seed, progress = chosen["into"], chosen["folds"], chosen["seed"], chosen["progress"]
+    wrong, planted = with_wrong_labels(train, target_name(task), chosen["share"], seed=seed)
     run = finetune(
-        task, base, wrong, settings=finetuning, record_to=Path(folder) / "run", reuse=True, progress=progress
+        task, base, wrong, settings=chosen["finetuning"], record_to=Path(folder) / "run", reuse=True, progress=progress
     )
     index = InfluenceIndex.build_from_run(
-        run, task, wrong, Path(folder) / "index", indexing, into=into, progress=progress
+        run, task, wrong, Path(folder) / "index", chosen["indexing"], into=into, progress=progress
     )
     confidence: dict[str, float] | None = None
     if folds:

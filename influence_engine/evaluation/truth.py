@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from safetensors.torch import load_file
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from influence_engine.digests import json_digest
 from influence_engine.evaluation.removals import Removal
-from influence_engine.progress import Progress, silent
+from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
 from influence_engine.training.frozen_cache import FrozenCache
+from influence_engine.training.retraining_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]
@@ -37,10 +38,8 @@ class Retraining:
         train: Its training examples.
         queries: What is measured; each names its target.
         cache: A folder; each retraining's measurements are kept there by a digest of all that they depend on.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where to train.
-        kept: Outputs of frozen layers, shared with replays of the run on that device.
-        progress: Told after every retraining.
+        options: ``into``, ``device``, ``frozen_cache`` (shared with replays of the run) and ``progress`` of
+            ``RetrainingOptions``.
     """
 
     def __init__(
@@ -50,21 +49,18 @@ class Retraining:
         train: Sequence[Example],
         queries: Sequence[Example],
         cache: str | os.PathLike[str],
-        *,
-        into: nn.Module | None = None,
-        device: str = "auto",
-        kept: FrozenCache | None = None,
-        progress: Progress = silent,
+        **options: Unpack[RetrainingOptions],
     ) -> None:
+        chosen = with_defaults(Retraining, RETRAINING_DEFAULTS, options, renamed=RENAMED)
         self.run = run
         self.task = task
         self.train = train
         self.queries = queries
         self.cache = Path(cache)
-        self.device = choose_device(device)
-        self.progress = progress
-        self._into = into
-        self._kept = kept or FrozenCache()
+        self.device = choose_device(chosen["device"])
+        self.progress = chosen["progress"]
+        self._into = chosen["into"]
+        self._frozen_cache = chosen["frozen_cache"] or FrozenCache()
         self._identity = {
             "files": run.manifest["files"],
             "queries": json_digest([dict(query) for query in queries]),
@@ -113,7 +109,7 @@ class Retraining:
                 weights=weights,
                 into=self._into,
                 device=str(self.device),
-                frozen_cache=self._kept,
+                frozen_cache=self._frozen_cache,
             )
             model = self.run.load_model(self._into)
             put_parameters(model, parameters)

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("audit_service", "influence_engine")
 LONGEST_MODULE = 400
+MOST_PARAMETERS = 7
 
 
 def run(*command: str) -> None:
@@ -70,3 +71,21 @@ def test_every_module_says_in_one_line_what_it_is_for() -> None:
     ]
 
     assert silent == []
+
+
+def test_no_function_of_the_library_has_more_parameters_than_the_house_allows() -> None:
+    """``self`` and ``cls`` aside; what click calls has an argument for every option."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_a_click_command(node):
+                    names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                    count = len(names) - (names[:1] in (["self"], ["cls"]))
+                    if count > MOST_PARAMETERS:
+                        found[f"{path.relative_to(ROOT)}: {node.name}"] = count
+    assert found == {}
+
+
+def _is_a_click_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("click." in ast.unparse(one) or ".command" in ast.unparse(one) for one in node.decorator_list)
