@@ -41,7 +41,7 @@ from audit_service.schemas import (
     StatusRequest,
 )
 from audit_service.serving.audit import Audit
-from audit_service.serving.audited import AuditedMethod
+from audit_service.serving.audited_method import AuditedMethod
 from audit_service.serving.error_responses import error_response, validation_body
 from audit_service.serving.feedback import take_feedback
 from audit_service.serving.middleware import MiddlewareMixin

@@ -71,8 +71,10 @@ def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = N
             f"and {len(queries)} of one in {CHECKED_EVERY} are; name more in data.validation",
             field="data.validation",
         )
-    cache = config.index_folder / "retrainings"
-    retraining = Retraining(run, task, workspace.train, queries, cache, frozen_cache=cache, progress=workspace.progress)
+    folder = config.index_folder / "retrainings"
+    retraining = Retraining(
+        run, task, workspace.train, queries, folder, frozen_cache=cache, progress=workspace.progress
+    )
     return check_index(workspace.attributor, retraining)
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from audit_service import AuditMixin, audited
-from audit_service.serving.audited import AuditedMethod
+from audit_service.serving.audited_method import AuditedMethod
 from audit_service.serving.method_fields import argument_names, fields_of, find_inputs
 from audit_service.serving.request_context import RequestContext
 from influence_engine.errors import InputError
