@@ -29,9 +29,10 @@ class Wording:
     def of(cls, task: object) -> Wording:
         """The words for a task."""
         # Imported here, not above: it imports torch, which `--help` does not wait for.
-        from influence_engine.tasks import editable_field, measurement_unit
+        from influence_engine.tasks import fields_of, input_fields, measurement_unit
 
-        if editable_field(task) is not None:
+        inputs = input_fields(fields_of(task))
+        if len(inputs) == 1 and inputs[0].readable:
             return cls(unit=measurement_unit(task))
         return cls("input", "training example", measurement_unit(task))
 

@@ -103,8 +103,13 @@ def _served_predictions(workspace: Workspace, examples: Sequence[Any]) -> Predic
 
 
 def _columns(config: AuditConfig, attributor: Any) -> list[str]:
-    """The columns of ``monitoring.groups`` that the index has; those named by hand must be there."""
-    known = attributor.index.columns()
+    """The columns of ``monitoring.groups`` that the index has; those named by hand must be there.
+
+    Labels are no groups where the task's targets make none, such as numbers.
+    """
+    index = attributor.index
+    grouped = any(label is not None for label in index.labels)
+    known = [column for column in index.columns() if grouped or column != "label"]
     wanted = config.monitoring.groups
     missing = [column for column in wanted if column not in known]
     if missing and "groups" in config.monitoring.model_fields_set:

@@ -18,7 +18,7 @@ from influence_engine.errors import DataError
 from influence_engine.gradients import LayerGradient, TrackedLayers, tracing
 from influence_engine.progress import Progress, silent
 from influence_engine.resources import to_device
-from influence_engine.tasks import Batch, Example, Task
+from influence_engine.tasks import Batch, Example, Task, choose_targets
 
 _BATCH = 32
 _QUERIES_AT_ONCE = 16
@@ -119,8 +119,10 @@ def _gradients(
     model: nn.Module, task: Task, tracked: TrackedLayers, examples: Sequence[Example], *, loss: bool
 ) -> dict[str, LayerGradient]:
     with tracing(model, task, tracked.layers, _batch(model, task, examples)) as trace:
-        scalar = task.loss if loss else task.measurement
-        return trace.layer_gradients(scalar(trace.outputs, trace.batch))
+        if loss:
+            return trace.layer_gradients(task.loss(trace.outputs, trace.batch))
+        batch = choose_targets(task, trace.outputs, trace.batch)
+        return trace.layer_gradients(task.measurement(trace.outputs, batch))
 
 
 def _embeddings(base: nn.Module, task: Task, examples: Sequence[Example]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -15,7 +16,7 @@ from influence_engine.digests import json_digest
 from influence_engine.evaluation.removals import Removal
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Example, Task
+from influence_engine.tasks import Batch, Example, Task, choose_targets
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
 from influence_engine.training.frozen_cache import FrozenCache
@@ -36,7 +37,7 @@ class Retraining:
         run: The recorded run.
         task: Its task.
         train: Its training examples.
-        queries: What is measured; each names its target.
+        queries: What is measured: what each names, else what the recorded model predicts of it.
         cache: A folder; each retraining's measurements are kept there by a digest of all that they depend on.
         options: ``into``, ``device``, ``frozen_cache`` (shared with replays of the run) and ``progress`` of
             ``RetrainingOptions``.
@@ -78,7 +79,8 @@ class Retraining:
         for number, removal in enumerate(removals):
             path = self._path(removal, kind, seed + number)
             if not path.exists():
-                measured = self._measured(self._retrained(removal, kind, seed + number))
+                batches = self._batches  # first: a module of one's own is filled anew for every model
+                measured = self._measured(self._retrained(removal, kind, seed + number), batches)
                 write_tensors(path, {"measurements": measured})
             rows.append(load_file(path)["measurements"])
             self.progress(f"retraining ({kind})", number + 1, len(removals))
@@ -90,7 +92,7 @@ class Retraining:
 
     def recorded(self) -> Tensor:
         """Measurements of all queries on the recorded model itself, ``[Q]``."""
-        return self._measured(self.run.load_model(self._into))
+        return self._measured(self.run.load_model(self._into), self._batches)
 
     def _path(self, removal: Removal, kind: Kind, seed: int) -> Path:
         parts = {**self._identity, "removed": list(removal.example_ids), "kind": kind}
@@ -123,11 +125,19 @@ class Retraining:
         changed = settings.model_copy(update={"seed": settings.seed + seed})
         return finetune(self.task, model, remaining, settings=changed, device=str(self.device)).model
 
-    def _measured(self, model: nn.Module) -> Tensor:
-        model = model.to(self.device).eval()
-        parts = []
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        """The queries; where one names no target, what the recorded model predicts is it, for every retrained model."""
+        recorded = self.run.load_model(self._into).to(self.device).eval()
+        found = []
         with torch.no_grad():
             for start in range(0, len(self.queries), _BATCH):
                 batch = to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
-                parts.append(self.task.measurement(self.task.outputs(model, batch), batch).double().cpu())
+                found.append(choose_targets(self.task, self.task.outputs(recorded, batch), batch))
+        return found
+
+    def _measured(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+        model = model.to(self.device).eval()
+        with torch.no_grad():
+            parts = [self.task.measurement(self.task.outputs(model, batch), batch).double().cpu() for batch in batches]
         return torch.cat(parts)
