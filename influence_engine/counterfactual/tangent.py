@@ -8,8 +8,8 @@ changed examples, where reverse differentiation takes one for each query.
 The derivative is averaged over two points of the linear path from the recorded example weights to the changed ones
 (Gauss-Legendre: what is cubic in the change is predicted, too). At its very beginning, the derivative of another text
 is no prediction at all where embeddings are trained: the first gradient that Adam ever sees of a word moves its
-embedding by a whole learning rate, however small it is. Halfway to another label, the gradients of a word that only this example has
-cancel. Between the nodes such jumps are passed over: where they matter, the prediction is too small.
+embedding by a whole learning rate, however small it is. Halfway to another label, the gradients of a word that only
+this example has cancel. Between the nodes such jumps are passed over: where they matter, the prediction is too small.
 """
 
 from __future__ import annotations
