@@ -109,7 +109,7 @@ def repeated(index: InfluenceIndex, examples: int, folder: Path) -> InfluenceInd
     content = write_table(
         version / TABLE,
         blocks(),
-        label="label",
+        group=lambda one: one["label"],
         weight=-1.0 / examples,
         dimensions=index.manifest.dimensions,
         dtype="float16",

@@ -60,7 +60,9 @@ def test_what_was_read_is_what_was_stored_in_one_of_the_two_types(tmp_path: Path
     vectors, _ = vectors_and_queries()
     named = [{"example_id": str(row), "label": "a"} for row in range(len(vectors))]
     blocks = [(named, vectors, torch.zeros(len(vectors)))]
-    write_table(tmp_path / "t.lance", blocks, label="label", weight=1.0, dimensions=70, dtype="float16")
+    write_table(
+        tmp_path / "t.lance", blocks, group=lambda one: one["label"], weight=1.0, dimensions=70, dtype="float16"
+    )
     resident = ResidentVectors.read(ExampleTable(tmp_path / "t.lance"), torch.device("cpu"))
     assert resident.shape == (3_000, 70)
     assert resident.bytes == 2 * vectors.numel()
