@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from audit_service.store.location import StateLocation
-from tests.postgres import PostgresServer, binaries, new_namespace
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server, for the whole session."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip("there is no PostgreSQL server here: apt-get install postgresql")
-    server = PostgresServer(programs)
-    yield server
-    server.remove()
+from tests.postgres import PostgresServer, new_namespace
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
