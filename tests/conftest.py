@@ -18,6 +18,7 @@ from influence_engine.index import InfluenceIndex
 from influence_engine.models.loading import load_processor
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
+from tests.postgres import PostgresServer, binaries
 
 if TYPE_CHECKING:  # the engine's tests need no server
     from audit_service.config import AuditConfig
@@ -50,6 +51,17 @@ def files_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, for the whole session."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL server here: apt-get install postgresql")
+    server = PostgresServer(programs)
+    yield server
+    server.remove()
 
 
 @dataclass(frozen=True)

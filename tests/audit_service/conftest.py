@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from audit_service.store.location import StateLocation
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import build_index
 from audit_service.workspace import Workspace
-from tests.postgres import PostgresServer, binaries, new_namespace
+from tests.postgres import PostgresServer, new_namespace
 
 GOOD = ("superb", "moving", "funny", "brilliant")
 BAD = ("dull", "clumsy", "tedious", "hollow")
@@ -147,17 +146,6 @@ def films(finished_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(finished_films, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server, for the whole session."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip("there is no PostgreSQL server here: apt-get install postgresql")
-    server = PostgresServer(programs)
-    yield server
-    server.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

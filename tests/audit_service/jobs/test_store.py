@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,8 +32,15 @@ from audit_service.store.tables import JOBS, jobs
 CONTENT = {"input": {"text": "a secret diary"}, "without": {"top_k": 10}}
 
 
-def submit_in_process(place: StateLocation, answers: Any) -> None:
-    answers.put(JobStore(place).submit(CONTENT).job_id)
+SUBMIT = """
+import json, sys
+from pathlib import Path
+from audit_service.jobs.store import JobStore
+from audit_service.store.location import StateLocation
+folder, url, namespace, content = sys.argv[1:]
+place = StateLocation(Path(folder), url=url or None, namespace=namespace or None)
+print(JobStore(place).submit(json.loads(content)).job_id)
+"""
 
 
 def content_on_record(place: StateLocation) -> Any:
@@ -40,14 +49,9 @@ def content_on_record(place: StateLocation) -> Any:
 
 
 def test_the_same_content_is_one_job_whoever_submits_it(place: StateLocation) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    others = [context.Process(target=submit_in_process, args=(place, answers)) for _ in range(3)]
-    for other in others:
-        other.start()
-    ids = {answers.get(timeout=30) for _ in others}
-    for other in others:
-        other.join(10)
+    given = (str(place.folder), place.url or "", place.namespace or "", json.dumps(CONTENT))
+    others = [subprocess.Popen([sys.executable, "-c", SUBMIT, *given], stdout=subprocess.PIPE) for _ in range(3)]
+    ids = {other.communicate(timeout=60)[0].decode().strip() for other in others}
     assert ids == {JobStore(place).submit(dict(reversed(CONTENT.items()))).job_id}
     assert JobStore(place).counts() == {"queued": 1}
     assert JobStore(place).submit({**CONTENT, "without": {"top_k": 9}}).waiting_before == 1

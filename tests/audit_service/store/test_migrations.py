@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -293,25 +292,44 @@ def test_an_old_folder_on_a_full_disk_stays_as_it_was(
     assert len(list(PredictionStore(old_folder).since(0.0))) == 6
 
 
-def open_in_process(place: StateLocation, start: Any, answers: Any) -> None:
-    start.wait()
-    for schema in (PREDICTIONS, JOBS):
-        Database(place, schema).open()
-    answers.put(len(list(PredictionStore(place).since(0.0))))
+OPEN_WHEN_TOLD = """
+import os, sys
+from pathlib import Path
+from audit_service.store.database import Database
+from audit_service.store.location import StateLocation
+from audit_service.store.predictions import PredictionStore
+from audit_service.store.tables import JOBS, PREDICTIONS
+folder, url, namespace = sys.argv[1:]
+place = StateLocation(Path(folder), url=url or None, namespace=namespace or None)
+print("ready", flush=True)
+sys.stdin.readline()
+for schema in (PREDICTIONS, JOBS):
+    Database(place, schema).open()
+print(len(list(PredictionStore(place).since(0.0))))
+"""
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_workers_that_start_together_migrate_once(place: StateLocation, old: bool) -> None:
-    if old and place.url is None:
-        shutil.copytree(OLD_STATE, place.folder)
-    context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(4), context.Queue()
-    workers = [context.Process(target=open_in_process, args=(place, start, answers)) for _ in range(4)]
+def opened_by_three_at_once(place: StateLocation) -> list[str]:
+    """How many predictions each of three processes finds that open the place at the same moment."""
+    command = [sys.executable, "-c", OPEN_WHEN_TOLD, str(place.folder), place.url or "", place.namespace or ""]
+    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for worker in workers:
-        worker.start()
-
-    assert [answers.get(timeout=120) for _ in workers] == [6 if old and place.url is None else 0] * 4
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
     for worker in workers:
-        worker.join(30)
-    assert [worker.exitcode for worker in workers] == [0] * 4
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    return [worker.communicate(timeout=120)[0].strip() for worker in workers]
+
+
+def test_workers_that_start_together_make_the_tables_once(place: StateLocation) -> None:
+    assert opened_by_three_at_once(place) == ["0"] * 3
+    assert differences(place, PREDICTIONS) == differences(place, JOBS) == []
+
+
+def test_workers_that_start_together_migrate_an_old_folder_once(old_folder: Path) -> None:
+    place = StateLocation(old_folder)
+
+    assert opened_by_three_at_once(place) == ["6"] * 3
     assert differences(place, PREDICTIONS) == differences(place, JOBS) == []
