@@ -77,7 +77,10 @@ def failure(error: InfluenceError) -> dict[str, Any]:
 
 
 def parity(
-    task: Task, recorded: Mapping[str, Any] | None, computed: Mapping[str, Any] | None, tolerance: float
+    recorded: Mapping[str, Any] | None,
+    computed: Mapping[str, Any] | None,
+    tolerance: float,
+    task: Task | None = None,
 ) -> bool | None:
     """Whether torch agrees with the recorded prediction: the same label, its probabilities within ``tolerance``.
 
@@ -125,7 +128,7 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
         differences["modules"] = attribution.modules
         differences["modules_residual"] = attribution.modules_residual
     tolerance = loaded.config.serve.parity_tolerance
-    agrees = parity(loaded.task, item.recorded, attribution.prediction, tolerance)
+    agrees = parity(item.recorded, attribution.prediction, tolerance, loaded.task)
     answer: dict[str, Any] = {
         "model": loaded.model,
         "index": loaded.index,

@@ -51,7 +51,7 @@ class OnnxPredictor:
         manifest = read_export(folder)
         if not matches_task_digest(task, manifest["task_digest"]):
             raise DigestMismatchError(
-                f"{folder} was exported for a task with other fields, labels or another processor; export it again",
+                f"{folder} was exported for a task with other labels, fields or another processor; export it again",
                 field=str(folder),
             )
         if not isinstance(task, PredictingTask) or not isinstance(task, ExportableTask):

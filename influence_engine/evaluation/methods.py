@@ -19,7 +19,7 @@ from influence_engine.evaluation.baselines import (
 )
 from influence_engine.index.ordering import in_index_order
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Example, editable_field, fields_of, target_field, target_name
+from influence_engine.tasks import Example, editable_field, fields_of, names_its_target, target_field, target_name
 
 ESTIMATED = "estimated"
 REFINED = "refined"
@@ -76,7 +76,7 @@ def attribute_all(
     rows = in_index_order(attributor.index, attributor.task, train)
     task, model = attributor.task, attributor.model
     label, text = target_field(fields_of(task)), editable_field(task)
-    signs = label is not None and label.kind == "label"
+    signs = label is not None and label.kind == "label" and names_its_target(task)
     found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"), ESTIMATED)]
     if refined:
         attributor.refine_with(train, progress=progress)
@@ -117,7 +117,7 @@ def attribute_all(
 def with_dampings(attributor: Attributor, queries: Sequence[Example], seconds: float) -> dict[float, Attributed]:
     """Ours at every damping of the grid; a query costs what it costs at the index's own, ``seconds`` for all.
 
-    Nothing where the index follows the way of the weights: there is no damping to choose.
+    Nothing where the index follows the trajectory: there is no damping to choose.
     """
     if attributor.index.manifest.approximation != "final":
         return {}

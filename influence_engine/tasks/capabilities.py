@@ -61,6 +61,13 @@ def labels_of(task: object) -> Sequence[str] | None:
     return None if found is None else found.names
 
 
+def names_its_target(task: object) -> bool:
+    """Whether the task itself says which field holds the target, and so which examples are of one mind."""
+    return target_field(fields_of(task)) is not None and (
+        isinstance(task, FieldsTask) or isinstance(getattr(task, "label", None), str)
+    )
+
+
 def target_name(task: object) -> str:
     """The name of the field that training teaches, ``label`` where the task does not say."""
     found = target_field(fields_of(task))
@@ -103,8 +110,8 @@ def head_of(task: object) -> Head:
     names = labels_of(task)
     if names is None:
         raise SettingsError(
-            f"{type(task).__name__} does not say which head its model has: give it the method head, or the attribute "
-            "labels, the names in the order of the outputs; or pass a loaded module as base",
+            f"{type(task).__name__} does not say which head its model has: give it the attribute labels, the names in "
+            "the order of the outputs, or the method head; or pass a loaded module as base",
             field="base",
         )
     return classification_head("AutoModelForSequenceClassification", names)

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from audit_service.cli.group import main
 from audit_service.config import load_config
 from audit_service.workflows.index_upkeep import upgrade_index
+from audit_service.workspace import Workspace
 from influence_engine.errors import DigestMismatchError
 from influence_engine.index import current_version
 from influence_engine.index.parts import Need, PartContext, PartCost
-from influence_engine.progress import silent
 
 
 def bento_audit(*arguments: str) -> Result:
@@ -107,7 +107,7 @@ class Greedy:
 def test_a_part_is_given_model_task_and_examples_in_the_order_of_the_index(version: Path) -> None:
     config = load_config("films")
 
-    found = upgrade_index(config, silent, [Greedy()])
+    found = upgrade_index(Workspace(config), [Greedy()])
 
     assert found.added == ["greedy"]
     run = json.loads((config.run_folder / "examples.json").read_text())
@@ -122,5 +122,5 @@ def test_a_part_is_not_made_from_data_that_are_not_the_indexed_ones(version: Pat
         csv.writer(file).writerows(rows)
 
     with pytest.raises(DigestMismatchError, match="are not those that the index"):
-        upgrade_index(load_config("films"), silent, [Greedy()])
+        upgrade_index(Workspace(load_config("films")), [Greedy()])
     assert not (version / "parts").exists()

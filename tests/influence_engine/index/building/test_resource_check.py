@@ -61,7 +61,7 @@ limit = psutil.Process().memory_info().vms + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 notes = []
 where, settings = folder / "index", IndexSettings.model_validate_json(settings)
-progress = lambda stage, done, total, note="": notes.append(note) if note else None
+progress = lambda stage, done, total, note="": notes.append(note) if "memory" in note else None
 try:
     if run is None:
         InfluenceIndex.build(model, task, train, where, settings, progress=progress)
