@@ -99,7 +99,7 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
     """
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows.replay_and_calibration import check_against_retraining
+    from audit_service.workflows.index_check import check_against_retraining
 
     with open_workspace(settings) as workspace:
         found = check_against_retraining(workspace)

@@ -10,8 +10,8 @@ from typing import Any
 from audit_service.workflows.input_files import column_of, input_columns, input_table, no_column
 from audit_service.workflows.task_inputs import target_of
 from audit_service.workspace import Workspace
-from influence_engine.data.examples import scalar
 from influence_engine.data.report import BadRow, bad_row_lines, plural
+from influence_engine.data.row_parsing import scalar
 from influence_engine.data.settings import label_key
 from influence_engine.data.sources import Row, Table
 from influence_engine.errors import DataError

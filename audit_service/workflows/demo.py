@@ -17,8 +17,9 @@ from audit_service.workflows import drift_baseline
 from audit_service.workflows.export import export_and_register
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import build_index
+from audit_service.workflows.index_check import check_against_retraining
 from audit_service.workflows.processes.bentoml_server import Server, ServerError, free_port, serving
-from audit_service.workflows.replay_and_calibration import check_against_retraining, plan_directions, replay_directions
+from audit_service.workflows.replay_directions import plan_directions, replay_directions
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
 from influence_engine.tasks import UNSAID_FIELDS, input_fields

@@ -9,7 +9,7 @@ from typing import Any
 from audit_service.config import AuditConfig
 from audit_service.store.encryption import key_of
 from audit_service.workflows.export import export_and_register
-from audit_service.workflows.replay_and_calibration import plan_directions, replay_directions
+from audit_service.workflows.replay_directions import plan_directions, replay_directions
 from audit_service.workspace import Workspace
 from influence_engine.index import InfluenceIndex
 from influence_engine.index.building.cost_estimate import BuildPlan

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence_engine.data.examples import Builder
 from influence_engine.data.report import (
     SHOWN,
     BadRow,
@@ -19,6 +18,7 @@ from influence_engine.data.report import (
     find_repeats,
     plural,
 )
+from influence_engine.data.row_parsing import Builder
 from influence_engine.data.selection import part_of, sample
 from influence_engine.data.settings import DataSettings
 from influence_engine.data.sources import Table, open_table

@@ -60,7 +60,7 @@ from audit_service.config import load_config
 from audit_service.workflows import drift_baseline
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import build_for_serving
-from audit_service.workflows.replay_and_calibration import check_against_retraining
+from audit_service.workflows.index_check import check_against_retraining
 from audit_service.workspace import Workspace
 
 workspace = Workspace(load_config("films"))

@@ -1,0 +1,45 @@
+"""Checks a config's index against retraining: ``bento-audit index check``."""
+
+from __future__ import annotations
+
+from audit_service.workflows.replay_directions import CHECKED_EVERY, shared_out
+from audit_service.workspace import Workspace
+from influence_engine.errors import DataError
+from influence_engine.evaluation import Retraining, check_index
+from influence_engine.evaluation.checking import FEWEST_QUERIES
+from influence_engine.index import current_version
+from influence_engine.index.calibration import Calibration
+from influence_engine.training.frozen_cache import FrozenCache
+
+MOST_CHECKED = 64
+"""Held-out examples that are measured at most."""
+
+
+def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = None) -> Calibration:
+    """Trains again without some examples, and gives the index's answers the intervals that follow.
+
+    What was found for this index before is not found again.
+
+    Raises:
+        IndexFormatError: the config's folder holds no index; what is found is kept beside it.
+        RecordError: the model was trained elsewhere, or its run cannot be executed again; the message says why.
+        DataError: there are too few held-out examples.
+    """
+    config = workspace.config
+    current_version(config.index_folder)
+    if workspace.index.calibration is not None:
+        return workspace.index.calibration
+    run, task = workspace.run, workspace.task
+    _, for_check = shared_out(workspace)
+    queries = workspace.labelled(for_check)[:MOST_CHECKED]
+    if len(queries) < FEWEST_QUERIES:
+        raise DataError(
+            f"a check of {config.name!r} needs at least {FEWEST_QUERIES * CHECKED_EVERY} labelled held-out examples, "
+            f"and {len(queries)} of one in {CHECKED_EVERY} are; name more in data.validation",
+            field="data.validation",
+        )
+    folder = config.index_folder / "retrainings"
+    retraining = Retraining(
+        run, task, workspace.train, queries, folder, frozen_cache=cache, progress=workspace.progress
+    )
+    return check_index(workspace.attributor, retraining)
