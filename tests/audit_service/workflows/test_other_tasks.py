@@ -118,7 +118,9 @@ def test_a_target_is_named_by_its_label_or_as_json(project: Path) -> None:
     assert differ["differences"]["target"] == same["differences"]["target"] == "differ"
     assert span["differences"]["target"] == {"opinions": [{"start": 12, "end": 18, "label": "praise"}]}
     assert '"start": 12' in shown("explain", "spans", *one_input("spans"), "--target", json.dumps(SPAN))
-    assert "there is no relation 'odd'" in refused("explain", "pairs", *one_input("pairs"), "--target", "odd")
+    assert "unknown label 'odd'; the labels are 'agree', 'differ'" in refused(
+        "explain", "pairs", *one_input("pairs"), "--target", "odd"
+    )
     assert "a target is a span" in refused("explain", "spans", *one_input("spans"), "--target", "praise")
     assert "is not JSON" in refused("explain", "spans", *one_input("spans"), "--target", '{"span": ')
 
@@ -158,7 +160,10 @@ def test_an_input_may_stand_in_a_file(project: Path) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_rows_of_a_file_are_explained_by_the_columns_of_the_tasks_fields(project: Path, name: str) -> None:
-    some = [{**row, "target": SPAN} if name == "spans" and number else row for number, row in enumerate(rows()[name])]
+    some = [
+        {**row, "target": own_span(row)} if name == "spans" and number else row
+        for number, row in enumerate(rows()[name])
+    ]
     (project / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some[:5]))
 
     summary = answer("explain", name, "--input", "some.jsonl", "--out", "out.jsonl")
@@ -173,11 +178,17 @@ def test_rows_of_a_file_are_explained_by_the_columns_of_the_tasks_fields(project
         assert all(one["opinions"][0]["label"] == "praise" for one in targets[1:])
 
 
+def own_span(row: dict[str, Any]) -> dict[str, Any]:
+    """The word of opinion in the row's own text, as praise."""
+    (opinion,) = row["opinions"]
+    return {"span": [opinion["start"], opinion["end"]], "label": "praise"}
+
+
 def test_only_tasks_that_predict_a_label_can_be_wrong(project: Path) -> None:
     arguments = ("--out", "out.jsonl", "--only-wrong")
 
     found = answer("explain", "pairs", "--input", "pairs.jsonl", *arguments)
-    message = refused("explain", "spans", "--input", "spans.jsonl", *arguments)
+    message = refused("explain", "spans", "--input", "spans.jsonl", "--out", "others.jsonl", "--only-wrong")
 
     assert found["explained"] + found["skipped"] == 144
     assert "Spans predicts none" in message
@@ -206,7 +217,7 @@ def test_targets_are_changed_through_the_tasks_own_check_and_as_json_where_they_
 
     assert answer(*to_ratings, "3.5")["changed_examples"] == 2
     assert "is of the kind 'number'; write it as JSON" in refused(*to_ratings, "many")
-    assert "there is no relation 'odd'" in refused(*to_pairs, "odd")
+    assert "unknown label 'odd'; the labels are 'agree', 'differ'" in refused(*to_pairs, "odd")
     message = refused("measure", "pairs", *one_input("pairs"), "--edit", "r0", "--new-text", "fine")
     assert "no single input that can be written otherwise" in message
 
