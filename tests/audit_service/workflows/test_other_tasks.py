@@ -217,7 +217,7 @@ def test_targets_are_changed_through_the_tasks_own_check_and_as_json_where_they_
 
     assert answer(*to_ratings, "3.5")["changed_examples"] == 2
     assert "is of the kind 'number'; write it as JSON" in refused(*to_ratings, "many")
-    assert "unknown label 'odd'; the labels are 'agree', 'differ'" in refused(*to_pairs, "odd")
+    assert "there is no relation 'odd'" in refused(*to_pairs, "odd")
     message = refused("measure", "pairs", *one_input("pairs"), "--edit", "r0", "--new-text", "fine")
     assert "no single input that can be written otherwise" in message
 
