@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,15 +42,6 @@ def test_every_verb_has_a_help_with_an_example(verb: str) -> None:
 
     assert finished.returncode == 0
     assert f"bento-audit {verb}" in finished.stdout
-
-
-def test_help_is_quick() -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        bento_audit("--help")
-        return time.perf_counter() - began
-
-    assert statistics.median(seconds() for _ in range(5)) < 0.5
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
