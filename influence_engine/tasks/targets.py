@@ -113,7 +113,7 @@ def measured_gradient(task: Task, outputs: Tensor, batch: Batch) -> tuple[Tensor
     if bool(constant.any()):
         number = int(constant.nonzero()[0])
         raise InputError(
-            f"query {number} cannot be measured: its measurement ({float(measured[number]):.4g}) does not depend on "
+            f"query {number} cannot be measured: its measurement ({measured[number].item():.4g}) does not depend on "
             "the model's outputs. Name what is to be explained",
             field="target",
         )

@@ -28,7 +28,7 @@ def test_a_model_comes_back_with_its_base_from_wherever_the_folder_is_moved(
     assert found.base is not None
     assert (model_digest(found.model), model_digest(found.base)) == (run.digests["model"], run.digests["base"])
     assert [n for n, p in found.model.named_parameters() if p.requires_grad] == run.trainable
-    assert found.processor("good film")["input_ids"] == served.tokenizer("good film")["input_ids"]
+    assert found.processor("good film")["input_ids"] == served.processor("good film")["input_ids"]
     assert len(list((tmp_path / "moved").rglob("model.safetensors"))) == bases
 
 

@@ -46,11 +46,11 @@ def test_a_server_that_answers_is_in_order_before_and_after_its_tables_are_made(
 def test_a_server_that_cannot_be_used_is_broken(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = state(config_of(tmp_path, postgres.url("wrong")))
+    refused = state(Workspace(config_of(tmp_path, postgres.url("wrong"))))
     assert (refused.state, "does not answer as it should" in refused.found) == ("broken", True)
 
     monkeypatch.delenv("TEST_DB_PASSWORD", raising=False)
-    unset = state(config_of(tmp_path, postgres.url("x").replace(":x@", ":${TEST_DB_PASSWORD}@")))
+    unset = state(Workspace(config_of(tmp_path, postgres.url("x").replace(":x@", ":${TEST_DB_PASSWORD}@"))))
     assert (unset.state, unset.found) == (
         "broken",
         "state.url names the environment variable TEST_DB_PASSWORD, which is not set",
