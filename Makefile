@@ -22,6 +22,7 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
+BEGAN := $(shell date +%s)
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints-cpu.txt $(PIP_ARGS)
 
 export BENTOML_DO_NOT_TRACK := True
@@ -44,7 +45,7 @@ $(VENV)/.installed-%: $(VENV)/.made pyproject.toml constraints-cpu.txt
 	@touch $@
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/bento-audit demo $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
+	$(BIN)/bento-audit demo $(NAME) --began $(BEGAN) $(if $(filter-out 0 no false,$(CHECK)),--check)
 
 drift: $(VENV)/.installed-demo
 	$(BIN)/bento-audit drift watch $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)

@@ -247,7 +247,25 @@ def _footer(answer: Mapping[str, Any], wording: Wording) -> Table:
             if quality["agreement"] is not None
             else None,
             "warnings": "; ".join(quality["warnings"]) or None,
+            "coming": "; ".join(map(_coming, answer.get("coming") or [])) or None,
             "parity": agreement.get(quality.get("parity")),
             "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
         }
     )
+
+
+COMING = {
+    "index": "the index along the training trajectory",
+    "replayed": "the replayed tier",
+    "intervals": "90% intervals",
+    "drift_baseline": "the drift baseline",
+}
+"""What the parts of ``coming`` are called."""
+
+
+def _coming(part: Mapping[str, Any]) -> str:
+    name = COMING.get(part["part"], part["part"])
+    if part["state"] == "waiting" or not part["stage"]:
+        return name
+    left = part["seconds_left"]
+    return f"{name} ({part['stage']}, {part['done']} of {part['total']}" + (f", {left:.0f} s left)" if left else ")")

@@ -135,6 +135,7 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
         "prediction": attribution.prediction,
         "differences": differences,
         "quality": {**attribution.quality, "parity": agrees},
+        "coming": loaded.coming(),
         "timings_ms": attribution.timings_ms,
     }
     if "examples" in item.include:

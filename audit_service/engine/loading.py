@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audit_service.artifacts.bento_models import find
+from audit_service.artifacts.pending import pending_parts
 from audit_service.config import AuditConfig
 from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.workspace import Workspace
@@ -34,6 +35,10 @@ class Loaded:
     model: dict[str, Any]
     index: dict[str, Any]
     metrics: EngineMetrics | None = None
+
+    def coming(self) -> list[dict[str, Any]]:
+        """What some process is making for the index right now."""
+        return [part.model_dump() for part in pending_parts(self.attributor.index.folder.parent.parent)]
 
 
 def load(workspace: Workspace) -> Loaded:

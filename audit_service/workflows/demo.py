@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,17 +15,13 @@ import httpx
 import yaml
 
 from audit_service.config import AuditConfig
-from audit_service.workflows import drift_baseline
-from audit_service.workflows.export import export_and_register
+from audit_service.workflows.export import export_if_it_can_be
 from audit_service.workflows.finetuning import run_finetuning
-from audit_service.workflows.index_building import build_index
-from audit_service.workflows.index_check import check_against_retraining
+from audit_service.workflows.index_building import BuildOrder, build_for_serving, first_index
 from audit_service.workflows.processes.bentoml_server import Server, ServerError, free_port, serving
-from audit_service.workflows.replay_directions import plan_directions, replay_directions
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
 from influence_engine.tasks import UNSAID_FIELDS, input_fields
-from influence_engine.training.frozen_cache import FrozenCache
 
 HOST = "127.0.0.1"
 (SENTENCES,) = input_fields(UNSAID_FIELDS)
@@ -32,8 +30,11 @@ HOST = "127.0.0.1"
 DIRECTIONS = 8
 """That the demo replays: the fewest that make an answer a replayed one."""
 
-SECONDS_OF_A_DEMO = 420.0
-"""Until its model is ready; installing and serving come on top of it."""
+SECONDS_OF_A_DEMO = 600.0
+"""From its first command to an answer that was replayed and checked, installation included."""
+
+SECONDS_TO_TAKE_UP = 45.0
+"""Of these, what the engine needs to open what was made and to answer again."""
 
 SECONDS_TO_EXPLAIN = 120.0
 """The engine loads in the background; until then it asks to be asked again."""
@@ -54,12 +55,13 @@ class Asked:
     seconds: float
 
 
-def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: bool = False) -> dict[str, float]:
-    """Fetches, fine-tunes, indexes and exports what has not been done yet; a model trained elsewhere stays as it is.
+def prepare(workspace: Workspace, *, restart: bool = False) -> dict[str, float]:
+    """Does what has to be there before a server can explain: data, model, a first index, export; what is there is kept.
+
+    A model trained elsewhere stays as it is.
 
     Args:
         workspace: Of the demo's config; every stage goes on with what those before it opened and made.
-        announce: Called with a sentence on what is left out, and how to make up for it.
         restart: Delete an earlier run first.
 
     Returns:
@@ -69,7 +71,7 @@ def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: b
         InfluenceError: a stage failed; those before it are kept.
     """
     config, progress = workspace.config, workspace.progress
-    stopwatch = _Stopwatch()
+    stopwatch = Stopwatch()
     if config.model is None:
         examples = len(workspace.train) + len(workspace.held_out)
         progress("data and base model", examples, examples, os.path.basename(workspace.base_location))
@@ -77,33 +79,57 @@ def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: b
         run = run_finetuning(workspace, restart=restart)
         progress("fine-tuning", len(run.schedule), len(run.schedule))
         stopwatch.lap("fine-tuning")
-    index = build_index(workspace)
-    progress("index", len(index), len(index), f"{len(index):,} training examples")
-    stopwatch.lap("index")
-    if config.model is None:
-        _replay(workspace, sum(stopwatch.seconds.values()), announce)
-        stopwatch.lap("replay")
-    export_and_register(workspace)
+    first_index(workspace, BuildOrder())
+    stopwatch.lap("first index")
+    export_if_it_can_be(workspace)
     stopwatch.lap("export")
-    if config.data.validation is not None and not drift_baseline.is_there(config):
-        drift_baseline.build(workspace)
-    stopwatch.lap("reference")
     return stopwatch.seconds
 
 
-def _replay(workspace: Workspace, spent: float, announce: Callable[[str], None]) -> None:
-    """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
-    kept = FrozenCache()
-    if workspace.index.basis is None:
-        plan = plan_directions(workspace, DIRECTIONS)
-        if spent + plan.seconds > SECONDS_OF_A_DEMO:
-            announce(
-                f"Not replayed here, since it would take about {plan.seconds:.0f} s: explanations are estimated. "
-                f"bento-audit index build {workspace.config.spelled} --directions {DIRECTIONS} does it later."
-            )
-            return
-        replay_directions(workspace, DIRECTIONS, kept)
-    check_against_retraining(workspace, kept)
+def prepare_whole(workspace: Workspace, announce: Callable[[str], None]) -> dict[str, float]:
+    """``prepare``, and everything that else comes while a server is running; announces what is left out.
+
+    Raises:
+        InfluenceError: a stage failed; those before it are kept.
+    """
+    seconds = prepare(workspace)
+    stopwatch = Stopwatch()
+    build_for_serving(workspace, order_of(workspace.config, SECONDS_OF_A_DEMO), announce)
+    stopwatch.lap("index, replay, check and drift baseline")
+    return {**seconds, **stopwatch.seconds}
+
+
+def order_of(config: AuditConfig, seconds: float | None) -> BuildOrder:
+    """What the demo's index is to have; replay and check take a record."""
+    recorded = config.model is None
+    return BuildOrder(
+        directions=DIRECTIONS if recorded else 0,
+        check=recorded,
+        drift_baseline=config.data.validation is not None,
+        seconds=seconds,
+    )
+
+
+@contextlib.contextmanager
+def finishing(config: AuditConfig, seconds: float | None) -> Iterator[subprocess.Popen[bytes]]:
+    """Builds the rest of the demo's index in a process that gives way to the server, and shows its progress.
+
+    Args:
+        config: The demo's config.
+        seconds: As in ``BuildOrder``.
+    """
+    order = order_of(config, seconds)
+    command = [sys.executable, "-m", "audit_service.cli", "index", "build", config.spelled, "--idle"]
+    command += ["--directions", str(order.directions)]
+    command += ["--check"] if order.check else []
+    command += ["--reference"] if order.drift_baseline else []
+    command += [] if seconds is None else ["--within", f"{max(seconds, 1.0) / 60:.3f}"]
+    process = subprocess.Popen(command, cwd=config.root, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -126,6 +152,28 @@ def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
     environment = {"BENTOML_HOME": home}
     with serving(service, config.root, host=HOST, port=chosen, log=log, environment=environment) as server:
         yield server
+
+
+def taken_up(address: str, asked: Asked, *, top_k: int) -> Asked:
+    """Asks again why, as soon as the engine has taken up everything that was made for its index.
+
+    Args:
+        address: Of the server.
+        asked: The first answer.
+        top_k: How many examples for and against.
+
+    Raises:
+        ServerError: the server answered with an error, or the engine has not taken it up in time.
+    """
+    began = time.monotonic()
+    with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
+        while time.monotonic() - began < SECONDS_TO_EXPLAIN:
+            question = {"prediction_id": asked.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
+            explanation = _post(client, "/audit/explain", question, began)
+            if explanation["index"] != asked.explanation["index"] or explanation["quality"]["agreement"] is not None:
+                return Asked(asked.prediction, explanation, time.monotonic() - began)
+            time.sleep(0.5)
+    raise ServerError("the engine has not taken up what was made for its index; its log says why")
 
 
 def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> Asked:
@@ -163,7 +211,7 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -
         time.sleep(min(float(response.headers.get("retry-after", 1)), 1.0))
 
 
-class _Stopwatch:
+class Stopwatch:
     """Seconds since the last lap."""
 
     def __init__(self) -> None:

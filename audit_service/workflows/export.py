@@ -33,11 +33,21 @@ def export_and_register(workspace: Workspace) -> dict[str, Any] | None:
     Raises:
         ModelError: ONNX Runtime and torch disagree.
     """
+    manifest = export_if_it_can_be(workspace)
+    if manifest is not None:
+        register(workspace)
+    return manifest
+
+
+def export_if_it_can_be(workspace: Workspace) -> dict[str, Any] | None:
+    """Exports the model to ONNX, unless that export is there already; None for a task that cannot be exported.
+
+    Raises:
+        ModelError: ONNX Runtime and torch disagree.
+    """
     if not isinstance(workspace.task, ExportableTask):
         return None
-    manifest = export_for_serving(workspace, _of_all_sizes(workspace.train))
-    register(workspace)
-    return manifest
+    return export_for_serving(workspace, _of_all_sizes(workspace.train))
 
 
 def export_for_serving(workspace: Workspace, examples: Sequence[Example]) -> dict[str, Any]:
