@@ -8,6 +8,7 @@
 #   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
 #   make bench           the measurements of benchmarks/: says how long each takes (most of a day), then prints the tables
 #   make bench ONLY=query          those whose names begin so; make bench ONLY='query lds'
+#   make docs-check      runs the commands of README.md and docs/ in their order, in an empty copy (long); LIST=1 lists them
 #
 # Where the package index offers only a CUDA build of torch, name the CPU wheel index of PyTorch in PIP_ARGS:
 #   make demo PIP_ARGS='--extra-index-url <the address of PyTorch CPU wheels>'
@@ -17,6 +18,7 @@ VENV ?= .venv
 NAME ?= sentiment
 CHECK ?=
 ONLY ?=
+LIST ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
@@ -30,7 +32,7 @@ export BENTOML_DO_NOT_TRACK := True
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := demo
-.PHONY: demo drift drift-check test bench clean
+.PHONY: demo drift drift-check docs-check test bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.made:
@@ -52,6 +54,9 @@ drift: $(VENV)/.installed-demo
 
 drift-check: $(VENV)/.installed-dev
 	@$(BIN)/python benchmarks/bench.py --only recording_cost --only drift_alerts --only influence_drift
+
+docs-check: $(VENV)/.installed-dev
+	@$(BIN)/python docs/check_commands.py $(if $(filter-out 0 no false,$(LIST)),--list)
 
 # Of a part chosen by PYTEST_ARGS, one of the two calls may have nothing to run: pytest's exit status 5.
 NONE = $(if $(PYTEST_ARGS),5,0)

@@ -51,6 +51,7 @@ RUNS = (
     Run("predict_overhead", 5, demo=True),
     Run("job_latency", 5, demo=True),
     Run("drift_alerts", 10, demo=True),
+    Run("against_commit", 10, demo=True),
     Run("influence_drift", 10),
     Run("coordinates", 5),
     Run("smoothness", 5),

@@ -57,6 +57,15 @@ def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: 
     assert "pip install" in dry_run(tmp_path, "test")
 
 
+@pytest.mark.parametrize(("arguments", "listed"), [((), False), (("LIST=1",), True)])
+def test_the_commands_of_the_documents_can_be_listed_or_run(
+    tmp_path: Path, arguments: tuple[str, ...], listed: bool
+) -> None:
+    command = dry_run(tmp_path, "docs-check", *arguments).rstrip()
+
+    assert command.endswith("docs/check_commands.py" + " --list" * listed)
+
+
 @pytest.mark.parametrize(("only", "peers"), [("", True), ("query", False), ("query peers", True)])
 def test_bench_brings_the_packages_that_it_compares_with_where_they_are_asked_for(
     tmp_path: Path, only: str, peers: bool
