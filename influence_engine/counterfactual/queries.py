@@ -1,4 +1,4 @@
-"""Measurements of queries on models that differ: of one model's prediction, not of each model's own."""
+"""Measurements of the same targets on several models: those of one model's predictions, not of each model's own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_targets(task: Task, model: nn.Module, batch: Batch) -> Batch:
 
 
 class Queries:
-    """Queries whose targets are fixed: where one names none, it is what ``model`` predicts.
+    """Queries whose targets are fixed: where one names none, its target is what ``model`` predicts.
 
     Args:
         model: The recorded model, in evaluation mode.
@@ -66,5 +66,5 @@ class Queries:
 
 def probability(task: Task, measurement: float) -> float | None:
     """The probability that a measurement stands for; ``None`` where the task says none."""
-    found = probabilities_of(task, torch.tensor(measurement, dtype=torch.float64))
-    return None if found is None else float(found)
+    value = probabilities_of(task, torch.tensor(measurement, dtype=torch.float64))
+    return None if value is None else float(value)
