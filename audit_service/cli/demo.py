@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SENTENCE = "The acting is superb and the ending moved me to tears."
 
 
-@click.command("demo", short_help="The whole way on real data: fine-tune, index, serve, explain.")
+@click.command("demo", short_help="Every step on real data: fine-tune, index, serve, explain.")
 @click.argument("config", metavar="[NAME]", default="sentiment")
 @click.option("--check", is_flag=True, help="Ask the server once, print the explanation, stop it and exit.")
 @click.option("--text", default=SENTENCE, show_default=True, help="The sentence to ask about.")
@@ -49,7 +49,7 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
     with open_workspace(settings) as workspace:
         (field,) = input_of(workspace, text, None)
     seconds = prepare(settings, restart=restart)
-    with demo.served(settings, port=port) as server:
+    with demo.running_bento(settings, port=port) as server:
         seconds["start of the server"] = server.seconds_to_start
         asked = demo.ask(server.address, text, top_k=top_k, field=field)
         seconds["prediction and explanation"] = asked.seconds
@@ -65,7 +65,7 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
 
 
 def prepare(settings: AuditConfig, *, restart: bool = False) -> dict[str, float]:
-    """Runs the demo's stages; the models that they open are let go when it returns, before a server loads its own."""
+    """Runs the demo's stages; the models that they open are freed when it returns, before a server loads its own."""
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import demo
 

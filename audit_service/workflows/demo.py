@@ -1,4 +1,4 @@
-"""The demo: every stage that is not done yet, then a real server, asked over HTTP."""
+"""The demo: runs every stage that is not done yet, starts a real server, and asks it over HTTP."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ HOST = "127.0.0.1"
 """The field that packaged sentences are in."""
 
 DIRECTIONS = 8
-"""That the demo replays: the fewest that make an answer a replayed one."""
+"""Directions that the demo replays: the fewest that a replay basis may have."""
 
 SECONDS_OF_A_DEMO = 420.0
-"""Until its model is ready; installing and serving come on top of it."""
+"""Time limit for the stages before serving: directions that would take longer are not replayed."""
 
 SECONDS_TO_EXPLAIN = 120.0
-"""The engine loads in the background; until then it asks to be asked again."""
+"""Time limit for an explanation: the engine loads in the background, and until then answers with 503."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the server answered.
+class ServerAnswers:
+    """The answers of the server to one prediction and its explanation.
 
     Attributes:
         prediction: The answer of ``/predict``.
         explanation: The answers of ``/audit/explain`` for proponents and for opponents, as one.
-        seconds: Both together, waiting for the engine to load included.
+        seconds: Time of both, with the wait until the engine has loaded.
     """
 
     prediction: dict[str, Any]
@@ -55,18 +55,20 @@ class Asked:
 
 
 def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: bool = False) -> dict[str, float]:
-    """Fetches, fine-tunes, indexes and exports what has not been done yet; a model trained elsewhere stays as it is.
+    """Runs the stages that are not done yet: fetch, fine-tune, index, replay, export, drift baseline.
+
+    A model that was trained elsewhere is neither fine-tuned nor replayed.
 
     Args:
-        workspace: Of the demo's config; every stage goes on with what those before it opened and made.
-        announce: Called with a sentence on what is left out, and how to make up for it.
+        workspace: Workspace of the demo's config; every stage goes on with what those before it opened and made.
+        announce: Called with a sentence on a stage that is left out, and how to run it later.
         restart: Delete an earlier run first.
 
     Returns:
         Seconds of every stage.
 
     Raises:
-        InfluenceError: a stage failed; those before it are kept.
+        InfluenceError: a stage failed; the results of those before it stay.
     """
     config, progress = workspace.config, workspace.progress
     stopwatch = _Stopwatch()
@@ -92,8 +94,8 @@ def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: b
 
 
 def _replay(workspace: Workspace, spent: float, announce: Callable[[str], None]) -> None:
-    """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
-    kept = FrozenCache()
+    """Replays the demo's directions and checks the index against retraining, unless that takes too long for a demo."""
+    frozen_cache = FrozenCache()
     if workspace.index.basis is None:
         plan = plan_directions(workspace, DIRECTIONS)
         if spent + plan.seconds > SECONDS_OF_A_DEMO:
@@ -102,12 +104,12 @@ def _replay(workspace: Workspace, spent: float, announce: Callable[[str], None])
                 f"bento-audit index build {workspace.config.spelled} --directions {DIRECTIONS} does it later."
             )
             return
-        replay_directions(workspace, DIRECTIONS, kept)
-    check_against_retraining(workspace, kept)
+        replay_directions(workspace, DIRECTIONS, frozen_cache)
+    check_against_retraining(workspace, frozen_cache)
 
 
 @contextlib.contextmanager
-def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
+def running_bento(config: AuditConfig, *, port: int) -> Iterator[Server]:
     """Runs the bento of the config's name as long as the context lasts, on ``port`` or the next free one.
 
     Raises:
@@ -128,14 +130,14 @@ def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
         yield server
 
 
-def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> Asked:
-    """Asks for a prediction, and then why.
+def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> ServerAnswers:
+    """Asks the server for a prediction and for its explanation.
 
     Args:
-        address: Of the server.
-        text: What is predicted.
-        top_k: How many examples for and against.
-        field: The field of a request that the text is in.
+        address: Address of the server.
+        text: The text whose label is predicted.
+        top_k: Number of proponents, and of opponents.
+        field: The field of a request that holds the text.
 
     Raises:
         ServerError: the server answered with an error, or the engine was not ready in time.
@@ -145,7 +147,7 @@ def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> 
         prediction = _post(client, "/predict", {field: text}, began)
         question = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
         explanation = _post(client, "/audit/explain", question, began)
-    return Asked(prediction, explanation, time.monotonic() - began)
+    return ServerAnswers(prediction, explanation, time.monotonic() - began)
 
 
 def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -
 
 
 class _Stopwatch:
-    """Seconds since the last lap."""
+    """Seconds of every stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

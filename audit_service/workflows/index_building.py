@@ -1,4 +1,4 @@
-"""Builds the training-gradient index of a config's model, with replay and export; inspects one."""
+"""Builds the training-gradient index of a config's model, with replay basis and export; inspects an index."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from influence_engine.index.building.cost_estimate import BuildPlan
 
 @dataclass(frozen=True)
 class Built:
-    """What ``build_for_serving`` made or found.
+    """The index and the export of ``build_for_serving``.
 
     Attributes:
-        index: What the index says about itself; see ``inspect``.
+        index: Facts about the index, as ``about`` returns them.
         export: Manifest of the ONNX export; None for a task that cannot be exported.
     """
 
@@ -29,12 +29,12 @@ class Built:
 
 
 def build_for_serving(workspace: Workspace, directions: int, announce: Callable[[str], None]) -> Built:
-    """Builds the index, replays directions where some are asked for, and exports the model; what is there is kept.
+    """Builds the index, replays directions where some are asked for, and exports the model; skips what is done already.
 
     Args:
-        workspace: Whose model and data.
-        directions: Of the replay basis; 0 leaves an index as it is.
-        announce: Called with what each stage will take, before it starts.
+        workspace: Workspace of the model and data.
+        directions: Number of directions of the replay basis; 0 leaves an index as it is.
+        announce: Called with the predicted time, disk and memory of each stage, before it starts.
 
     Raises:
         InfluenceError: as ``build_index``, ``replay_directions`` and ``export_and_register``.
@@ -49,7 +49,7 @@ def build_for_serving(workspace: Workspace, directions: int, announce: Callable[
 
 
 def plan_for_serving(workspace: Workspace, directions: int) -> dict[str, Any]:
-    """Predicts what ``build_for_serving`` will take: a ``BuildPlan``, with a ``ReplayPlan`` as ``replay`` or None."""
+    """Predicts the cost of ``build_for_serving``: a ``BuildPlan``, with a ``ReplayPlan`` as ``replay`` or None."""
     plan = asdict(plan_index(workspace))
     return {**plan, "replay": asdict(plan_directions(workspace, directions)) if directions else None}
 
@@ -98,7 +98,7 @@ def plan_index(workspace: Workspace) -> BuildPlan:
 
 
 def inspect_index(config: AuditConfig) -> dict[str, Any]:
-    """What the index in the config's folder says about itself, whether or not its model is there.
+    """Facts about the index in the config's folder, whether or not its model is there.
 
     Raises:
         IndexFormatError: there is none, or not of a format known here.
@@ -108,5 +108,5 @@ def inspect_index(config: AuditConfig) -> dict[str, Any]:
 
 
 def about(index: InfluenceIndex) -> dict[str, Any]:
-    """What an index says about itself, with its ``folder``, as a JSON value."""
+    """Facts about an index as a JSON value: those of ``InfluenceIndex.inspect``, and its ``folder``."""
     return {**index.inspect(), "folder": str(index.folder)}

@@ -19,7 +19,7 @@ from influence_engine.resources import free_memory, readable_bytes
 DISTRIBUTION = "bento-audit"
 OLDEST, NEWEST = (3, 11), (3, 13)
 MEMORY_WANTED = 3_000_000_000
-"""Bytes: what serving the demo's model with its engine takes, with room."""
+"""Bytes that serving the demo's model with its engine takes, with a margin."""
 PORT = 3000
 
 
@@ -84,7 +84,7 @@ def torch_build() -> Finding:
 
 
 def memory() -> Finding:
-    """Whether there is room for a model, its index and its server."""
+    """Whether there is memory for a model, its index and its server."""
     available = free_memory(torch.device("cpu"))
     found = f"{readable_bytes(available)} available, {os.cpu_count()} cores"
     if available >= MEMORY_WANTED:

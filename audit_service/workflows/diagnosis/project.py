@@ -24,7 +24,7 @@ Look = Callable[[Workspace], Finding]
 
 
 def look_at_named_project(open_config: Callable[[], AuditConfig]) -> Iterator[Finding]:
-    """All findings about the config that is named; that none is named is one of them."""
+    """All findings about the config that is named; one where none is named."""
     try:
         config = open_config()
     except ConfigError as error:
@@ -159,9 +159,9 @@ def _database(config: AuditConfig) -> Finding:
 
 
 def _packaged(what: str, package: Package, config: AuditConfig) -> Finding:
-    kept = packages_folder(config.root) / f"{package.name}-{package.version}"
-    if kept.is_dir():
-        return Finding(what, "ok", f"{package.requirement} in {kept}")
+    folder = packages_folder(config.root) / f"{package.name}-{package.version}"
+    if folder.is_dir():
+        return Finding(what, "ok", f"{package.requirement} in {folder}")
     advice = f"bento-audit finetune {config.spelled} fetches it"
     return Finding(what, "missing", f"{package.requirement} has not been fetched yet", advice)
 
