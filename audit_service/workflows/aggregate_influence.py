@@ -1,4 +1,4 @@
-"""What many explanations have in common: training examples, and groups of them, that drive several answers."""
+"""Aggregates influence over many explanations: training examples, and groups of them, that drive several answers."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ SHOWN = "text"
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be explained of an input, or of every row of a file, and how.
+    """The question about an input, or about every row of a file.
 
     Attributes:
         target: Target to explain, a label's name or what else the task understands, whatever the rows say.

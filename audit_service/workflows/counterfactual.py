@@ -48,7 +48,7 @@ def retrainings_folder(config: AuditConfig) -> Path:
 
 @dataclass(frozen=True)
 class Question:
-    """What would this prediction be, had the training data differed? Exactly one of the three changes is given.
+    """The question what a prediction would be, had the training data differed; exactly one of three changes is given.
 
     Attributes:
         input: The fields of the example that is predicted.

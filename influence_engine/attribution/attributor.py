@@ -52,7 +52,7 @@ class Attributor:
 
     Args:
         model: The fine-tuned model; ``requires_grad`` marks what was trained, as when the index was built.
-        task: Its task.
+        task: The model's task.
         index: An index built for this model.
         base_model: The model before fine-tuning, for differences; left out, explanations have none.
         device: ``auto`` is the index's, to which the models are moved.

@@ -63,7 +63,7 @@ def build_basis(
 
     Args:
         run: The recorded run that the index was built from.
-        attributor: Of the run's model and that index; it answers ``replayed`` afterwards.
+        attributor: Attributor of the run's model and that index; it answers ``replayed`` afterwards.
         train: The run's training examples.
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
@@ -115,7 +115,7 @@ def measurement_directions(
         attributor: Attributor of the model that measures.
         queries: ``V`` of them; one that names no target is measured on what the model predicts.
         coefficients: ``[K, V]``.
-        names: Of the trained parameters.
+        names: Names of the trained parameters.
     """
     parameters = [attributor.model.get_parameter(name) for name in names]
     totals = [torch.zeros(len(coefficients), *parameter.shape) for parameter in parameters]

@@ -27,7 +27,7 @@ class Grouping:
     """Training examples by the values of one column.
 
     Attributes:
-        column: Its name.
+        column: Name of the column.
         names: ``G`` groups in alphabetical order; ``""`` holds the examples without a value.
         sizes: Number of examples in each group.
         rows: ``[N]``, each example's group.
@@ -88,7 +88,7 @@ class Groups:
     """Groupings of an index, each read when it is first asked for.
 
     Args:
-        index: Whose examples are grouped.
+        index: The index whose examples are grouped.
         device: Where scores will be.
     """
 

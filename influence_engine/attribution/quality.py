@@ -1,4 +1,4 @@
-"""How far an explanation can be trusted, from what the index knows about itself."""
+"""The quality of an explanation: intervals, shares and warnings that say how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Errors:
     """Intervals around one query's influences.
 
     Attributes:
-        calibration: Of the index, where it was checked against retraining.
+        calibration: The index's calibration, where it was checked against retraining.
         tier: How far the tier that answers was from retraining, where that is known.
         unit: Root mean square of the query's influences.
     """
@@ -47,7 +47,7 @@ def quality_of(
     in_basis: float | None,
     errors: Errors,
 ) -> dict[str, Any]:
-    """What an explanation says about its own reliability.
+    """The quality entry of an explanation: how far it can be trusted.
 
     Args:
         index: The index that answered.
@@ -98,7 +98,7 @@ def _warnings(errors: Errors, influence_kept: float | None, *, outside: bool) ->
 
 
 def refinement(refined: Refined, estimated: Tensor, number: int) -> dict[str, Any]:
-    """How a refined answer was obtained.
+    """The entry of a refined explanation's quality on its solve.
 
     Args:
         refined: The solve's results for a batch of queries.

@@ -1,4 +1,4 @@
-"""What an explanation says: the training examples, groups and modules behind one prediction."""
+"""``Attribution``, the explanation of one prediction: the training examples, groups and modules behind it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Influential:
 
     Attributes:
         rank: 1 is the strongest; counted within its polarity where as many of each were asked for.
-        row: In the index.
+        row: Row of the example in the index.
         influence: Change of the measurement that having had this example in training made; positive supports.
         error_90: Half of the 90% interval around ``influence``, where the index was checked against retraining.
         probability_change: The same change as one of the target's probability, where the task can say.
@@ -42,13 +42,13 @@ class Influential:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Why one prediction came out as it did.
+    """The explanation of one prediction.
 
     Attributes:
-        prediction: Of the fine-tuned model, as the task says it; ``None`` where it cannot say.
+        prediction: The fine-tuned model's prediction, as the task says it; ``None`` where it cannot say.
         base_prediction: The base model's prediction, where that model is known.
         target: What is explained, as the task names it; ``None`` where it has no names.
-        measurement: Of the fine-tuned model, in its own units (log-odds for a classification).
+        measurement: The fine-tuned model's measurement of the target, in its units (log-odds for a classification).
         base_measurement: The base model's measurement of the same target.
         examples: The most influential training examples, strongest first.
         groups: Influence summed by columns of the training examples, as ``Grouping.influences`` returns it.
@@ -79,7 +79,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Changes:
-    """What fine-tuning changed in the answers of a batch.
+    """The changes that fine-tuning made to the measurements of a batch.
 
     Attributes:
         predictions: The base model's predictions.
@@ -101,7 +101,7 @@ class Changes:
         return sorted(changes, key=lambda change: -abs(change["change"]))
 
     def residual(self, number: int, measured: float) -> float | None:
-        """What the split leaves of the change from the base model's measurement to ``measured``."""
+        """The part of the change from the base model's measurement to ``measured`` that the split does not explain."""
         if self.base is None:
             return None
         return measured - self.base[number] - sum(change[number] for change in self.split.values())

@@ -12,7 +12,7 @@ from influence_engine.errors import DataError, SettingsError
 from influence_engine.tasks import CheckingTask, Example, Task, editable_field, fields_of, target_field
 
 VALUES_SHOWN = 8
-"""How many values of a column a message names."""
+"""Most values of a column that a message names."""
 
 
 @dataclass(frozen=True)

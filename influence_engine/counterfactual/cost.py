@@ -34,7 +34,7 @@ class Cost:
         control_seconds: Time of the recorded steps without a change, which each machine executes once.
         replay_seconds: Time of a prediction by ``first_order``, where that is asked for.
         memory_bytes: The most that this process will hold.
-        disk_bytes: Of the cached parameters, or of an unfinished retraining.
+        disk_bytes: Disk for the cached parameters, or for an unfinished retraining.
     """
 
     steps: int

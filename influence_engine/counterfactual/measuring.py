@@ -30,7 +30,7 @@ CHANGED = "training with the change"
 
 @dataclass(frozen=True)
 class QueryChange:
-    """What a change of the training data did to one query.
+    """The effect of a change of the training data on one query.
 
     Attributes:
         target: What is measured, as the task names it.
@@ -63,14 +63,14 @@ class QueryChange:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a change of the training data did.
+    """The effect of a change of the training data.
 
     Attributes:
         kind: ``remove``, ``relabel`` or ``edit``.
         changed_examples: How many examples were changed.
         training_examples: How many training examples there are.
         steps: Optimiser steps of the training.
-        queries: What the change did to each query.
+        queries: The effect on each query.
         control_gap: Largest difference between a measurement of the recorded model and of the recorded steps executed
             on this machine without a change: what is below it means nothing. 0 where they agree bit for bit.
         seconds: Time of training with the change; of an interrupted training, since it was resumed.

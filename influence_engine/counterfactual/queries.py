@@ -34,7 +34,7 @@ class Queries:
 
     Args:
         model: The recorded model, in evaluation mode.
-        task: Its task.
+        task: The model's task.
         queries: What is measured.
     """
 
@@ -48,7 +48,7 @@ class Queries:
 
     @property
     def targets(self) -> list[Target | None]:
-        """What is measured, as the task names it."""
+        """The targets that are measured, as the task names them."""
         return [target for batch in self._batches for target in targets_of(self.task, batch)]
 
     def measured(self, model: nn.Module) -> tuple[Tensor, list[dict[str, Any] | None]]:

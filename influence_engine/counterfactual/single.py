@@ -23,7 +23,7 @@ from influence_engine.training.step import Objective, UpdateRule, put_parameters
 
 @dataclass(frozen=True)
 class SingleStep:
-    """What training on one example did.
+    """The effect of training on one example.
 
     Attributes:
         own_loss_before: The example's loss before the steps.
@@ -50,7 +50,7 @@ def train_on_one(
 
     Args:
         model: The fine-tuned model; ``requires_grad`` marks what is trained.
-        task: Its task.
+        task: The model's task.
         example: The training example, with its target.
         queries: What is measured; one that names no target is measured on what the model predicts before the steps.
         learning_rate: Learning rate of each step.

@@ -1,4 +1,4 @@
-"""What was found in a source: rows that cannot be used, duplicates, conflicting targets."""
+"""``DataReport`` on a source: rows that cannot be used, duplicates, conflicting targets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Repeats:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found while a data set was read.
+    """The report on a data set and its source.
 
     Attributes:
         source: Name of the source.

@@ -108,5 +108,5 @@ class DataSettings(BaseModel):
 
     @property
     def kind(self) -> str:
-        """Which of ``SOURCES`` is named."""
+        """The one of ``SOURCES`` that is named."""
         return next(name for name in SOURCES if getattr(self, name) is not None)

@@ -22,14 +22,14 @@ from influence_engine.progress import Progress, silent
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Which retrainings an evaluation takes, and what it compares with them.
+    """The retrainings of an evaluation, and the methods that it compares with them.
 
     Attributes:
         fractions: Shares of the training examples that a removal takes.
         subsets: Retrainings at each fraction.
         kinds: Kinds of retraining that are taken as ground truth: the recorded steps (``removal``), or a new order
             (``afresh``).
-        tuning: So many first queries choose the damping and are not reported; ``None`` is a quarter of them.
+        tuning: Number of first queries that choose the damping and are not reported; ``None`` is a quarter of all.
         single: Examples left out one at a time, half of them the strongest of the reported queries, half random.
         leave_out: Ids of further examples to leave out one at a time.
         refined: Also evaluate the refined tier; needs an index of approximation ``final``.

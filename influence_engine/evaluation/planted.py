@@ -37,7 +37,7 @@ MEASURES: tuple[Measure, ...] = ("harm", "self_influence", "loss")
 
 @dataclass(frozen=True)
 class PlantedErrors:
-    """How well each ranking of suspects finds the planted errors.
+    """Recall and other metrics of each ranking of suspects for the planted errors.
 
     Attributes:
         examples: Number of training examples.

@@ -65,7 +65,7 @@ class Refiner:
 
     Args:
         model: The fine-tuned model, in evaluation mode.
-        task: Its task.
+        task: The model's task.
         index: An index of approximation ``final``.
         train: The training examples, in any order.
         tolerance: A solve ends when an iteration changes the influences by less than this, relative to their norm.

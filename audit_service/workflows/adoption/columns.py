@@ -34,7 +34,7 @@ class Columns:
         kind: The key of ``DataSettings`` that names the file.
         names: The file's column for each field: ``text`` and ``label`` always, ``id``, ``source``, ``licence`` and
             ``consent`` where there are such columns.
-        labels: From the file's label values to the model's label names; empty where they are the same.
+        labels: Label value of the file -> label name of the model; empty where all are the same.
         rows: Number of rows.
         unreadable: Number of rows that cannot be read.
     """
