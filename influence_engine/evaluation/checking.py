@@ -70,13 +70,13 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
     recorded = retraining.recorded()
     *without, fewer, halved = retraining.measurements([*removals, *large, half])
     changes = torch.stack([recorded - measured for measured in without])
-    removed, half_removed = membership(removals, index.example_ids), membership(large, index.example_ids)
+    removed, large_removed = membership(removals, index.example_ids), membership(large, index.example_ids)
 
     def error_of(influences: Tensor) -> TierError:
         units = unit_of(influences)
         error = fit_error(removed @ influences.double().T, changes, removed.sum(1), units)
-        (predicted,) = half_removed @ influences.double().T
-        return with_bend(error, predicted, recorded - fewer, int(half_removed.sum()), units)
+        (predicted,) = large_removed @ influences.double().T
+        return with_bend(error, predicted, recorded - fewer, int(large_removed.sum()), units)
 
     calibration = Calibration(
         about=index.about_calibration(),
