@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SENTENCE = "The acting is superb and the ending moved me to tears."
 
 
-@click.command("demo", short_help="The whole way on real data: fine-tune, index, serve, explain.")
+@click.command("demo", short_help="Every step on real data: fine-tune, index, serve, explain.")
 @click.argument("config", metavar="[NAME]", default="sentiment")
 @click.option("--check", is_flag=True, help="Ask the server once, print the explanation, stop it and exit.")
 @click.option("--text", default=SENTENCE, show_default=True, help="The sentence to ask about.")
@@ -59,7 +59,7 @@ def command(
         seconds = demo.prepare(workspace, restart=restart)
     del workspace  # the server loads models of its own
     within = demo.SECONDS_OF_A_DEMO - demo.SECONDS_TO_TAKE_UP - (time.time() - began) if check else None
-    with demo.served(settings, port=port) as server, demo.finishing(settings, within) as finishing:
+    with demo.running_bento(settings, port=port) as server, demo.finishing(settings, within) as finishing:
         seconds["start of the server"] = server.seconds_to_start
         first = demo.ask(server.address, text, top_k=top_k, field=field)
         seconds["first prediction and explanation"] = first.seconds
@@ -74,7 +74,7 @@ def command(
         seconds["index along the trajectory, replay, check, drift baseline"] = time.time() - waited
         if code:
             fail(f"the rest of the index was not built (exit code {code}); what was said above is why", code=1)
-        asked = demo.taken_up(server.address, first, top_k=top_k)
+        asked = demo.ask_again(settings, server.address, first, top_k=top_k)
         seconds["taken up, and asked again"] = asked.seconds
         if as_json:
             print_json(

@@ -102,7 +102,7 @@ def main(ctx: click.Context) -> None:
     """Which training examples, and which changes to the base model, made this prediction?
 
     \b
-    The whole way on real data:   bento-audit demo
+    Every step on real data:      bento-audit demo
     A model trained elsewhere:    bento-audit init --model FOLDER --data FILE
     """
     # BentoML reports its use over the network unless told otherwise; nothing of ours does. `doctor` says what it was.

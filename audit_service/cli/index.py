@@ -128,8 +128,8 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
 
     Six short trainings along the recorded steps: without random examples, without those that matter most, without half
     of all, and with one set at half its weight. From then on every influence is shown with a 90% interval, and answers
-    warn where training responds too unevenly to be explained. The check itself says what would make it more even. An
-    interrupted one goes on where it was.
+    warn where training responds too nonlinearly to its examples to be explained. The check itself says what would make
+    it more linear. An interrupted check goes on where it was.
 
     \b
     Examples:
@@ -176,7 +176,7 @@ def inspect(config: str | None, profile: str | None, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be added, and what it takes.")
 @json_option
 def upgrade(config: str | None, profile: str | None, dry_run: bool, as_json: bool) -> None:
-    """Give CONFIG's index what came after it was built, without training or indexing again.
+    """Give CONFIG's index the parts that came after it was built, without training or indexing again.
 
     The version stays current, its vectors and digests are untouched, and a service goes on with it. What was
     interrupted is done again the next time; an index that has everything is left as it is.
@@ -280,7 +280,7 @@ def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
     return {
         **tiers,
         "nonlinearity": f"{found['nonlinearity']:.2f} (0: half the weight does half as much)",
-        "more even": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
+        "more linear": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
         "check": f"{found['retrainings']} retrainings, {found['queries']} held-out inputs",
     }
 
@@ -292,7 +292,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "approximation": about["approximation"],
         "training examples": f"{about['rows']:,}",
         "numbers an example": f"{about['dimensions']:,} (from {about['coordinates']:,} coordinates)",
-        "metric": about["metric"],
+        "preconditioner": about["metric"],
         "damping": f"{about['damping']:.3g} ({about['damping_source']})" if about["damping"] else None,
         "energy kept": f"{about['energy_kept']:.1%} of the sampled gradients'",
         "influence kept": None if kept is None else f"{kept:.1%} on held-out examples (estimated)",

@@ -68,7 +68,7 @@ def open_config(name: str | None, *, profile: str | None = None) -> AuditConfig:
 
 @contextlib.contextmanager
 def open_workspace(config: AuditConfig) -> Iterator[Workspace]:
-    """What belongs to a config, for one call; how far its work is, is shown as long as the context lasts."""
+    """Yields the workspace of a config for one call, whose progress is shown as long as the context lasts."""
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workspace import Workspace
 

@@ -1,4 +1,4 @@
-"""The demo: every stage that is not done yet, then a real server, asked over HTTP."""
+"""The demo: runs every stage that is not done yet, starts a real server, and asks it over HTTP."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
+from audit_service.artifacts.bento_models import index_version_folder
 from audit_service.config import AuditConfig
 from audit_service.workflows.export import export_if_it_can_be
 from audit_service.workflows.finetuning import run_finetuning
@@ -21,6 +22,8 @@ from audit_service.workflows.index_building import BuildOrder, build_for_serving
 from audit_service.workflows.processes.bentoml_server import Server, ServerError, free_port, serving
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
+from influence_engine.index import Manifest
+from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import UNSAID_FIELDS, input_fields
 
 HOST = "127.0.0.1"
@@ -28,26 +31,26 @@ HOST = "127.0.0.1"
 """The field that packaged sentences are in."""
 
 DIRECTIONS = 8
-"""That the demo replays: the fewest that make an answer a replayed one."""
+"""Directions that the demo replays: the fewest that a replay basis may have."""
 
 SECONDS_OF_A_DEMO = 600.0
-"""From its first command to an answer that was replayed and checked, installation included."""
+"""Time limit from the first command to a replayed and checked answer, installation included."""
 
 SECONDS_TO_TAKE_UP = 45.0
 """Of these, what the engine needs to open what was made and to answer again."""
 
 SECONDS_TO_EXPLAIN = 120.0
-"""The engine loads in the background; until then it asks to be asked again."""
+"""Time limit for an explanation: the engine loads in the background, and until then answers with 503."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the server answered.
+class ServerAnswers:
+    """The answers of the server to one prediction and its explanation.
 
     Attributes:
         prediction: The answer of ``/predict``.
         explanation: The answers of ``/audit/explain`` for proponents and for opponents, as one.
-        seconds: Both together, waiting for the engine to load included.
+        seconds: Time of both, with the wait until the engine has loaded.
     """
 
     prediction: dict[str, Any]
@@ -56,19 +59,19 @@ class Asked:
 
 
 def prepare(workspace: Workspace, *, restart: bool = False) -> dict[str, float]:
-    """Does what has to be there before a server can explain: data, model, a first index, export; what is there is kept.
+    """Runs the stages before a server can explain, unless they are done: fetch, fine-tune, a first index, export.
 
-    A model trained elsewhere stays as it is.
+    A model that was trained elsewhere is not fine-tuned.
 
     Args:
-        workspace: Of the demo's config; every stage goes on with what those before it opened and made.
+        workspace: Workspace of the demo's config; every stage goes on with what those before it opened and made.
         restart: Delete an earlier run first.
 
     Returns:
         Seconds of every stage.
 
     Raises:
-        InfluenceError: a stage failed; those before it are kept.
+        InfluenceError: a stage failed; the results of those before it stay.
     """
     config, progress = workspace.config, workspace.progress
     stopwatch = Stopwatch()
@@ -87,10 +90,10 @@ def prepare(workspace: Workspace, *, restart: bool = False) -> dict[str, float]:
 
 
 def prepare_whole(workspace: Workspace, announce: Callable[[str], None]) -> dict[str, float]:
-    """``prepare``, and everything that else comes while a server is running; announces what is left out.
+    """Runs all stages, also those that otherwise run beside the server; announces what is left out.
 
     Raises:
-        InfluenceError: a stage failed; those before it are kept.
+        InfluenceError: a stage failed; the results of those before it stay.
     """
     seconds = prepare(workspace)
     stopwatch = Stopwatch()
@@ -133,7 +136,7 @@ def finishing(config: AuditConfig, seconds: float | None) -> Iterator[subprocess
 
 
 @contextlib.contextmanager
-def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
+def running_bento(config: AuditConfig, *, port: int) -> Iterator[Server]:
     """Runs the bento of the config's name as long as the context lasts, on ``port`` or the next free one.
 
     Raises:
@@ -154,36 +157,40 @@ def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
         yield server
 
 
-def taken_up(address: str, asked: Asked, *, top_k: int) -> Asked:
-    """Asks again why, as soon as the engine has taken up everything that was made for its index.
+def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k: int) -> ServerAnswers:
+    """Asks for the explanation again, as soon as the engine has taken up everything that was made for its index.
 
     Args:
-        address: Of the server.
-        asked: The first answer.
-        top_k: How many examples for and against.
+        config: The demo's config.
+        address: Address of the server.
+        first: Its first answers.
+        top_k: Number of proponents, and of opponents.
 
     Raises:
         ServerError: the server answered with an error, or the engine has not taken it up in time.
     """
     began = time.monotonic()
+    checked = order_of(config, None).check
+    digest = Manifest.read(index_version_folder(config) / MANIFEST).build_digest
+    question = {"prediction_id": first.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         while time.monotonic() - began < SECONDS_TO_EXPLAIN:
-            question = {"prediction_id": asked.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
             explanation = _post(client, "/audit/explain", question, began)
-            if explanation["index"] != asked.explanation["index"] or explanation["quality"]["agreement"] is not None:
-                return Asked(asked.prediction, explanation, time.monotonic() - began)
+            known = explanation["quality"]["agreement"] is not None or not checked
+            if known and explanation["index"]["digest"] == digest:
+                return ServerAnswers(first.prediction, explanation, time.monotonic() - began)
             time.sleep(0.5)
     raise ServerError("the engine has not taken up what was made for its index; its log says why")
 
 
-def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> Asked:
-    """Asks for a prediction, and then why.
+def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> ServerAnswers:
+    """Asks the server for a prediction and for its explanation.
 
     Args:
-        address: Of the server.
-        text: What is predicted.
-        top_k: How many examples for and against.
-        field: The field of a request that the text is in.
+        address: Address of the server.
+        text: The text whose label is predicted.
+        top_k: Number of proponents, and of opponents.
+        field: The field of a request that holds the text.
 
     Raises:
         ServerError: the server answered with an error, or the engine was not ready in time.
@@ -193,7 +200,7 @@ def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> 
         prediction = _post(client, "/predict", {field: text}, began)
         question = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
         explanation = _post(client, "/audit/explain", question, began)
-    return Asked(prediction, explanation, time.monotonic() - began)
+    return ServerAnswers(prediction, explanation, time.monotonic() - began)
 
 
 def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -
 
 
 class Stopwatch:
-    """Seconds since the last lap."""
+    """Seconds of every stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Builds the training-gradient index of a config's model, with replay and export; inspects one."""
+"""Builds the training-gradient index of a config's model, with replay basis and export; inspects an index."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ LATER_PARTS: tuple[PartName, ...] = ("replayed", "intervals", "drift_baseline")
 
 @dataclass(frozen=True)
 class Built:
-    """What ``build_for_serving`` made or found.
+    """The index and the export of ``build_for_serving``.
 
     Attributes:
-        index: What the index says about itself; see ``inspect``.
+        index: Facts about the index, as ``about`` returns them.
         export: Manifest of the ONNX export; None for a task that cannot be exported.
     """
 
@@ -81,9 +81,9 @@ def build_for_serving(workspace: Workspace, order: BuildOrder, announce: Callabl
     then its answers say what is still to come.
 
     Args:
-        workspace: Whose model and data.
+        workspace: Workspace of the model and data.
         order: What the index is to have.
-        announce: Called with what each stage will take, before it starts.
+        announce: Called with the predicted time, disk and memory of each stage, before it starts.
 
     Raises:
         SettingsError: another process builds this index.
@@ -188,7 +188,7 @@ def _check_seconds(workspace: Workspace) -> float:
 
 
 def plan_for_serving(workspace: Workspace, directions: int) -> dict[str, Any]:
-    """Predicts what ``build_for_serving`` will take: a ``BuildPlan``, with a ``ReplayPlan`` as ``replay`` or None."""
+    """Predicts the cost of ``build_for_serving``: a ``BuildPlan``, with a ``ReplayPlan`` as ``replay`` or None."""
     plan = asdict(plan_index(workspace))
     return {**plan, "replay": asdict(plan_directions(workspace, directions)) if directions else None}
 
@@ -241,7 +241,7 @@ def plan_index(workspace: Workspace) -> BuildPlan:
 
 
 def inspect_index(config: AuditConfig) -> dict[str, Any]:
-    """What the index in the config's folder says about itself, whether or not its model is there.
+    """Facts about the index in the config's folder, whether or not its model is there.
 
     Raises:
         IndexFormatError: there is none, or not of a format known here.
@@ -251,5 +251,5 @@ def inspect_index(config: AuditConfig) -> dict[str, Any]:
 
 
 def about(index: InfluenceIndex) -> dict[str, Any]:
-    """What an index says about itself, with its ``folder``, as a JSON value."""
+    """Facts about an index as a JSON value: those of ``InfluenceIndex.inspect``, and its ``folder``."""
     return {**index.inspect(), "folder": str(index.folder)}

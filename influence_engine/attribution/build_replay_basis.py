@@ -1,4 +1,9 @@
-"""Makes the replay basis of an index: directions from held-out inputs, replayed once, kept beside the vectors."""
+"""Makes the replay basis of an index: directions in parameter space, each replayed once, stored beside the vectors.
+
+A direction ``d`` is replayed by reverse differentiation of ``<d, theta_T>`` through the recorded optimiser steps with
+respect to every example's weight (``influence_engine.replay``). How directions are chosen and correct the index's
+estimates is derived in ``influence_engine.index.replay_basis``.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +25,13 @@ from influence_engine.training import Run
 from influence_engine.training.frozen_cache import FrozenCache
 
 DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
-"""Of the index's own damping: the grid from which the replayed rows choose."""
+"""Multiples of the index's damping: the one whose estimated rows agree best with the replayed rows is taken."""
 
 _BATCH = 32
 
 
 class BasisOptions(TypedDict, total=False):
-    """How directions are replayed.
+    """Options of a replay.
 
     Attributes:
         keep_in: A folder for unfinished replays; by default beside the index's versions.
@@ -54,11 +59,11 @@ def build_basis(
     at_once: int = 1,
     **options: Unpack[BasisOptions],
 ) -> ReplayBasis:
-    """Replays ``width`` directions of the attributor's index and keeps them there, for its ``replayed`` tier.
+    """Replays ``width`` directions and stores them with the attributor's index, for its ``replayed`` tier.
 
     Args:
         run: The recorded run that the index was built from.
-        attributor: Of the run's model and that index; it answers ``replayed`` afterwards.
+        attributor: Attributor of the run's model and that index; it answers ``replayed`` afterwards.
         train: The run's training examples.
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
@@ -96,7 +101,7 @@ def build_basis(
         frozen_cache=chosen["frozen_cache"],
         progress=chosen["progress"],
     )
-    basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
+    basis = fit_basis(exact, {damping: coefficients @ scores for damping, scores in estimated.items()})
     index.save_basis(basis)
     return basis
 
@@ -107,10 +112,10 @@ def measurement_directions(
     """``sum_v coefficients_jv grad f_v`` by parameter name, ``[K, *shape]``, on the CPU.
 
     Args:
-        attributor: Whose model measures.
+        attributor: Attributor of the model that measures.
         queries: ``V`` of them; one that names no target is measured on what the model predicts.
         coefficients: ``[K, V]``.
-        names: Of the trained parameters.
+        names: Names of the trained parameters.
     """
     parameters = [attributor.model.get_parameter(name) for name in names]
     totals = [torch.zeros(len(coefficients), *parameter.shape) for parameter in parameters]

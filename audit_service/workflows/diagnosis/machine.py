@@ -19,7 +19,7 @@ from influence_engine.resources import free_memory, readable_bytes
 DISTRIBUTION = "bento-audit"
 OLDEST, NEWEST = (3, 11), (3, 13)
 MEMORY_WANTED = 3_000_000_000
-"""Bytes: what serving the demo's model with its engine takes, with room."""
+"""Bytes that serving the demo's model with its engine takes, with a margin."""
 PORT = 3000
 
 
@@ -39,7 +39,7 @@ def look_at_machine(do_not_track: str | None) -> Iterator[Finding]:
 
 
 def python_version() -> Finding:
-    """Whether this Python is one that is supported."""
+    """Checks whether this Python is one that is supported."""
     found = f"{platform.python_version()} at {sys.executable}"
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return Finding("python", "ok", found)
@@ -69,7 +69,7 @@ def packages(distribution: str = DISTRIBUTION) -> Iterator[Finding]:
 
 
 def torch_build() -> Finding:
-    """Which torch this is, and which device it will use."""
+    """Checks which torch this is, and which device it will use."""
     cuda = torch.version.cuda
     if cuda is None:
         return Finding("torch", "ok", f"{torch.__version__}, for the CPU, {torch.get_num_threads()} threads")
@@ -84,7 +84,7 @@ def torch_build() -> Finding:
 
 
 def memory() -> Finding:
-    """Whether there is room for a model, its index and its server."""
+    """Checks whether there is memory for a model, its index and its server."""
     available = free_memory(torch.device("cpu"))
     found = f"{readable_bytes(available)} available, {os.cpu_count()} cores"
     if available >= MEMORY_WANTED:
@@ -93,7 +93,7 @@ def memory() -> Finding:
 
 
 def port(number: int = PORT) -> Finding:
-    """Whether the port that BentoML serves on by default is free."""
+    """Checks whether the port that BentoML serves on by default is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -104,7 +104,7 @@ def port(number: int = PORT) -> Finding:
 
 
 def usage_reports(do_not_track: str | None) -> Finding:
-    """Whether BentoML is told not to report its use over the network."""
+    """Checks whether BentoML is told not to report its use over the network."""
     if (do_not_track or "").lower() in ("true", "1"):
         return Finding("usage reports", "ok", "BENTOML_DO_NOT_TRACK is set: BentoML reports nothing")
     return Finding(
@@ -116,7 +116,7 @@ def usage_reports(do_not_track: str | None) -> Finding:
 
 
 def build_tool() -> Finding:
-    """Whether ``bentoml build`` finds the ``uv`` that it needs."""
+    """Checks whether ``bentoml build`` finds the ``uv`` that it needs."""
     found = shutil.which("uv") or shutil.which("uv", path=os.path.dirname(sys.executable))
     if found is not None:
         return Finding("uv", "ok", found)

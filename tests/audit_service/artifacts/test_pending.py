@@ -32,7 +32,11 @@ def test_parts_are_named_while_they_are_to_come_and_no_longer(tmp_path: Path) ->
 
 
 def test_a_part_that_fails_is_no_longer_to_come(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), pending_work(tmp_path, ["intervals"]) as pending, pending.making("intervals"):
+    with (
+        pytest.raises(ZeroDivisionError),
+        pending_work(tmp_path, ["intervals"]) as pending,
+        pending.making("intervals"),
+    ):
         raise ZeroDivisionError
     assert pending_parts(tmp_path) == []
 
