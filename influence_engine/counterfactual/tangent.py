@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.counterfactual.changes import Change
-from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import RecordError
 from influence_engine.gradients.forward_mode import derivative_along, forward
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, Example, Task
+from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.clipping import clipped
 from influence_engine.training.execution import collate_step, weights_by_row

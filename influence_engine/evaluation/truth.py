@@ -16,7 +16,7 @@ from influence_engine.digests import json_digest
 from influence_engine.evaluation.removals import Removal
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, Example, Task, choose_targets
+from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
 from influence_engine.training.frozen_cache import FrozenCache
@@ -129,12 +129,12 @@ class Retraining:
     def _batches(self) -> list[Batch]:
         """The queries; where one names no target, what the recorded model predicts is it, for every retrained model."""
         recorded = self.run.load_model(self._into).to(self.device).eval()
-        found = []
-        with torch.no_grad():
-            for start in range(0, len(self.queries), _BATCH):
-                batch = to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
-                found.append(choose_targets(self.task, self.task.outputs(recorded, batch), batch))
-        return found
+        return [
+            with_targets(
+                self.task, recorded, to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
+            )
+            for start in range(0, len(self.queries), _BATCH)
+        ]
 
     def _measured(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         model = model.to(self.device).eval()

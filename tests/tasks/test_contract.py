@@ -39,6 +39,7 @@ from influence_engine.tasks import (
     projection_of,
     show,
     targets_of,
+    with_targets,
     without_targets,
 )
 from influence_engine.training import reexecute
@@ -196,6 +197,18 @@ def test_a_target_is_chosen_once_and_then_measured_as_named_on_every_model(train
             # Named, it stays what it is, whatever a model predicts.
             again = choose_targets(task, other, named)
             assert {name: one.tolist() for name, one in again.items()} == {k: v.tolist() for k, v in named.items()}
+
+
+def test_the_model_runs_to_choose_targets_only_where_that_changes_something(trained: Trained) -> None:
+    task, toy, model = trained.toy.task, trained.toy, trained.model()
+    runs: list[None] = []
+    model.register_forward_hook(lambda *_: runs.append(None))
+    for queries in ([aim(task, toy.queries[0], one) for one in toy.targets] or toy.train[:2], toy.queries):
+        batch = batch_of(task, queries)
+        runs.clear()
+        chosen = with_targets(task, model, batch)
+        assert chosen.keys() == batch.keys()
+        assert len(runs) == any(not torch.equal(chosen[name], batch[name]) for name in batch)
 
 
 def test_what_is_explained_can_be_named(trained: Trained) -> None:

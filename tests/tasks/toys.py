@@ -179,6 +179,9 @@ class MultiLabel:
     def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
         return outputs.gather(-1, batch["target"].clamp_min(0).unsqueeze(-1)).squeeze(-1)
 
+    def needs_choice(self, batch: Batch) -> Tensor:
+        return batch["target"] < 0
+
     def choose_targets(self, outputs: Tensor, batch: Batch) -> Batch:
         return {**batch, "target": torch.where(batch["target"] < 0, outputs.argmax(-1), batch["target"])}
 
@@ -297,6 +300,9 @@ class Entities:
 
     def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
         return log_odds(outputs, batch["targets"]).sum(-1)
+
+    def needs_choice(self, batch: Batch) -> Tensor:
+        return (batch["targets"] == -1).any(-1)
 
     def choose_targets(self, outputs: Tensor, batch: Batch) -> Batch:
         """Of what is not named: all that was predicted to be an entity, or, where nothing was, that nothing is."""
@@ -426,6 +432,9 @@ class Language:
 
     def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
         return -self.loss(outputs, batch)
+
+    def needs_choice(self, batch: Batch) -> Tensor:
+        return torch.zeros(len(batch["labels"]), dtype=torch.bool)
 
     def choose_targets(self, outputs: Tensor, batch: Batch) -> Batch:
         return batch
