@@ -30,9 +30,9 @@ from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.clipping import clipped
 from influence_engine.training.execution import collate_step, weights_by_row
+from influence_engine.training.execution_options import MODEL_DEFAULTS, ModelOptions
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.reexecution import with_replacements
-from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import (
     Objective,
@@ -56,7 +56,7 @@ def first_order(
     change: Change,
     *,
     at: Sequence[float] = NODES,
-    **options: Unpack[RetrainingOptions],
+    **options: Unpack[ModelOptions],
 ) -> Tensor:
     """Derivative of the measurements along the change, ``[Q]`` in double precision: a prediction of what it does.
 
@@ -70,7 +70,7 @@ def first_order(
         change: Of the training data.
         at: Where on the linear path from the recorded example weights (0) to the changed ones (1) derivatives are
             taken, each in one pass; they are averaged. At 0 alone, for a removal, it is what exact replay gives.
-        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
+        options: ``ModelOptions``.
 
     Raises:
         RecordError: the run cannot be replayed, or its model cannot be differentiated in this way; the message says so.
@@ -78,7 +78,7 @@ def first_order(
         DataError: a changed example is not there, or the task refuses what takes its place.
     """
     run.require_replayable()
-    chosen = with_defaults(first_order, RETRAINING_DEFAULTS, options)
+    chosen = with_defaults(first_order, MODEL_DEFAULTS, options)
     into, progress = chosen["into"], chosen["progress"]
     examples = in_recorded_order(run, task, train)
     with_replacements(run, task, examples, change.replaced)  # refuses what cannot be trained on

@@ -19,8 +19,8 @@ from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
+from influence_engine.training.execution_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.frozen_cache import FrozenCache
-from influence_engine.training.retraining_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]
@@ -39,8 +39,7 @@ class Retraining:
         train: Its training examples.
         queries: What is measured: what each names, else what the recorded model predicts of it.
         cache: A folder; each retraining's measurements are kept there by a digest of all that they depend on.
-        options: ``into``, ``device``, ``frozen_cache`` (shared with replays of the run) and ``progress`` of
-            ``RetrainingOptions``.
+        options: ``RetrainingOptions``; ``frozen_cache`` can be shared with replays of the run.
     """
 
     def __init__(
