@@ -9,17 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from influence_engine import FinetuneSettings, Run, finetune
 from influence_engine.tasks import Batch, Example, TextClassification
-
-LABELS = ("negative", "positive")
-WORDS = {"negative": ["bad", "dull", "sad", "slow", "weak"], "positive": ["good", "fun", "warm", "fresh", "bright"]}
-FILLERS = ["the", "a", "film", "story", "plot", "and", "of", "with", "is", "very", "actor", "scene"]
+from tests.small_models import LABELS, sentence, small_bert, word_tokenizer
 
 
 class VectorClassification:
@@ -113,10 +108,7 @@ def index_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    words = ["[PAD]", "[UNK]", *WORDS["negative"], *WORDS["positive"], *FILLERS]
-    words_only = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    words_only.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words_only, pad_token="[PAD]", unk_token="[UNK]")
+    return word_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +125,7 @@ def make_examples() -> Callable[..., list[dict[str, Any]]]:
         rows = []
         for number in range(count):
             label = draw.choice(LABELS)
-            words = draw.choices(FILLERS, k=draw.randint(2, 7)) + draw.choices(WORDS[label], k=draw.randint(1, 2))
-            draw.shuffle(words)
-            rows.append({"example_id": f"{seed}-{number}", "text": " ".join(words), "label": label})
+            rows.append({"example_id": f"{seed}-{number}", "text": sentence(draw, label, most=7), "label": label})
         return rows
 
     return make
@@ -145,20 +135,10 @@ def make_examples() -> Callable[..., list[dict[str, Any]]]:
 def make_model() -> Callable[..., nn.Module]:
     """``make_model(seed=0, dropout=0.0)``: the same weights for the same seed."""
 
-    def make(seed: int = 0, dropout: float = 0.0, **config: Any) -> nn.Module:
-        settings: dict[str, Any] = {
-            "vocab_size": 24,
-            "hidden_size": 16,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 24,
-            "max_position_embeddings": 16,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
-            "attn_implementation": "eager",
-        }
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return BertForSequenceClassification(BertConfig(**{**settings, **config})).eval()
+    def make(seed: int = 0, dropout: float = 0.0, **settings: Any) -> nn.Module:
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        sizes = {"num_hidden_layers": 3, "max_position_embeddings": 16}
+        model: nn.Module = small_bert(seed=seed, **{**sizes, **rates, **settings})
+        return model
 
     return make
