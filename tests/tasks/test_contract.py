@@ -149,14 +149,13 @@ def test_curvature_of_an_example_does_not_depend_on_its_batch(trained: Trained) 
 
 
 def test_other_batches_and_another_order_give_the_same_scores(trained: Trained, tmp_path: Path) -> None:
-    toy = trained.toy
-    reversed_train = list(reversed(toy.train))
-    scores = {}
-    for name, train, tokens in (("as they are", toy.train, None), ("one by one, reversed", reversed_train, 1)):
-        index = build(trained, tmp_path / name, train, batch_tokens=tokens)
+    toy, as_they_are = trained.toy, trained.index()
+    one_by_one = build(trained, tmp_path, list(reversed(toy.train)), batch_tokens=1)
+    scores = []
+    for index in (one_by_one, as_they_are):
         found = Attributor(trained.model(), toy.task, index).scores(toy.queries)
-        scores[name] = found[:, torch.tensor([index.example_ids.index(one["example_id"]) for one in toy.train])]
-    close(scores["one by one, reversed"], scores["as they are"], 1e-4)
+        scores.append(found[:, torch.tensor([index.example_ids.index(one["example_id"]) for one in toy.train])])
+    close(*scores, 1e-4)
 
 
 def test_replay_gives_the_derivative_that_training_again_finds(trained: Trained) -> None:

@@ -87,7 +87,9 @@ def language(folder: Path) -> Toy:
         rows.append({"prompt": sentence(draw, label), "answer": f"very {draw.choice(WORDS[label])}"})
 
     def model(seed: int) -> nn.Module:
-        config = LlamaConfig(**SIZES, tie_word_embeddings=False, attn_implementation="eager")
+        config = LlamaConfig(
+            **{**SIZES, "num_hidden_layers": 1}, tie_word_embeddings=False, attn_implementation="eager"
+        )
         return seeded(lambda: LlamaForCausalLM(config), seed)
 
     queries = [{"prompt": "the film is", "answer": "good"}, {"prompt": "a sad plot is", "answer": "very dull"}]

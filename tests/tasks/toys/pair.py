@@ -43,7 +43,7 @@ class Pairs(TextClassification):
         return [
             Unit(names[part], start, end, position)
             for position, ((start, end), part) in enumerate(
-                zip(found["offset_mapping"][0], found.sequencewith_ids(0), strict=True)
+                zip(found["offset_mapping"][0], found.sequence_ids(0), strict=True)
             )
             if part is not None
         ]
@@ -68,7 +68,7 @@ def pairs(folder: Path) -> Toy:
     return Toy(
         "pairs",
         Pairs(word_tokenizer(), ["same", "other"]),
-        lambda seed: small_bert(num_labels=2, seed=seed),
+        lambda seed: small_bert(num_hidden_layers=1, num_labels=2, seed=seed),
         with_ids(rows),
         [
             {"premise": "the film is good", "hypothesis": "a dull plot"},
