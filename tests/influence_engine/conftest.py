@@ -3,66 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from influence_engine import FinetuneSettings, Run, finetune
-from influence_engine.tasks import Batch, Example, TextClassification
+from influence_engine.tasks import TextClassification
+from tests.influence_engine.vectors import VectorClassification, make_network, make_vectors
 from tests.small_models import LABELS, sentence, small_bert, word_tokenizer
-
-
-class VectorClassification:
-    """Classifies vectors; the twenty lines that a user writes for a model of their own."""
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        return {
-            "x": torch.tensor([example["x"] for example in examples]),
-            "labels": torch.tensor([example.get("label", -1) for example in examples]),
-        }
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["x"])
-
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.cross_entropy(outputs, batch["labels"], reduction="none")
-
-    def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
-        chosen = batch["labels"].unsqueeze(-1)
-        others = outputs.scatter(-1, chosen, float("-inf"))
-        return outputs.gather(-1, chosen).squeeze(-1) - others.logsumexp(-1)
-
-    def describe(self) -> dict[str, Any]:
-        return {"type": "vectors"}
-
-
-def make_network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.LayerNorm(12), nn.Linear(12, 3))
-
-
-def make_vectors(count: int, *, seed: int, prefix: str) -> list[dict[str, Any]]:
-    """Three overlapping clouds, a tenth of the labels wrong."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    centres = torch.eye(3, 6) * 1.5
-    x = centres[labels] + torch.randn(count, 6, generator=generator)
-    wrong = torch.rand(count, generator=generator) < 0.1
-    labels = torch.where(wrong, (labels + 1) % 3, labels)
-    return [
-        {
-            "example_id": f"{prefix}{number:04d}",
-            "x": x[number].tolist(),
-            "label": int(labels[number]),
-            "source": "clouds",
-        }
-        for number in range(count)
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, Run, finetune
 from influence_engine.errors import IndexFormatError, ResourceError
-from tests.influence_engine.conftest import make_vectors
 from tests.influence_engine.following import StoppedError
+from tests.influence_engine.vectors import make_vectors
 
 MEGABYTE = 2**20
 ANY = 10**9
