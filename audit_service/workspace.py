@@ -200,7 +200,7 @@ class Workspace:
         if self._has_run:
             return recorded_model(self.config, self.run)
         found = find_bento_model(self.config, "model", self.config.run_folder)
-        return load_model_folder(found.folder, found.tag, self.config.processor_class())
+        return load_model_folder(self.config, found.folder, found.tag)
 
     @property
     def model_digests(self) -> dict[str, str | None]:

@@ -1,19 +1,24 @@
-"""SHA-256 digests of files, folders, JSON values and model weights."""
+"""SHA-256 digests of files, folders, JSON values and model weights.
+
+Importing this module does not import torch, which takes seconds: stores digest JSON in processes that have no tensors.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from influence_engine.errors import DigestMismatchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def json_digest(value: Any) -> str:
@@ -42,7 +47,8 @@ def described(value: Any) -> Any:
         return dict(value)
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Tensor):
+    torch = sys.modules.get("torch")  # where nobody has imported it, nothing is a tensor
+    if torch is not None and isinstance(value, torch.Tensor):
         dtype, content = str(value.dtype).removeprefix("torch."), tensor_bytes(value.to_dense())
     elif isinstance(value, np.ndarray) and value.dtype.kind in "OUS":  # the bytes of objects are addresses
         return value.tolist()
@@ -99,6 +105,8 @@ def verify_folder(folder: str | os.PathLike[str], expected: Mapping[str, str]) -
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """A tensor's values as contiguous bytes, whatever its dtype (bfloat16 included) and device."""
+    import torch  # not at the top: see there
+
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 

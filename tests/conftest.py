@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import torch
 
@@ -49,6 +50,22 @@ def files_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.fixture
+def memory_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """``with memory_up_to(size):`` this process may have no more than ``size`` bytes beyond those that it has."""
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
     return limited
 

@@ -137,6 +137,7 @@ class PredictionStore:
         place: The state folder, with the store and its key, or the location that names a server beside it; made if it
             is missing.
         keep_inputs_s: Seconds for which inputs are kept; 0 keeps none.
+        other_worker_s: Seconds for which ``get`` looks for a fresh id that is not there yet.
         dropped: Told why records were dropped, and how many.
     """
 
@@ -145,10 +146,12 @@ class PredictionStore:
         place: StateLocation | str | os.PathLike[str],
         *,
         keep_inputs_s: float = 30 * 86400.0,
+        other_worker_s: float = OTHER_WORKER_S,
         dropped: Callable[[str, int], None] = lambda reason, count: None,
     ) -> None:
         location = StateLocation.of(place)
         self.keep_inputs_s = keep_inputs_s
+        self._other_worker_s = other_worker_s
         self._dropped = dropped
         self._database = Database(location, PREDICTIONS)
         self._cipher = InputCipher(location.folder / "predictions.key")
@@ -189,7 +192,7 @@ class PredictionStore:
             PredictionNotFoundError: there is none.
             ServiceError: the store cannot be read.
         """
-        give_up = time.monotonic() + (OTHER_WORKER_S if is_fresh(prediction_id) else 0)
+        give_up = time.monotonic() + (self._other_worker_s if is_fresh(prediction_id) else 0)
         while True:
             found = self._behind.waiting(prediction_id) or self._read(prediction_id)
             if found is not None:

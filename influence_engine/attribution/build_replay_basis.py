@@ -7,46 +7,26 @@ estimates is derived in ``influence_engine.index.replay_basis``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.errors import DigestMismatchError, SettingsError
 from influence_engine.index.replay_basis import FEWEST_DIRECTIONS, ReplayBasis, choose_directions, fit_basis
 from influence_engine.options import with_defaults
-from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
+from influence_engine.replay.rows import REPLAY_DEFAULTS
 from influence_engine.tasks import Example, batches_of_like_size
 from influence_engine.training import Run
-from influence_engine.training.frozen_cache import FrozenCache
+from influence_engine.training.execution_options import RENAMED, ExecutionOptions
 
 DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
 """Multiples of the index's damping: the one whose estimated rows agree best with the replayed rows is taken."""
 
 _BATCH = 32
-
-
-class BasisOptions(TypedDict, total=False):
-    """Options of a replay.
-
-    Attributes:
-        keep_in: A folder for unfinished replays; by default beside the index's versions.
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        frozen_cache: Outputs of frozen layers, shared by all executions of the run on one device.
-        progress: Called after every step.
-    """
-
-    keep_in: str | os.PathLike[str] | None
-    into: nn.Module | None
-    frozen_cache: FrozenCache | None
-    progress: Progress
-
-
-BASIS_DEFAULTS: BasisOptions = {"keep_in": None, "into": None, "frozen_cache": None, "progress": silent}
 
 
 def build_basis(
@@ -57,7 +37,7 @@ def build_basis(
     width: int,
     *,
     at_once: int = 1,
-    **options: Unpack[BasisOptions],
+    **options: Unpack[ExecutionOptions],
 ) -> ReplayBasis:
     """Replays ``width`` directions and stores them with the attributor's index, for its ``replayed`` tier.
 
@@ -68,14 +48,16 @@ def build_basis(
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
         at_once: Directions in one backward pass; more take more memory.
-        options: ``keep_in``, ``into``, ``frozen_cache`` and ``progress`` of ``BasisOptions``.
+        options: ``ExecutionOptions``; by default ``keep_in`` is a folder beside the index's versions, ``device`` the
+            attributor's, and ``save_every_s`` 60.
 
     Raises:
         DigestMismatchError: the index is not of this run.
         SettingsError: too few directions, or more than the held-out inputs span.
         RecordError: the run cannot be replayed.
     """
-    chosen = with_defaults(build_basis, BASIS_DEFAULTS, options, renamed={"kept": "frozen_cache"})
+    defaults: ExecutionOptions = {**REPLAY_DEFAULTS, "device": str(attributor.device)}
+    chosen = with_defaults(build_basis, defaults, options, renamed=RENAMED)
     if width < FEWEST_DIRECTIONS:
         raise SettingsError(
             f"{width} directions are too few to call an answer replayed; ask for at least {FEWEST_DIRECTIONS}",
@@ -89,18 +71,8 @@ def build_basis(
     estimated = attributor.scores_by_damping(held_out, dampings)
     coefficients = choose_directions(estimated[index.manifest.damping], width)
     directions = measurement_directions(attributor, held_out, coefficients, run.trainable)
-    exact = replay(
-        run,
-        attributor.task,
-        train,
-        directions,
-        keep_in=chosen["keep_in"] or index.folder.parent.parent / "replays",
-        at_once=at_once,
-        into=chosen["into"],
-        device=str(attributor.device),
-        frozen_cache=chosen["frozen_cache"],
-        progress=chosen["progress"],
-    )
+    chosen["keep_in"] = chosen["keep_in"] or index.folder.parent.parent / "replays"
+    exact = replay(run, attributor.task, train, directions, at_once=at_once, **chosen)
     basis = fit_basis(exact, {damping: coefficients @ scores for damping, scores in estimated.items()})
     index.save_basis(basis)
     return basis

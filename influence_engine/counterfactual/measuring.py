@@ -7,18 +7,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.counterfactual.changes import Change
 from influence_engine.counterfactual.queries import Queries, probability
 from influence_engine.options import with_defaults
-from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Target, Task, projection_of
 from influence_engine.training import Run, reexecute
+from influence_engine.training.execution_options import INTERRUPTIBLE_DEFAULTS, InterruptibleOptions
 from influence_engine.training.step import put_parameters
 
 CACHED = 16
@@ -91,25 +91,6 @@ class Measured:
         return asdict(self)
 
 
-class MeasuringOptions(TypedDict, total=False):
-    """Options of a measurement by training again.
-
-    Attributes:
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        device: Where to train; ``"auto"``, the default, is the GPU if there is one.
-        save_every_s: Seconds of work that an interruption may cost.
-        progress: Called after every step.
-    """
-
-    into: nn.Module | None
-    device: str
-    save_every_s: float
-    progress: Progress
-
-
-MEASURING_DEFAULTS: MeasuringOptions = {"into": None, "device": "auto", "save_every_s": 20.0, "progress": silent}
-
-
 def measure(
     run: Run,
     task: Task,
@@ -119,7 +100,7 @@ def measure(
     *,
     keep_in: str | os.PathLike[str],
     predicted: Mapping[str, Tensor] | None = None,
-    **options: Unpack[MeasuringOptions],
+    **options: Unpack[InterruptibleOptions],
 ) -> Measured:
     """Executes the recorded steps with and without the change, and measures the queries on both models.
 
@@ -135,7 +116,7 @@ def measure(
         change: The change of the training data.
         keep_in: Folder that caches retrained parameters, so that an interrupted training goes on and none is repeated.
         predicted: By tier, the predicted changes, ``[Q]``.
-        options: ``into``, ``device``, ``save_every_s`` (20 s) and ``progress`` of ``MeasuringOptions``.
+        options: ``InterruptibleOptions``; ``save_every_s`` is 20 by default.
 
     Raises:
         RecordError: the run cannot be replayed; the message says why.
@@ -143,7 +124,7 @@ def measure(
         DataError: a changed example is not in the training data.
     """
     run.require_replayable()
-    chosen = with_defaults(measure, MEASURING_DEFAULTS, options)
+    chosen = with_defaults(measure, INTERRUPTIBLE_DEFAULTS, options)
     trainer = _Retrainer(run, task, train, Path(keep_in), chosen)
     model = run.load_model(chosen["into"]).to(choose_device(chosen["device"]))
     asked = Queries(model, task, queries)
@@ -176,7 +157,9 @@ def measure(
 class _Retrainer:
     """Executes the recorded steps with a change of the data, or without, and caches the parameters on disk."""
 
-    def __init__(self, run: Run, task: Task, train: Sequence[Example], folder: Path, options: MeasuringOptions) -> None:
+    def __init__(
+        self, run: Run, task: Task, train: Sequence[Example], folder: Path, options: InterruptibleOptions
+    ) -> None:
         self.run, self.task, self.train, self.folder, self.options = run, task, train, folder, options
 
     def parameters(self, change: Change | None) -> dict[str, Tensor]:
@@ -186,6 +169,7 @@ class _Retrainer:
         def report(stage: str, done: int, total: int, note: str = "") -> None:
             progress(stage_name, done, total, note)
 
+        options: InterruptibleOptions = {**self.options, "progress": report}
         removed = dict.fromkeys(change.removed, 0.0) if change is not None else {}
         return reexecute(
             self.run,
@@ -193,12 +177,9 @@ class _Retrainer:
             self.train,
             weights={**self.run.weights, **removed},
             replaced=change.replaced if change is not None else None,
-            into=self.options["into"],
-            device=self.options["device"],
             # Rounding differs with the number of threads, so each number has a cache of its own.
             keep_in=self.folder / f"threads-{torch.get_num_threads()}",
-            save_every_s=self.options["save_every_s"],
-            progress=report,
+            **options,
         )
 
     def tidy(self) -> None:

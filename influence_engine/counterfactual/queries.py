@@ -10,23 +10,16 @@ from torch import Tensor, nn
 
 from influence_engine.resources import to_device
 from influence_engine.tasks import (
-    Batch,
     Example,
     Target,
     Task,
-    choose_targets,
     predictions_of,
     probabilities_of,
     targets_of,
+    with_targets,
 )
 
 _BATCH = 32
-
-
-def with_targets(task: Task, model: nn.Module, batch: Batch) -> Batch:
-    """The batch with the model's own prediction as the target where a query names none."""
-    with torch.no_grad():
-        return choose_targets(task, task.outputs(model, batch), batch)
 
 
 class Queries:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import DataError
 from influence_engine.resources import to_device
-from influence_engine.tasks import Example, Task, without_targets
+from influence_engine.tasks import Example, Task, with_targets, without_targets
 
 _BATCH = 32
 

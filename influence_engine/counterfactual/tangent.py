@@ -23,18 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.counterfactual.changes import Change
-from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import RecordError
 from influence_engine.gradients.forward_mode import derivative_along, forward
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, Example, Task
+from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.clipping import clipped
 from influence_engine.training.execution import collate_step, weights_by_row
+from influence_engine.training.execution_options import MODEL_DEFAULTS, ModelOptions
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.reexecution import with_replacements
-from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import (
     Objective,
@@ -58,7 +57,7 @@ def first_order(
     change: Change,
     *,
     at: Sequence[float] = NODES,
-    **options: Unpack[RetrainingOptions],
+    **options: Unpack[ModelOptions],
 ) -> Tensor:
     """Derivative of the measurements along the change, ``[Q]`` in double precision: the prediction of its effect.
 
@@ -72,7 +71,7 @@ def first_order(
         change: The change of the training data.
         at: Where on the linear path from the recorded example weights (0) to the changed ones (1) derivatives are
             taken, each in one pass; they are averaged. At 0 alone, for a removal, the result is that of exact replay.
-        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
+        options: ``ModelOptions``.
 
     Raises:
         RecordError: the run cannot be replayed, or its model cannot be differentiated in forward mode.
@@ -80,7 +79,7 @@ def first_order(
         DataError: a changed example is not there, or the task refuses its replacement.
     """
     run.require_replayable()
-    chosen = with_defaults(first_order, RETRAINING_DEFAULTS, options)
+    chosen = with_defaults(first_order, MODEL_DEFAULTS, options)
     into, progress = chosen["into"], chosen["progress"]
     examples = in_recorded_order(run, task, train)
     with_replacements(run, task, examples, change.replaced)  # refuses replacements that cannot be trained on

@@ -21,7 +21,7 @@ from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task, confidence_in_own, group_of, predictions_of, predicts_labels
 from influence_engine.training import FinetuneSettings, Run, finetune, in_recorded_order
-from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
+from influence_engine.training.execution_options import MODEL_DEFAULTS, ModelOptions
 from influence_engine.training.validation import BATCH
 
 
@@ -38,7 +38,7 @@ class CrossValidation:
             interrupted cross-validation goes on with the fold that was interrupted.
         folds: Number of folds; each example is left out of one of as many trainings.
         seed: Seed of the folds.
-        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
+        options: ``ModelOptions``.
 
     Raises:
         RecordError: the run is of another trainer, which left no settings to train with.
@@ -55,9 +55,9 @@ class CrossValidation:
         *,
         folds: int = 5,
         seed: int = 0,
-        **options: Unpack[RetrainingOptions],
+        **options: Unpack[ModelOptions],
     ) -> None:
-        chosen = with_defaults(CrossValidation, RETRAINING_DEFAULTS, options)
+        chosen = with_defaults(CrossValidation, MODEL_DEFAULTS, options)
         if run.settings is None:
             raise RecordError(
                 f"the run in {run.folder} was recorded by {run.manifest['recorded_by']}, which leaves no settings to "

@@ -16,11 +16,11 @@ from influence_engine.digests import json_digest
 from influence_engine.evaluation.removals import Removal
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, Example, Task, choose_targets
+from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
+from influence_engine.training.execution_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.frozen_cache import FrozenCache
-from influence_engine.training.retraining_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]
@@ -39,8 +39,7 @@ class Retraining:
         train: The run's training examples.
         queries: Queries; each is measured on the target that it names, else on what the recorded model predicts.
         cache: Folder that caches each retraining's measurements, under a digest of all that they depend on.
-        options: ``into``, ``device``, ``frozen_cache`` (shared with replays of the run) and ``progress`` of
-            ``RetrainingOptions``.
+        options: ``RetrainingOptions``; ``frozen_cache`` can be shared with replays of the run.
     """
 
     def __init__(
@@ -129,12 +128,12 @@ class Retraining:
     def _batches(self) -> list[Batch]:
         """The queries with the targets of all models: the named ones, else what the recorded model predicts."""
         recorded = self.run.load_model(self._into).to(self.device).eval()
-        batches = []
-        with torch.no_grad():
-            for start in range(0, len(self.queries), _BATCH):
-                batch = to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
-                batches.append(choose_targets(self.task, self.task.outputs(recorded, batch), batch))
-        return batches
+        return [
+            with_targets(
+                self.task, recorded, to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
+            )
+            for start in range(0, len(self.queries), _BATCH)
+        ]
 
     def _measured(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         model = model.to(self.device).eval()

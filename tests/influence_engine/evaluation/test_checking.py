@@ -12,7 +12,7 @@ from influence_engine import Attributor, FinetuneSettings, IndexSettings, Influe
 from influence_engine.errors import SettingsError
 from influence_engine.evaluation import Removal, Retraining, check_index, membership
 from influence_engine.evaluation.checking import RETRAININGS
-from tests.influence_engine.conftest import make_network, make_vectors
+from tests.influence_engine.vectors import make_network, make_vectors
 
 
 def checked(run: Run, task: Any, train: Any, folder: Path, queries: Any) -> tuple[Attributor, Retraining]:

@@ -21,7 +21,7 @@ from influence_engine.evaluation import (
 )
 from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, REFINED, TUNED
 from influence_engine.evaluation.removals import random_removals
-from tests.influence_engine.conftest import make_network, make_vectors
+from tests.influence_engine.vectors import make_network, make_vectors
 
 EXACT = IndexSettings(dtype="float32", approximation="final")
 
@@ -47,7 +47,7 @@ def attributor(
 def test_scores_with_another_damping_are_those_of_an_index_built_with_it(
     vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, vector_model: Any, tmp_path: Path
 ) -> None:
-    from tests.influence_engine.conftest import make_network
+    from tests.influence_engine.vectors import make_network
 
     first = build(vector_run, vector_task, vector_train, tmp_path / "a", make_network())
     damping = 4 * first.manifest.damping

@@ -22,7 +22,6 @@ from influence_engine.index.unrolling.residual_hessian import leading_directions
 from influence_engine.progress import silent
 from influence_engine.training import LoraSettings
 from tests.influence_engine.building import build_context
-from tests.influence_engine.conftest import make_network, make_vectors
 from tests.influence_engine.following import (
     SINGLE,
     Network,
@@ -32,6 +31,7 @@ from tests.influence_engine.following import (
     recorded,
     replayed,
 )
+from tests.influence_engine.vectors import make_network, make_vectors
 
 DESCENT: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},
