@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audit_service.artifacts.bento_models import find
 from audit_service.config import AuditConfig
-from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.workspace import Workspace
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
+
+if TYPE_CHECKING:  # the command line does without the Prometheus client
+    from audit_service.monitoring.model_metrics import EngineMetrics
 
 
 @dataclass(frozen=True, slots=True)
