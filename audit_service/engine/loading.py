@@ -10,6 +10,7 @@ from audit_service.artifacts.bento_models import find
 from audit_service.config import AuditConfig
 from audit_service.workspace import Workspace
 from influence_engine.attribution.attributor import Attributor
+from influence_engine.garbage_collection import collection_paused
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
 
@@ -44,7 +45,8 @@ def load(workspace: Workspace) -> Loaded:
     Raises:
         InfluenceError: something is missing, has changed, or does not belong together.
     """
-    config, attributor, model = workspace.config, workspace.attributor, workspace.model
+    with collection_paused():
+        config, attributor, model = workspace.config, workspace.attributor, workspace.model
     manifest = attributor.index.manifest
     return Loaded(
         config=config,
