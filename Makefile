@@ -6,6 +6,7 @@
 #   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
 #   make drift-check     the long measurements of drift: alerts on baseline and shifted traffic, influence drift, costs
 #   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
+#   make matrix          the quick tests with the oldest and the newest supported BentoML, transformers and torch
 #   make bench           the measurements of benchmarks/: says how long each takes (most of a day), then prints the tables
 #   make bench ONLY=query          those whose names begin so; make bench ONLY='query lds'
 #
@@ -54,11 +55,12 @@ drift-check: $(VENV)/.installed-dev
 
 # Of a part chosen by PYTEST_ARGS, one of the two calls may have nothing to run: pytest's exit status 5.
 NONE = $(if $(PYTEST_ARGS),5,0)
+SLOWEST = --durations=25
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS); units=$$?; \
+	@$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(SLOWEST) $(PYTEST_ARGS); units=$$?; \
 	  case $$units in 0|$(NONE)) ;; *) exit $$units;; esac; \
-	  $(BIN)/python -m pytest -m service $(PYTEST_ARGS); servers=$$?; \
+	  $(BIN)/python -m pytest -m service $(SLOWEST) $(PYTEST_ARGS); servers=$$?; \
 	  case $$servers in $(NONE)) exit $$units;; *) exit $$servers;; esac
 
 # The packages that peers.py compares with; its docstring says why they come alone and have a folder of their own.
