@@ -50,6 +50,7 @@ RUNS = (
     Run("query", 5),
     Run("predict_overhead", 5, demo=True),
     Run("job_latency", 5, demo=True),
+    Run("explain_command", 2, demo=True),
     Run("drift_alerts", 10, demo=True),
     Run("against_commit", 10, demo=True),
     Run("influence_drift", 10),

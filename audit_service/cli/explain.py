@@ -18,6 +18,7 @@ from audit_service.cli.options import (
 )
 from audit_service.cli.rendering import explanation, sharing
 from audit_service.cli.wording import Wording
+from influence_engine.garbage_collection import collection_paused
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -116,24 +117,28 @@ def command(
     _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
     if tier == "measured" and rows is not None:
         raise click.UsageError("--tier measured goes with --text, or with --input of one input as JSON")
-    settings = open_config(config, profile=profile)
-    # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows.batch_explanation import Question
-    from audit_service.workflows.task_inputs import target_of
+    short = rows is None and tier not in ("measured", "refined")
+    with collection_paused():
+        settings = open_config(config, profile=profile)
+        # Imported here, not above: it imports torch, which `--help` does not wait for.
+        from audit_service.workflows.batch_explanation import Question
+        from audit_service.workflows.task_inputs import target_of
 
-    question = Question(
-        target=None if target is None else target_of(target),
-        top_k=top_k,
-        polarity=polarity,
-        group_by=list(group_by),
-        tier=tier,
-        only_wrong=only_wrong,
-    )
+        question = Question(
+            target=None if target is None else target_of(target),
+            top_k=top_k,
+            polarity=polarity,
+            group_by=list(group_by),
+            tier=tier,
+            only_wrong=only_wrong,
+        )
+        if short:
+            _of_one(settings, text, given, question, as_json=as_json)
     if rows is not None and out is not None:
         _of_a_file(settings, rows, out, question, as_json=as_json)
     elif tier == "measured":
         _measured(settings, text, given, question, as_json=as_json)
-    else:
+    elif not short:
         _of_one(settings, text, given, question, as_json=as_json)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from audit_service.engine.loading import Loaded
 from audit_service.errors import error_body, status_of
-from audit_service.prediction.predictor import check_example
+from audit_service.prediction.inputs import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
 from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from audit_service.artifacts.bento_models import state_location
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, load_config
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left

@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from audit_service.artifacts.bento_models import state_folder
+from audit_service.artifacts.state_places import state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import query_of
 from audit_service.engine.loading import load

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import index_version_folder, open_predictor
+from audit_service.artifacts.bento_models import index_version_folder
+from audit_service.artifacts.onnx_models import open_predictor
 from audit_service.config import AuditConfig
 from audit_service.drift.baseline_building import HeldOut, build_baseline
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import open_predictor, state_folder, state_location
+from audit_service.artifacts.onnx_models import open_predictor
+from audit_service.artifacts.state_places import state_folder, state_location
 from audit_service.config.sections import seconds_of
 from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all, predict_with_torch
 from audit_service.monitoring.drift_baseline import DriftBaseline
-from audit_service.prediction.predictor import check_example
+from audit_service.prediction.inputs import check_example
 from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows import drift_baseline

@@ -13,7 +13,8 @@ from torch import nn
 from audit_service.artifacts.bento_models import Kind, find, keep_bento_model
 from audit_service.artifacts.model_files import save_model_folder
 from audit_service.monitoring.drift_baseline import BASELINE_FILE
-from audit_service.prediction.export import export_onnx, is_current, read_export
+from audit_service.prediction.export import export_onnx
+from audit_service.prediction.export_files import is_current, read_export
 from audit_service.workspace import Workspace
 from influence_engine.digests import file_digest
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +100,12 @@ def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
     units, servers = make_test(tmp_path, 'echo "$*"').stdout.splitlines()
 
     assert units.startswith("-m pytest -m not service -n 2")
-    assert servers.rstrip() == "-m pytest -m service"
+    assert servers.startswith("-m pytest -m service")
+
+
+def test_units_and_servers_say_which_of_them_took_longest(tmp_path: Path) -> None:
+    for call in make_test(tmp_path, 'echo "$*"').stdout.splitlines():
+        assert "--durations=25" in call.split()
 
 
 def statuses(units: int, servers: int) -> str:
@@ -140,3 +147,21 @@ def test_the_continuous_integration_run_is_the_test_target_with_skips_forbidden(
     assert "set -euo pipefail" in lines
     assert "export BENTO_AUDIT_FORBID_SKIPS=1" in lines
     assert lines[-1].startswith("make test")
+
+
+def test_the_continuous_integration_run_keeps_which_tests_took_longest(tmp_path: Path) -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    (kept,) = re.findall(r'^trap "(sed .*)" EXIT$', script, re.MULTILINE)
+    source = (
+        "import time\n\ndef test_slow():\n    time.sleep(0.05)\n\ndef test_skips():\n    __import__('pytest').skip()\n"
+    )
+    (tmp_path / "test_some.py").write_text(source)
+    (tmp_path / "build").mkdir()
+    command = [sys.executable, "-m", "pytest", "-ra", "--durations=25", "--rootdir", str(tmp_path), "-c", os.devnull]
+    finished = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    (tmp_path / "build" / "ci-tests.log").write_text(finished.stdout + finished.stdout)  # units, then servers
+
+    subprocess.run(kept, shell=True, cwd=tmp_path, check=True)
+
+    slowest = (tmp_path / "build" / "ci-slowest.txt").read_text()
+    assert slowest.count("slowest 25 durations") == slowest.count("call     test_some.py::test_slow") == 2

@@ -1,4 +1,4 @@
-"""Checks the machine: Python, packages, torch, memory, port, usage reports."""
+"""Checks the machine: Python, packages and their bytecode, torch, memory, port, usage reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from packaging.requirements import Requirement
@@ -31,6 +33,7 @@ def look_at_machine(do_not_track: str | None) -> Iterator[Finding]:
     """
     yield python_version()
     yield from packages()
+    yield bytecode()
     yield torch_build()
     yield memory()
     yield port()
@@ -66,6 +69,27 @@ def packages(distribution: str = DISTRIBUTION) -> Iterator[Finding]:
             found = f"{version}, needed is {requirement.specifier}"
             yield Finding(f"package {requirement.name}", "broken", found, advice)
     yield Finding("packages", "ok", f"{fitting} of the required packages are there in a version that fits")
+
+
+def bytecode(package: ModuleType = torch) -> Finding:
+    """Whether what is imported lies compiled beside its source, or can be laid there when it is first imported.
+
+    Args:
+        package: The package that stands for all of them.
+    """
+    assert package.__file__ is not None  # it has been imported from a file
+    source, spec = Path(package.__file__), package.__spec__
+    if spec is not None and spec.cached is not None and Path(spec.cached).is_file():
+        return Finding("bytecode", "ok", "packages lie there compiled")
+    if not sys.dont_write_bytecode and os.access(source.parent, os.W_OK):
+        return Finding("bytecode", "ok", "packages are compiled once, when they are first imported")
+    why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{source.parent} cannot be written to"
+    return Finding(
+        "bytecode",
+        "note",
+        f"{package.__name__} is not compiled, and {why}: every command compiles thousands of files, for ten seconds",
+        f"compile them once: {sys.executable} -m compileall -q -j 0 {source.parent.parent}",
+    )
 
 
 def torch_build() -> Finding:

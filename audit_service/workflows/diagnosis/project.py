@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from audit_service.artifacts.bento_models import state_location
 from audit_service.artifacts.model_files import model_digests
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, ConfigError
-from audit_service.prediction.export import MANIFEST as EXPORT_MANIFEST
-from audit_service.prediction.export import read_export
+from audit_service.prediction.export_files import MANIFEST as EXPORT_MANIFEST
+from audit_service.prediction.export_files import read_export
 from audit_service.store.database import Database
 from audit_service.store.tables import PREDICTIONS
 from audit_service.workflows.diagnosis.finding import Finding
