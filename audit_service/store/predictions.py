@@ -31,6 +31,7 @@ from audit_service.errors import (
     ServiceError,
     StoreUnavailableError,
 )
+from audit_service.monitoring.finite import finite, finite_json
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id, id_age_s
@@ -93,8 +94,8 @@ class PredictionRecord:
         service: Name of the service that answered.
         model_digest: Digest of the model that answered.
         label: What was predicted; ``None`` where a stream broke before it said so.
-        confidence: Probability of the label.
-        scores: Probability of every label, where the service tells it.
+        confidence: Probability of the label; ``None`` also where it was no finite number.
+        scores: Probability of every label, where the service tells it; ``None`` for one that was not finite.
         input: The task's fields of the example, or ``None`` where it is not kept.
         time: Unix time in seconds.
         input_state: ``kept``, ``not_kept`` or ``erased``.
@@ -105,7 +106,7 @@ class PredictionRecord:
     model_digest: str
     label: str | None
     confidence: float | None
-    scores: Mapping[str, float] | None
+    scores: Mapping[str, float | None] | None
     input: Mapping[str, Any] | None
     time: float = field(default_factory=time.time)
     input_state: Literal["kept", "not_kept", "erased"] = "kept"
@@ -191,7 +192,10 @@ class PredictionStore:
         """
         give_up = time.monotonic() + (OTHER_WORKER_S if is_fresh(prediction_id) else 0)
         while True:
-            found = self._behind.waiting(prediction_id) or self._read(prediction_id)
+            waiting = self._behind.waiting(prediction_id)
+            if waiting is not None:  # as it will be read when it has been written
+                return replace(waiting, confidence=finite(waiting.confidence), scores=_finite_scores(waiting.scores))
+            found = self._read(prediction_id)
             if found is not None:
                 return found
             if time.monotonic() >= give_up:
@@ -296,8 +300,8 @@ class PredictionStore:
             "service": record.service,
             "model_digest": record.model_digest,
             "label": label,
-            "confidence": None if confidence is None or math.isnan(confidence) else confidence,
-            "scores": None if record.scores is None else json.dumps(record.scores, default=float),
+            "confidence": confidence if confidence is not None and math.isfinite(confidence) else None,
+            "scores": None if record.scores is None else json.dumps(_finite_scores(record.scores), default=float),
             "input": self._cipher.encrypt(record.prediction_id, record.input or {}) if kept else None,
             "input_state": "kept" if kept else "not_kept",
         }
@@ -321,6 +325,13 @@ class PredictionStore:
             time=at,
             input_state=state,
         )
+
+
+def _finite_scores(scores: Any) -> Any:
+    """Scores as JSON can say them: ``None`` for one that is not finite."""
+    if isinstance(scores, Mapping):
+        return {name: finite(score) for name, score in scores.items()}
+    return finite_json(scores)
 
 
 def is_fresh(prediction_id: str) -> bool:
