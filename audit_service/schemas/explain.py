@@ -12,15 +12,15 @@ from audit_service.schemas.common import (
     MAX_TOP_K,
     IndexIdentity,
     ModelIdentity,
+    ModelRequest,
     Part,
     Polarity,
-    Request,
     Target,
     Tier,
 )
 
 
-class ExplainRequest(Request):
+class ExplainRequest(ModelRequest):
     """A question: which training examples made this prediction?"""
 
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")

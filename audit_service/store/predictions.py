@@ -190,20 +190,18 @@ class PredictionStore:
             PredictionNotFoundError: there is none.
             ServiceError: the store cannot be read.
         """
-        give_up = time.monotonic() + (OTHER_WORKER_S if is_fresh(prediction_id) else 0)
-        while True:
-            waiting = self._behind.waiting(prediction_id)
-            if waiting is not None:  # as it will be read when it has been written
-                return replace(waiting, confidence=finite(waiting.confidence), scores=_finite_scores(waiting.scores))
-            found = self._read(prediction_id)
-            if found is not None:
-                return found
-            if time.monotonic() >= give_up:
-                raise PredictionNotFoundError(
-                    f"no prediction has the id {prediction_id[:64]!r}; it is in the header X-Prediction-Id",
-                    field="prediction_id",
-                )
-            time.sleep(0.01)
+        return found_of([self], prediction_id)[1]
+
+    def find(self, prediction_id: str) -> PredictionRecord | None:
+        """The prediction with this id, if it is on record by now.
+
+        Raises:
+            ServiceError: the store cannot be read.
+        """
+        waiting = self._behind.waiting(prediction_id)
+        if waiting is not None:  # as it will be read when it has been written
+            return replace(waiting, confidence=finite(waiting.confidence), scores=_finite_scores(waiting.scores))
+        return self._read(prediction_id)
 
     def since(self, at: float) -> Iterator[PredictionRecord]:
         """Every prediction on record since a Unix time, oldest first.
@@ -325,6 +323,27 @@ class PredictionStore:
             time=at,
             input_state=state,
         )
+
+
+def found_of(stores: Sequence[PredictionStore], prediction_id: str) -> tuple[int, PredictionRecord]:
+    """The one of several stores that has a prediction, by its place, and the prediction.
+
+    Raises:
+        PredictionNotFoundError: none has it, also after waiting for another worker to write a fresh one.
+        ServiceError: a store cannot be read.
+    """
+    give_up = time.monotonic() + (OTHER_WORKER_S if is_fresh(prediction_id) else 0)
+    while True:
+        for place, store in enumerate(stores):
+            found = store.find(prediction_id)
+            if found is not None:
+                return place, found
+        if time.monotonic() >= give_up:
+            raise PredictionNotFoundError(
+                f"no prediction has the id {prediction_id[:64]!r}; it is in the header X-Prediction-Id",
+                field="prediction_id",
+            )
+        time.sleep(0.01)
 
 
 def _finite_scores(scores: Any) -> Any:

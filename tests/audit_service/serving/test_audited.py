@@ -46,10 +46,11 @@ class Recorded:
 
     def __init__(self) -> None:
         self.records: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.asked: list[str | None] = []
 
-    @property
-    def audit(self) -> Recorded:
-        return self
+    def audit_of(self, config: str | None) -> Recorded | None:
+        self.asked.append(config)
+        return None if config == "off" else self
 
     def record(self, prediction_id: str, example: Any, outputs: Any, *, repeated: bool = False) -> None:
         self.records.append((prediction_id, dict(example), dict(outputs)))
@@ -200,7 +201,7 @@ def test_a_stream_that_fails_before_its_first_chunk_is_no_prediction() -> None:
 def test_the_json_of_a_batch_is_split_over_its_items() -> None:
     def method(self: Any, reviews: list[Review]) -> list[Verdict]: ...
 
-    method = AuditedMethod(method, "sentiment", None, None, {})
+    method = AuditedMethod(method, {"label": "sentiment"})
     service = Recorded()
     context = RequestContext(batched=True)
     request = {"reviews": [{"text": "a"}, {"text": "b", "stars": 2}]}
