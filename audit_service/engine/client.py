@@ -23,6 +23,9 @@ KEEP_ALIVE_S = 4.0
 
 CONNECTIONS = 64
 
+NO_ENGINE = "off:"
+"""The address of an engine where there is none: BentoML starts no service that has an address."""
+
 
 class Engine(Protocol):
     """What a service sees of the engine."""

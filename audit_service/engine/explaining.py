@@ -92,10 +92,13 @@ def parity(
     if recorded["label"] != projected.label:
         return False
     scores = recorded.get("scores") or {}
-    gaps = [abs(value - computed.get("scores", {}).get(name, math.inf)) for name, value in scores.items()]
+    gaps = [
+        abs((math.inf if value is None else value) - computed.get("scores", {}).get(name, math.inf))
+        for name, value in scores.items()
+    ]
     if recorded.get("confidence") is not None and projected.confidence is not None:
         gaps.append(abs(recorded["confidence"] - projected.confidence))
-    return max(gaps, default=0.0) <= tolerance
+    return all(gap <= tolerance for gap in gaps)  # a gap that is NaN is none to be tolerated
 
 
 def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Example]) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from audit_service.schemas.common import (
     MAX_TOP_K,
     IndexIdentity,
     ModelIdentity,
+    ModelRequest,
     Part,
     Polarity,
-    Request,
     Target,
     Tier,
 )
@@ -24,7 +24,7 @@ PartName = Literal["index", "replayed", "intervals", "drift_baseline"]
 provisional one, the ``replayed`` tier, 90% ``intervals`` from a check against retraining, the ``drift_baseline``."""
 
 
-class ExplainRequest(Request):
+class ExplainRequest(ModelRequest):
     """A question: which training examples made this prediction?"""
 
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
