@@ -127,7 +127,8 @@ def finishing(config: AuditConfig, seconds: float | None) -> Iterator[subprocess
     command += ["--check"] if order.check else []
     command += ["--reference"] if order.drift_baseline else []
     command += [] if seconds is None else ["--within", f"{max(seconds, 1.0) / 60:.3f}"]
-    process = subprocess.Popen(command, cwd=config.root, stdout=subprocess.DEVNULL)
+    # A session of its own, since that is what Linux shares the processors out by.
+    process = subprocess.Popen(command, cwd=config.root, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process
     finally:

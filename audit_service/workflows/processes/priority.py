@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
+
+AUTOGROUP = Path("/proc/self/autogroup")
+"""Where Linux groups processes by session, priorities count within a session only, and this file holds the session's."""
 
 
 def lowest_priority() -> None:
@@ -12,3 +16,6 @@ def lowest_priority() -> None:
     if hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if os.getsid(0) == os.getpid():  # of a session that others share, it is not ours to change
+        with contextlib.suppress(OSError):
+            AUTOGROUP.write_text("19", encoding="ascii")

@@ -52,10 +52,12 @@ def test_nothing_provisional_replaces_an_index_that_is_there(films: Path) -> Non
 
 
 def test_where_the_wanted_index_is_of_one_step_none_is_provisional(unindexed: Workspace) -> None:
-    config = unindexed.config
-    config.index = config.index.model_copy(update={"approximation": "final"})
-    first_index(unindexed, BuildOrder())
-    assert build_index(unindexed).folder == InfluenceIndex.open(config.index_folder).folder
+    settings = unindexed.config.index.model_copy(update={"approximation": "final"})
+    workspace = Workspace(unindexed.config.model_copy(update={"index": settings}))
+    first_index(workspace, BuildOrder())
+    first = InfluenceIndex.open(workspace.config.index_folder)
+    assert first.manifest.approximation == "final"
+    assert build_index(workspace).folder == first.folder
 
 
 def test_without_the_time_for_the_fewest_directions_none_is_replayed_and_that_is_said(
