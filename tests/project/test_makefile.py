@@ -34,7 +34,9 @@ def dry_run(folder: Path, *arguments: str) -> str:
 def test_check_asks_once_and_without_it_the_server_stays_up(
     tmp_path: Path, arguments: tuple[str, ...], check: bool
 ) -> None:
-    assert ("demo sentiment --check" in dry_run(tmp_path, "demo", *arguments)) is check
+    last = dry_run(tmp_path, "demo", *arguments).splitlines()[-1]
+    assert re.fullmatch(r"\S*bento-audit demo sentiment --began \d+ *(--check)?", last)
+    assert last.endswith("--check") is check
 
 
 def test_a_fresh_folder_gets_an_environment_with_the_pinned_torch(tmp_path: Path) -> None:

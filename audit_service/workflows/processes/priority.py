@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 AUTOGROUP = Path("/proc/self/autogroup")
-"""Where Linux groups processes by session, priorities count within a session only, and this file holds the session's."""
+"""Linux may share processors out by session; priorities then count within a session, and this file holds its own."""
 
 
 def lowest_priority() -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from influence_engine.errors import RecordError
 from influence_engine.models.loading import save_model
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, Run, finetune
+from influence_engine.training.checkpoints import checkpoint_path
 
 SETTINGS = FinetuneSettings(epochs=4, batch_size=4, learning_rate=5e-3, dropout=0.1, seed=3)
 STEPS = 20
+CHECKPOINTED_EVERY = 5
 
 PROGRAM = """
 import json, sys
@@ -69,6 +72,10 @@ class Trainings:
     def killed_at(self, step: int, record_to: Path) -> list[str]:
         """Kills the process in the middle of the step after ``step`` and returns what it had said."""
         process, said = self.started(step, record_to)
+        checkpoint = checkpoint_path(record_to, step - step % CHECKPOINTED_EVERY)
+        while not checkpoint.is_file():  # a thread of its own writes it to the disk while training goes on
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL
         return said
