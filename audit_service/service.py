@@ -23,7 +23,7 @@ from audit_service.bentoml_internals import api_functions
 from audit_service.config.service_config import ConfigReference, check_together
 from audit_service.engine.client import NO_ENGINE, Engine, EngineDependency
 from audit_service.engine_service import EngineHere, InfluenceEngine, hold
-from audit_service.errors import BadRequestError, JobNotFoundError, error_body
+from audit_service.errors import BadRequestError, JobNotFoundError, error_body, service_error
 from audit_service.jobs.service import JobService
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.schemas import (
@@ -295,6 +295,8 @@ class AuditMixin(MiddlewareMixin):
         nulls. Another service that asks gets a value, which BentoML carries to it.
         """
         context = request_to(self)
+        if context is None and status >= 400:
+            raise service_error(body["error"], status)
         if status < 400 and (context is None or context.pickled):
             return body if shape is None else shape.model_validate(body)
         return JSONResponse(body, status_code=status)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
+import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, ParamSpec
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from audit_service.errors import error_body, status_of
@@ -67,16 +69,25 @@ def uniform_body(
 def answering_errors(
     method: Callable[Arguments, Coroutine[Any, Any, Any]],
 ) -> Callable[Arguments, Coroutine[Any, Any, Any]]:
-    """Turns what an endpoint raises on purpose into the response it means, where there is a request to respond to."""
+    """Turns what an endpoint raises on purpose into the response it means, where there is a request to respond to.
+
+    Where BentoML runs several services in one process, another one calls the endpoint as it is, with a dictionary as
+    it would elsewhere: it is validated here.
+    """
 
     @functools.wraps(method)
     async def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
+        service, *given = args
         try:
-            return await method(*args, **kwargs)
+            return await method(service, *map(validated, given), **kwargs)  # type: ignore[arg-type]
         except InfluenceError as error:
-            if request_to(args[0]) is None:
+            if request_to(service) is None:
                 raise
             return error_response(error)
+
+    def validated(value: Any) -> Any:
+        hint = typing.get_type_hints(method).get("request") if isinstance(value, dict) else None
+        return hint.model_validate(value) if isinstance(hint, type) and issubclass(hint, BaseModel) else value
 
     return wrapper
 

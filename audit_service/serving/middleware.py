@@ -123,12 +123,13 @@ class AuditMiddleware:
         mounted = route is None and self.mounts and (path + "/").startswith(self.mounts)
         if scope["type"] != "http" or mounted:
             return await self.app(scope, receive, send)
-        kind = media_type(_header(scope, b"content-type"))
+        headers = _headers(scope)
+        kind = media_type(headers.get(b"content-type", b""))
         if kind == PICKLES and not self._came_privately(scope):
             error = MediaTypeError("pickles are read here from the services beside this one only; send JSON")
             return await answer_error(self.cors.around(scope, send), error)
         if route is not None and route.guarded and scope["method"] == "POST":
-            return await self._guarded(route, kind, scope, receive, send)
+            return await self._guarded(route, kind, headers, scope, receive, send)
         if path in self.system_paths:
             return await self.app(scope, receive, send)
         return await self.app(scope, receive, Reply(send, self.cors.around(scope, send), self.routes, route))
@@ -141,14 +142,16 @@ class AuditMiddleware:
         # Servers that do not name Unix sockets name none; TCP they always name, with its port.
         return server is None or (server[0] == self.socket and server[1] is None)
 
-    async def _guarded(self, route: Route, kind: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        key = _header(scope, b"idempotency-key").decode("latin-1") or None
+    async def _guarded(
+        self, route: Route, kind: bytes, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        key = headers.get(b"idempotency-key", b"").decode("latin-1") or None
         context = RequestContext(self.owner, batched=route.batched, idempotency_key=key, pickled=kind == PICKLES)
         value = None
         try:
             if not context.pickled:
                 check_media_type(kind, route)
-                body = await _read(_header(scope, b"content-length"), receive, route.limit)
+                body = await _read(headers.get(b"content-length", b""), receive, route.limit)
             elif route.batched:  # by BentoML's own protocol, from a service beside this one: as long as that sends it
                 body = await _read(b"", receive, None)
             else:
@@ -156,7 +159,7 @@ class AuditMiddleware:
             if body is None:
                 return  # the client went away before it had sent everything
             if context.pickled:
-                value = _unpickled(body, scope)
+                value = _unpickled(body, headers)
             elif is_json(kind) and route.reads_json:
                 value = parse_json(body)
             if key and route.batched and route.recorder is not None:
@@ -206,15 +209,14 @@ def _too_large(limit: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"the body is longer than {limit} bytes; send less")
 
 
-def _header(scope: Scope, wanted: bytes) -> bytes:
-    """A header of the request; of several the first, which is the one that BentoML reads."""
-    return next((value for name, value in scope["headers"] if name == wanted), b"")
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    """The headers of the request; of several with one name the first, which is the one that BentoML reads."""
+    return dict(reversed([*scope["headers"]]))
 
 
-def _unpickled(body: bytes, scope: Scope) -> Any:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+def _unpickled(body: bytes, headers: Mapping[bytes, bytes]) -> Any:
     try:
-        value = unpickled(body, headers)
+        value = unpickled(body, {name.decode("latin-1"): one.decode("latin-1") for name, one in headers.items()})
     except Exception:  # BentoML finds the same, and answers it
         return None
     return {name: rows(one) for name, one in value.items()} if isinstance(value, dict) else rows(value)

@@ -20,6 +20,7 @@ from simple_di import sentinel
 from audit_service import AuditMixin, audited
 from audit_service.bentoml_internals import PICKLED, pickled, private_socket, unpickled
 from audit_service.serving.routes import media_type
+from influence_engine.errors import InfluenceError
 from tests.audit_service.serving.conftest import served
 
 ORIGIN = "https://page.example"
@@ -286,3 +287,36 @@ def test_a_service_without_cors_gets_none(films: Any) -> None:
         answer = client.post("/judge", content=b"{", headers={"origin": ORIGIN})
         assert answer.status_code == 400
         assert "access-control-allow-origin" not in answer.headers
+
+
+# Several services in one process, as `bentoml serve --development` runs them
+
+
+def test_a_service_that_calls_an_audited_one_within_its_process_gets_what_it_would_get_elsewhere(
+    films: Any,
+) -> None:
+    class Outer:
+        inner = bentoml.depends(films)
+
+        @bentoml.api
+        async def read(self, text: str) -> dict[str, Any]:
+            verdict = await self.inner.to_async.judge(text=text)
+            drift = await self.inner.audit_drift({})
+            return {"id": verdict.prediction_id, "predictions": drift["predictions"]}
+
+        @bentoml.api
+        async def why(self, prediction_id: str) -> str:
+            try:
+                await self.inner.audit_explain({"prediction_id": prediction_id})
+            except InfluenceError as error:
+                return error.code
+            raise AssertionError
+
+    outer = bentoml.service(name="outer_in_process", http=NO_CORS, metrics={"enabled": False})(Outer)
+    with served(outer) as client:
+        first, second = (client.post("/read", json={"text": "fine"}) for _ in range(2))
+        assert first.json()["id"] != second.json()["id"]
+        assert second.json()["predictions"] - first.json()["predictions"] == 1
+        assert "x-prediction-id" not in first.headers
+        assert client.post("/why", json={"prediction_id": "none"}).text == "prediction_not_found"
+        assert client.post("/why", json={"prediction_id": first.json()["id"]}).text == "engine_unavailable"
