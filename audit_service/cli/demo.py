@@ -66,7 +66,10 @@ def command(
         since = time.time() - began
         if not as_json:
             output_console().print(explanation(first.explanation, text))
-            remark(f"\nThe first explanation, {duration(since)} after the first command.")
+            remark(
+                f"\nThe first explanation, {duration(since)} after the first command, from a provisional index unless an "
+                "earlier call has made the rest. The rest follows now, beside the running server."
+            )
         if not check:
             _say_where(server.address, field, first.prediction)
         waited = time.time()
