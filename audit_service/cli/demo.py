@@ -67,8 +67,8 @@ def command(
         if not as_json:
             output_console().print(explanation(first.explanation, text))
             remark(
-                f"\nThe first explanation, {duration(since)} after the first command, from a provisional index unless an "
-                "earlier call has made the rest. The rest follows now, beside the running server."
+                f"\nThe first explanation, {duration(since)} after the first command. What an earlier call has not made "
+                "yet follows now, beside the running server: a better index, replay, a check, the drift baseline."
             )
         if not check:
             _say_where(server.address, field, first.prediction)
