@@ -67,7 +67,7 @@ def command(
         if not as_json:
             output_console().print(explanation(first.explanation, text))
             remark(
-                f"\nThe first explanation, {duration(since)} after the first command. What an earlier call has not made "
+                f"\nThe first explanation, {duration(since)} after the first command. What no earlier call has made "
                 "yet follows now, beside the running server: a better index, replay, a check, the drift baseline."
             )
         if not check:
