@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
@@ -113,10 +114,12 @@ class Bomb:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def test_no_pickle_is_read_where_the_inner_service_listens_on_tcp(gateway: Any) -> None:
+def test_nobody_else_can_have_the_inner_service_read_a_pickle(gateway: Any) -> None:
     (inner,) = gateway.workers("Reviews")
     address = json.loads(inner.environ()["BENTOML_RUNNER_MAP"])["Reviews"]
     if address.startswith("file:"):
+        folder = Path(unquote(urlsplit(address).path)).parent
+        assert folder.stat().st_mode & 0o077 == 0, "others could open the socket"
         return
     with httpx.Client(base_url=address.replace("tcp:", "http:"), trust_env=False) as client:
         for path in ("/classify", "/upload", "/audit/explain", "/nowhere"):
