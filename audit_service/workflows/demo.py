@@ -23,6 +23,7 @@ from audit_service.workflows.processes.bentoml_server import Server, ServerError
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
 from influence_engine.index import Manifest
+from influence_engine.index.index import CALIBRATION
 from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import UNSAID_FIELDS, input_fields
 
@@ -171,8 +172,9 @@ def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k:
         ServerError: the server answered with an error, or the engine has not taken it up in time.
     """
     began = time.monotonic()
-    checked = order_of(config, None).check
-    digest = Manifest.read(index_version_folder(config) / MANIFEST).build_digest
+    folder = index_version_folder(config)
+    checked = (folder / CALIBRATION).is_file()
+    digest = Manifest.read(folder / MANIFEST).build_digest
     question = {"prediction_id": first.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         while time.monotonic() - began < SECONDS_TO_EXPLAIN:
