@@ -35,7 +35,7 @@ data:
   train: {packaged: vader/movies, part: train, limit: 200}
   test: {packaged: vader/movies, part: test, limit: 20}
 finetune: {trainable: 1, epochs: 2, batch_size: 20, learning_rate: 3.0e-4}
-index: {dimensions: 128}
+index: {dimensions: 128, hessian_directions: 0}
 serve: {threads: 1, max_text_chars: 5000, max_body_bytes: 200000, explain_deadline_s: 5}
 """
 

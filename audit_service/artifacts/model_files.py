@@ -43,7 +43,8 @@ class ServedModel:
 def recorded_model(config: AuditConfig, run: Run) -> ServedModel:
     """The model of a recorded run of a config; raises what ``Run.load_model`` raises."""
     processor = processor_in(config, run.folder / MODEL)
-    return ServedModel(run.load_model(), run.load_base(), processor, run.digests, config.name)
+    model = run.load_model()
+    return ServedModel(model, run.base_beside(model), processor, run.digests, config.name)
 
 
 def adopted_model(config: AuditConfig) -> ServedModel:

@@ -1,4 +1,9 @@
-"""Makes the replay basis of an index: directions from held-out inputs, replayed once, kept beside the vectors."""
+"""Makes the replay basis of an index: directions in parameter space, each replayed once, stored beside the vectors.
+
+A direction ``d`` is replayed by reverse differentiation of ``<d, theta_T>`` through the recorded optimiser steps with
+respect to every example's weight (``influence_engine.replay``). How directions are chosen and correct the index's
+estimates is derived in ``influence_engine.index.replay_basis``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from influence_engine.training import Run
 from influence_engine.training.execution_options import RENAMED, ExecutionOptions
 
 DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
-"""Of the index's own damping: the grid from which the replayed rows choose."""
+"""Multiples of the index's damping: the one whose estimated rows agree best with the replayed rows is taken."""
 
 _BATCH = 32
 
@@ -34,11 +39,11 @@ def build_basis(
     at_once: int = 1,
     **options: Unpack[ExecutionOptions],
 ) -> ReplayBasis:
-    """Replays ``width`` directions of the attributor's index and keeps them there, for its ``replayed`` tier.
+    """Replays ``width`` directions and stores them with the attributor's index, for its ``replayed`` tier.
 
     Args:
         run: The recorded run that the index was built from.
-        attributor: Of the run's model and that index; it answers ``replayed`` afterwards.
+        attributor: Attributor of the run's model and that index; it answers ``replayed`` afterwards.
         train: The run's training examples.
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
@@ -68,7 +73,7 @@ def build_basis(
     directions = measurement_directions(attributor, held_out, coefficients, run.trainable)
     chosen["keep_in"] = chosen["keep_in"] or index.folder.parent.parent / "replays"
     exact = replay(run, attributor.task, train, directions, at_once=at_once, **chosen)
-    basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
+    basis = fit_basis(exact, {damping: coefficients @ scores for damping, scores in estimated.items()})
     index.save_basis(basis)
     return basis
 
@@ -79,10 +84,10 @@ def measurement_directions(
     """``sum_v coefficients_jv grad f_v`` by parameter name, ``[K, *shape]``, on the CPU.
 
     Args:
-        attributor: Whose model measures.
+        attributor: Attributor of the model that measures.
         queries: ``V`` of them; one that names no target is measured on what the model predicts.
         coefficients: ``[K, V]``.
-        names: Of the trained parameters.
+        names: Names of the trained parameters.
     """
     parameters = [attributor.model.get_parameter(name) for name in names]
     totals = [torch.zeros(len(coefficients), *parameter.shape) for parameter in parameters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import stat
@@ -308,11 +309,17 @@ def test_inputs_are_kept_as_json_values(store: PredictionStore, value: Any, kept
     assert store.get(record.prediction_id).kept_input() == {"value": kept}
 
 
-def test_a_confidence_that_is_no_number_is_left_out(store: PredictionStore) -> None:
-    record = prediction(confidence=float("nan"))
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_left_out_while_it_waits_and_when_it_is_written(
+    store: PredictionStore, odd: float
+) -> None:
+    record = prediction(confidence=odd, scores={"a": odd, "b": 0.5})
     store.record(record)
+    waiting = store.get(record.prediction_id)
     assert store.flush()
-    assert store.get(record.prediction_id).confidence is None
+    written = store.get(record.prediction_id)
+    assert waiting.confidence is written.confidence is None
+    assert waiting.scores == written.scores == {"a": None, "b": 0.5}
 
 
 def test_a_record_that_cannot_be_encoded_does_not_hold_up_the_others(store: PredictionStore, drops: Drops) -> None:

@@ -98,7 +98,7 @@ def test_named_examples_are_left_out_alone_beside_others(retraining: Retraining,
     assert plan.retrainings == 2 + 4 + 2
     assert len({removal.example_ids for removal in removals}) == 6
     assert [removal.example_ids for removal in removals[:2]] == [(name,) for name in named]
-    assert retraining.kept(removals) == 6
+    assert retraining.cached(removals) == 6
     assert found is not None
     assert (found.examples, found.example_ids[:2]) == (6, named)
     assert found.estimated[1] == pytest.approx(influences[:, 8].tolist())
@@ -112,10 +112,10 @@ def test_an_evaluation_goes_on_with_the_retrainings_that_are_there(
 ) -> None:
     removals = random_removals(attributor.index.example_ids, 0.1, 5, seed=0)
     retraining.measurements(removals[:2])
-    assert retraining.kept(removals) == 2
+    assert retraining.cached(removals) == 2
     plan = EvaluationPlan(fractions=(0.1,), subsets=5, tuning=2)
     first = evaluate(attributor, retraining, plan)
-    assert retraining.kept(removals) == 5
+    assert retraining.cached(removals) == 5
     assert [row.lds for row in evaluate(attributor, retraining, plan).rows] == [row.lds for row in first.rows]
 
 

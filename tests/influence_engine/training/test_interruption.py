@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from influence_engine.errors import RecordError
 from influence_engine.models.loading import save_model
 from influence_engine.tasks import TextClassification
 from influence_engine.training import FinetuneSettings, Run, finetune
+from influence_engine.training.checkpoints import checkpoint_path
 
 SETTINGS = FinetuneSettings(epochs=4, batch_size=4, learning_rate=5e-3, dropout=0.1, seed=3)
 STEPS = 20
+CHECKPOINTED_EVERY = 5
 
 PROGRAM = """
 import json, sys
@@ -46,9 +49,14 @@ finetune(
 """
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: subprocess.Popen[str], record_to: Path, step: int) -> None:
+    """Kills it in the middle of the step after ``step``, when its last checkpoint is on the disk."""
+    checkpoint = checkpoint_path(record_to, step - step % CHECKPOINTED_EVERY)
+    while not checkpoint.is_file():  # a thread of its own writes it while training goes on
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(timeout=30) == -signal.SIGKILL
 
 
 class Trainings:
@@ -76,7 +84,7 @@ class Trainings:
     def killed_at(self, step: int, record_to: Path) -> list[str]:
         """Kills the process in the middle of the step after ``step`` and returns what it had said."""
         process, said = self.started(step, record_to)
-        kill(process)
+        kill(process, record_to, step)
         return said
 
     def finished(
@@ -132,7 +140,7 @@ def interrupted(
     process, said = trainings.started(7, folder)
     with pytest.raises(RecordError) as refused:
         trainings.finished(folder)
-    kill(process)
+    kill(process, folder, 7)
     return Interrupted(trainings, folder, said, str(refused.value))
 
 
