@@ -48,6 +48,14 @@ def prediction(prediction_id: str | None = None, **changes: Any) -> PredictionRe
     return PredictionRecord(**{**values, **changes})
 
 
+def test_stores_are_imported_without_torch() -> None:
+    source = (
+        "import sys, audit_service.jobs.store, audit_service.store.outcomes, audit_service.store.predictions\n"
+        "assert not {'torch', 'transformers', 'bentoml'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
 Drops = Counter[str]
 
 
