@@ -72,6 +72,13 @@ class BodyTooLargeError(ServiceError):
     status = 413
 
 
+class ForeignSiteError(ServiceError):
+    """A browser asks for a page that may not ask here."""
+
+    code = "forbidden"
+    status = 403
+
+
 class MediaTypeError(ServiceError):
     """The body's content type is not one that this endpoint reads."""
 

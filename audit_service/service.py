@@ -155,6 +155,12 @@ class AuditMixin(MiddlewareMixin):
         return max(reference.read().serve.max_body_bytes for reference in named or cls._audit_configs)
 
     @classmethod
+    def public_sites(cls) -> tuple[list[str], list[str]]:
+        """``serve.hosts`` and ``serve.origins`` of all its configs."""
+        serve = [reference.read().serve for reference in cls._audit_configs]
+        return [host for one in serve for host in one.hosts], [origin for one in serve for origin in one.origins]
+
+    @classmethod
     def _engine_url(cls) -> str | None:
         # BentoML asks for it before it starts any process: a config that cannot be read, or an audited method whose
         # inputs cannot be found, ends `bentoml serve` with the reason instead of workers that are started in vain.
