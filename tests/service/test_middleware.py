@@ -169,7 +169,7 @@ def test_paths_that_nobody_serves_grow_neither_metrics_nor_logs(server: Any) -> 
         assert "forged line" not in told
         assert "xxxx" not in told
     assert 'endpoint="/{unknown}",http_response_code="404"' in after
-    assert 'endpoint="/own/{path}",http_response_code="404"' in after
+    assert 'endpoint="/own/{path}",http_response_code="418"' in after
 
 
 def test_what_the_edge_refuses_is_counted(server: Any) -> None:
