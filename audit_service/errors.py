@@ -65,6 +65,13 @@ class InputErasedError(ServiceError):
     status = 410
 
 
+class ModelChangedError(ServiceError):
+    """The prediction on record was made by another model than the one that is served now."""
+
+    code = "model_changed"
+    status = 409
+
+
 class BodyTooLargeError(ServiceError):
     """The body is longer than ``serve.max_body_bytes``."""
 

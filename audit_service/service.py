@@ -38,10 +38,11 @@ from audit_service.schemas import (
 )
 from audit_service.serving.audit import Audit
 from audit_service.serving.audited_method import AuditedMethod
-from audit_service.serving.audits import Audits, first_of
+from audit_service.serving.audits import Asked, Audits, first_of
 from audit_service.serving.error_responses import answering_errors, validation_body
 from audit_service.serving.middleware import MiddlewareMixin
 from audit_service.serving.request_context import request_to
+from audit_service.store.predictions import PredictionRecord
 from influence_engine.errors import InfluenceError, SettingsError
 
 __all__ = ["AuditMixin", "InfluenceEngine"]
@@ -222,7 +223,9 @@ class AuditMixin(MiddlewareMixin):
         if not 1 <= len(requests) <= MAX_BATCH:
             raise BadRequestError(f"a batch holds 1 to {MAX_BATCH} requests, this one {len(requests)}")
         answers: list[Any] = [_parsed(request) for request in requests]
-        answers = [await self._job_of(answer) if _is_measured(answer) else answer for answer in answers]
+        measured = [answer for answer in answers if _is_measured(answer)]
+        jobs = zip(measured, await self._audits.about(measured), strict=True)
+        answers = [await self._job_of(*next(jobs)) if _is_measured(answer) else answer for answer in answers]
         good = [answer for answer in answers if isinstance(answer, ExplainRequest)]
         explained = iter(await self._audits.explain(self.audit_engine, good) if good else [])
         answers = [next(explained) if isinstance(answer, ExplainRequest) else answer for answer in answers]
@@ -234,8 +237,8 @@ class AuditMixin(MiddlewareMixin):
     @answering_errors
     async def audit_jobs_submit(self, request: JobRequest, /) -> dict[str, Any]:
         """Trains again without, or with other, training examples, in the background; equal questions are one job."""
-        jobs = await self._jobs_about(request)
-        return self._answer(await jobs.submit(request), 202)
+        jobs, record = await self._jobs_about(request)
+        return self._answer(await jobs.submit(request, record), 202)
 
     @bentoml.api(route="/audit/jobs/status")
     @answering_errors
@@ -259,7 +262,7 @@ class AuditMixin(MiddlewareMixin):
     @answering_errors
     async def audit_feedback(self, request: FeedbackRequest, /) -> dict[str, Any]:
         """Takes true labels that have arrived; each item has its own fate, or its own error."""
-        return self._answer(await asyncio.to_thread(self._audits.take_feedback, request), 200)
+        return self._answer(await self._audits.take_feedback(request), 200)
 
     @bentoml.api(route="/audit/drift")
     @answering_errors
@@ -274,20 +277,28 @@ class AuditMixin(MiddlewareMixin):
         """What the engine has loaded, or why it has not."""
         return await self.audit_engine.status(self._audits.chosen(request.config).name)
 
-    async def _jobs_about(self, request: ExplainRequest | JobRequest) -> JobService:
-        audit = await asyncio.to_thread(self._audits.of, request.config, request.prediction_id)
-        return self._jobs[audit.name]
+    async def _jobs_about(self, request: ExplainRequest | JobRequest) -> tuple[JobService, PredictionRecord | None]:
+        (asked,) = await self._audits.about([request])
+        return self._jobs_of(asked)
+
+    def _jobs_of(self, asked: Asked | InfluenceError) -> tuple[JobService, PredictionRecord | None]:
+        if isinstance(asked, InfluenceError):
+            raise asked
+        if isinstance(asked.record, InfluenceError):
+            raise asked.record
+        return self._jobs[asked.audit.name], asked.record
 
     async def _measured(self, request: ExplainRequest) -> dict[str, Any]:
-        jobs = await self._jobs_about(request)
-        return await jobs.explain(request)
+        jobs, record = await self._jobs_about(request)
+        return await jobs.explain(request, record)
 
     async def _job(self, ask: Callable[[JobService], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         return await first_of(list(self._jobs.values()), ask, JobNotFoundError)
 
-    async def _job_of(self, request: ExplainRequest) -> dict[str, Any]:
+    async def _job_of(self, request: ExplainRequest, asked: Asked | InfluenceError) -> dict[str, Any]:
         try:
-            return await self._measured(request)
+            jobs, record = self._jobs_of(asked)
+            return await jobs.explain(request, record)
         except InfluenceError as error:
             return error_body(error.code, error.message, error.field)
 

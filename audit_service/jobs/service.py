@@ -20,7 +20,7 @@ from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import JobMetrics
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
-from audit_service.store.predictions import PredictionStore
+from audit_service.store.predictions import PredictionRecord
 from audit_service.workflows.counterfactual import Question
 from influence_engine.errors import InfluenceError, InputError, TierUnavailableError
 from influence_engine.index import current_version
@@ -40,7 +40,6 @@ class Auditing(Protocol):
     config: AuditConfig
     name: str
     model_digest: str
-    store: PredictionStore
 
 
 class JobService:
@@ -70,21 +69,25 @@ class JobService:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
-    async def submit(self, request: JobRequest) -> dict[str, Any]:
+    async def submit(self, request: JobRequest, record: PredictionRecord | None = None) -> dict[str, Any]:
         """Queues a job, or finds the one with the same content.
+
+        Args:
+            request: What is asked.
+            record: The prediction on record that it names.
 
         Raises:
             TierUnavailableError: nothing can be measured here; the message says why.
             QueueFullError: too many wait.
-            ServiceError: the prediction is not known, or its input not kept.
+            ServiceError: the prediction's input is not kept, or the job cannot be.
         """
-        return await asyncio.to_thread(self._submit, request)
+        return await asyncio.to_thread(self._submit, request, record)
 
-    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+    async def explain(self, request: ExplainRequest, record: PredictionRecord | None = None) -> dict[str, Any]:
         """An explanation of the measured tier: the job that trains without its strongest examples."""
         selection = Selection(top_k=request.top_k, polarity=request.polarity)
         given = request.model_dump(include={"prediction_id", "input", "target"}, exclude_none=True)
-        return await self.submit(JobRequest.model_validate({**given, "without": selection}))
+        return await self.submit(JobRequest.model_validate({**given, "without": selection}), record)
 
     async def status(self, request: JobReference) -> dict[str, Any]:
         """Where a job stands; raises ``JobNotFoundError``."""
@@ -109,13 +112,13 @@ class JobService:
         """Cancels a job; one that has ended stays as it is. Raises ``JobNotFoundError``."""
         return described(await asyncio.to_thread(self.store.cancel, request.job_id))
 
-    def _submit(self, request: JobRequest) -> dict[str, Any]:
+    def _submit(self, request: JobRequest, record: PredictionRecord | None) -> dict[str, Any]:
         self._check_record()
         index = current_version(find(self.audit.config, "index").folder)
         target: TargetName | None = None if request.target is None else request.target.named()
         given = request.input
-        if request.prediction_id is not None:
-            record = self.audit.store.get(request.prediction_id)
+        if record is not None:
+            record.check_model(self.audit.model_digest)
             given = record.kept_input()
             if target is None and record.label in self.audit.config.label_names():
                 target = record.label

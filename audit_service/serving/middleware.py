@@ -118,7 +118,8 @@ class AuditMiddleware:
         self.app = app
         self.owner = service.inner
         self.cors = CorsHeaders(cors)
-        self.sites = Sites.of(*self.owner.public_sites(), cors)
+        hosts, origins = self.owner.public_sites()
+        self.sites = Sites.of(hosts, origins, cors)
         self.socket = private_socket(service) if self.owner.may_be_depended_on else None
         prefix = "/" + (service.path_prefix or "").strip("/")
         prefix = "" if prefix == "/" else prefix

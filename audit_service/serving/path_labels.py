@@ -42,7 +42,7 @@ class PathLabels:
             label = self._label(scope)
             scope[_ASKED] = {"path": path, **raw}
             scope["path"] = label
-            scope |= {name: label.encode() for name in raw}
+            scope.update({name: label.encode() for name in raw})
         await self.app(scope, receive, send)
 
     def _label(self, scope: Scope) -> str:
