@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from audit_service.outside import MOST_NAMED, said, without_folders
 from influence_engine.errors import InfluenceError
 
 
@@ -156,10 +157,13 @@ def status_of(error: InfluenceError) -> int:
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """The one shape of every error body: ``{"error": {"code", "message", "field"?}}``."""
-    error = {"code": code, "message": message}
+    """The one shape of every error body: ``{"error": {"code", "message", "field"?}}``.
+
+    Message and field may quote what was sent or name a file: they are cut, and folders of this machine are left out.
+    """
+    error = {"code": code, "message": said(without_folders(message))}
     if field is not None:
-        error["field"] = field
+        error["field"] = said(without_folders(field), MOST_NAMED)
     return {"error": error}
 
 

@@ -26,7 +26,7 @@ from influence_engine.errors import InfluenceError, InputError, TierUnavailableE
 from influence_engine.index import current_version
 from influence_engine.names import listing
 from influence_engine.tasks import Target as TargetName
-from influence_engine.tasks import input_fields
+from influence_engine.tasks import characters, input_fields
 
 WATCH_S = 2.0
 LOG = "jobs.log"
@@ -145,6 +145,12 @@ class JobService:
         for wanted in input_fields(config.example_fields()):
             if wanted.readable and not str(given.get(wanted.name) or "").strip():
                 raise InputError(f"{wanted.name!r} must be a text of a word at least", field=f"input.{wanted.name}")
+        for place, value in given.items():
+            self._check_length(f"input.{place}", value)
+        if request.edit is not None:
+            self._check_length("edit.text", request.edit.text)
+        if request.relabel is not None:
+            self._check_length("relabel.label", request.relabel.label)
         named = {
             "target.label": None if request.target is None else request.target.label,
             "relabel.label": None if request.relabel is None else request.relabel.label,
@@ -152,6 +158,11 @@ class JobService:
         for field, label in named.items():
             if label is not None and labels and label not in labels:
                 raise InputError(f"unknown label {label!r}; the labels are {listing(labels)}", field=field)
+
+    def _check_length(self, place: str, value: Any) -> None:
+        most = self.audit.config.serve.max_text_chars
+        if (length := characters(value)) > most:
+            raise InputError(f"{place} has {length} characters; at most {most} are read", field=place)
 
     def _check_record(self) -> None:
         """Training again takes the record and the training data; a service may well be without."""
