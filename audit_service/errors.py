@@ -141,6 +141,13 @@ class EngineLoadingError(EngineUnavailableError):
     code = "engine_loading"
 
 
+class EngineBusyError(EngineUnavailableError):
+    """More explanations are asked for than can be answered in time."""
+
+    code = "engine_busy"
+    status = 429
+
+
 class EngineTimeoutError(EngineUnavailableError):
     """The explanation engine did not answer before the deadline."""
 

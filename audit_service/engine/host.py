@@ -17,6 +17,7 @@ from audit_service.config import AuditConfig
 from audit_service.engine.batching import BatchWorker
 from audit_service.engine.explaining import explain, failure, same_call
 from audit_service.engine.loading import Loaded, index_version, load
+from audit_service.engine.threads import ThreadChoice
 from audit_service.engine.tracing import current_context, leave_spans, now_ns
 from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
 from audit_service.monitoring.metrics import model_label
@@ -41,14 +42,20 @@ class Slot:
     Args:
         name: The config's name.
         find_config: Reads the config; called in the thread, so that a mistake in it is a state and not a crash.
+        prepare: Called with what was loaded before it answers anything.
     """
 
-    def __init__(self, name: str, find_config: Callable[[], AuditConfig]) -> None:
+    def __init__(
+        self,
+        name: str,
+        find_config: Callable[[], AuditConfig],
+        prepare: Callable[[Loaded], None] = lambda loaded: None,
+    ) -> None:
         self.name = name
         self.state: State = "loading"
         self.reason: str | None = None
         self.loaded: Loaded | None = None
-        self._find_config = find_config
+        self._find_config, self._prepare = find_config, prepare
         self._version: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load {name}", daemon=True)
@@ -105,6 +112,7 @@ class Slot:
         if self.loaded is None:
             self.state = "loading"
         loaded = in_short_lived_thread(partial(_loaded_and_warm, config))
+        self._prepare(loaded)
         loaded = replace(loaded, metrics=counting(loaded, None if self.loaded is None else self.loaded.metrics))
         self.loaded, self.state, self.reason = loaded, "ready", None
         logger.info(
@@ -134,8 +142,9 @@ class EngineHost:
     """
 
     def __init__(self, configs: dict[str, Callable[[], AuditConfig]]) -> None:
-        self.slots = {name: Slot(name, find_config) for name, find_config in configs.items()}
-        self._worker: BatchWorker[tuple[Loaded, EngineItem, Any], dict[str, Any]] = BatchWorker(_run)
+        self._worker: BatchWorker[tuple[Loaded, EngineItem, Any], dict[str, Any]] = BatchWorker(self._run)
+        self._threads: ThreadChoice | None = None
+        self.slots = {name: Slot(name, find_config, self._prepare) for name, find_config in configs.items()}
 
     async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
         """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``.
@@ -167,6 +176,20 @@ class EngineHost:
             error.code, error.status = "not_found", 404
             raise error
         return self.slots[config]
+
+    def _prepare(self, loaded: Loaded) -> None:
+        """Chooses the number of threads for what has been loaded, in the thread that explains."""
+        choice = ThreadChoice(partial(warm_up, loaded), fixed=loaded.config.serve.explain_threads)
+        self._worker.between(choice.choose).result()
+        self._threads = choice
+
+    def _run(self, items: Sequence[tuple[Loaded, EngineItem, Any]]) -> list[dict[str, Any] | Exception]:
+        began = time.perf_counter()
+        answers = _run(items)
+        if self._threads is not None and len(items) == 1:
+            self._threads.took(time.perf_counter() - began)
+            self._worker.between(self._threads.again)
+        return answers
 
     def close(self) -> None:
         """Stops its threads."""

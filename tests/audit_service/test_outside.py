@@ -37,8 +37,8 @@ def test_what_is_long_is_cut_and_keeps_its_end() -> None:
 
 def test_folders_of_this_machine_are_left_out_and_addresses_stay(tmp_path: Path) -> None:
     file = tmp_path / "index" / "films" / "manifest.json"
-    said_of_it = without_folders(f"{file} has changed; /audit/jobs/submit answers with it, and so does /predict.")
-    assert said_of_it == ".../films/manifest.json has changed; /audit/jobs/submit answers with it, and so does /predict."
+    said_of_it = without_folders(f"{file} has changed; /audit/jobs/submit answers, /predict, too")
+    assert said_of_it == ".../films/manifest.json has changed; /audit/jobs/submit answers, /predict, too"
     assert without_folders(f"see '{file}': 3 of http://host/tmp/x and 1/2") == (
         "see '.../films/manifest.json': 3 of http://host/tmp/x and 1/2"
     )
