@@ -91,7 +91,7 @@ class HttpEngine:
                 return _body(*await self._send(path, content))
         except TimeoutError:
             raise EngineTimeoutError(
-                f"the explanation engine did not answer within {deadline_s:g} s; ask again shortly", retry_after=2
+                f"the explanation engine did not answer within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
         except (aiohttp.ClientError, OSError):
             raise EngineUnavailableError(

@@ -164,7 +164,7 @@ class EngineHost:
                 return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
         except TimeoutError:
             raise EngineTimeoutError(
-                f"not explained within {deadline_s:g} s; ask again shortly", retry_after=2
+                f"not explained within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
 
     def slot(self, config: str) -> Slot:

@@ -13,11 +13,12 @@ from audit_service.artifacts.onnx_models import open_predictor
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
-from audit_service.errors import error_body, status_of
+from audit_service.errors import EngineTimeoutError, error_body, status_of
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
 from audit_service.serving.lookup import OTHER_WORKER_S
 from audit_service.serving.monitor import ServiceMonitor
+from audit_service.serving.request_context import seconds_since_arrival
 from audit_service.store.ids import new_id
 from audit_service.store.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.store.predictions import PredictionRecord, PredictionStore, Reservation, is_fresh
@@ -171,7 +172,10 @@ class Audit:
         asked = [_item(request, record) for request, record in questions]
         items = [one for one in asked if isinstance(one, EngineItem)]
         deadline_s = self.config.serve.explain_deadline_s * (1 + (len(items) - 1) // 10)
-        answers = iter(await engine.explain(self.name, items, deadline_s) if items else [])
+        left_s = deadline_s - seconds_since_arrival()
+        if items and left_s <= 0:
+            raise EngineTimeoutError(f"not asked within {deadline_s:g} s; ask again shortly", retry_after=2)
+        answers = iter(await engine.explain(self.name, items, left_s) if items else [])
         return [
             failure(item) if isinstance(item, InfluenceError) else _answer(record, next(answers))
             for item, (_, record) in zip(asked, questions, strict=True)

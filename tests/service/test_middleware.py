@@ -146,6 +146,7 @@ def test_limits_of_bentoml_get_the_same_shape(server: Any) -> None:
     busy = [answer for answer in answers if answer.status_code == 429]
     assert busy
     assert error_of(busy[0])["code"] == "too_many_requests"
+    assert busy[0].headers["retry-after"] == "1"
 
 
 def test_mounted_apps_and_system_paths_keep_their_own_answers(server: Any) -> None:
