@@ -128,6 +128,13 @@ class StateSchemaError(ServiceError):
     code = "state_schema"
 
 
+class ModelUnavailableError(ServiceError):
+    """The model that is to predict cannot be opened; the message says why."""
+
+    code = "model_unavailable"
+    status = 503
+
+
 class EngineUnavailableError(ServiceError):
     """The explanation engine is down, loading, or did not answer in time. Predictions are not affected."""
 

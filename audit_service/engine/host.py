@@ -28,7 +28,7 @@ from influence_engine.errors import InfluenceError
 from influence_engine.tasks import fields_of, input_fields
 
 WATCH_S = 1.0
-RETRY_S = 60.0
+RETRY_S = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Slot:
         self.loaded: Loaded | None = None
         self._find_config, self._prepare = find_config, prepare
         self._version: str | None = None
+        self._failed = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load {name}", daemon=True)
         self._thread.start()
@@ -75,7 +76,7 @@ class Slot:
                 f"the explanation engine is loading {self.name!r}; predictions go on, ask again shortly", retry_after=5
             )
         raise EngineUnavailableError(
-            f"the explanation engine could not load {self.name!r}: {self.reason}", retry_after=60
+            f"the explanation engine could not load {self.name!r}: {self.reason}", retry_after=int(RETRY_S)
         )
 
     def status(self) -> dict[str, Any]:
@@ -98,10 +99,11 @@ class Slot:
                 config = config or self._find_config()
                 version = index_version(config)
                 changed = version != self._version
-                if changed or (self.loaded is None and time.monotonic() >= next_try):
+                if changed or (self._failed and time.monotonic() >= next_try):
                     next_try = time.monotonic() + RETRY_S
                     self._version = version
                     self._load(config)
+                    self._failed = False
             except Exception as error:  # whatever it is, it becomes the state that is reported
                 self._fail(error)
                 config = None  # the mistake may be in it, and may be mended
@@ -130,7 +132,9 @@ class Slot:
             logger.error(
                 "%s cannot be explained: %s", self.name, reason, exc_info=not isinstance(error, InfluenceError)
             )
-        # What was loaded before goes on answering; the reason says what is wrong with the newer one.
+        # What was loaded before goes on answering; the reason says what is wrong with the newer one, which is tried
+        # again: files that are mended need not get another name.
+        self._failed = True
         self.state, self.reason = ("failed" if self.loaded is None else "ready"), reason
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from audit_service.artifacts.bento_models import index_version_folder
-from audit_service.artifacts.onnx_models import open_predictor
+from audit_service.artifacts.onnx_models import ReopenedPredictor, open_predictor
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
@@ -52,16 +52,13 @@ class Audit:
             state_location(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.monitor.dropped
         )
 
-    def open_predictor(self) -> OnnxPredictor:
-        """The config's model in ONNX Runtime.
+    def open_predictor(self) -> ReopenedPredictor:
+        """The config's model in ONNX Runtime; what keeps it from being opened is answered with 503 until it is not."""
 
-        Raises:
-            RecordError: it has not been exported yet.
-            DigestMismatchError: a file has changed, or the task has.
-        """
-        predictor = open_predictor(self.config, self.monitor.features)
-        self.model_digest = predictor.model_digest
-        return predictor
+        def opened(predictor: OnnxPredictor) -> None:
+            self.model_digest = predictor.model_digest
+
+        return ReopenedPredictor(lambda: open_predictor(self.config, self.monitor.features), opened)
 
     def start(self, engine: Callable[[], Engine]) -> None:
         """Opens the record and begins to count; call it in the process that serves.
