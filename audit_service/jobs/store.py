@@ -23,7 +23,7 @@ from audit_service.schemas import JobState
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id
-from audit_service.store.location import StateLocation
+from audit_service.store.location import StateLocation, private_folder
 from audit_service.store.tables import JOBS, jobs
 from influence_engine.digests import json_digest
 
@@ -304,8 +304,7 @@ class JobStore:
             with self._database.holding(LOCK, FAILURE) as held:
                 yield held
             return
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / LOCK).open("w") as file:
+        with (private_folder(self.folder) / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
