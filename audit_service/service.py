@@ -23,7 +23,7 @@ from audit_service.bentoml_internals import api_functions
 from audit_service.config.service_config import ConfigReference, check_together
 from audit_service.engine.client import NO_ENGINE, Engine, EngineDependency
 from audit_service.engine_service import EngineHere, InfluenceEngine, hold
-from audit_service.errors import BadRequestError, JobNotFoundError, error_body, service_error
+from audit_service.errors import BadRequestError, JobNotFoundError, ServiceError, error_body, service_error
 from audit_service.jobs.service import JobService
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.schemas import (
@@ -238,6 +238,7 @@ class AuditMixin(MiddlewareMixin):
     async def audit_jobs_submit(self, request: JobRequest, /) -> dict[str, Any]:
         """Trains again without, or with other, training examples, in the background; equal questions are one job."""
         jobs, record = await self._jobs_about(request)
+        await self._check_selected(jobs.audit.name, request)
         return self._answer(await jobs.submit(request, record), 202)
 
     @bentoml.api(route="/audit/jobs/status")
@@ -276,6 +277,20 @@ class AuditMixin(MiddlewareMixin):
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
         """What the engine has loaded, or why it has not."""
         return await self.audit_engine.status(self._audits.chosen(request.config).name)
+
+    async def _check_selected(self, name: str, request: JobRequest) -> None:
+        """Refuses at once what the job would find out after loading a model."""
+        handles = None if request.edit is None else [request.edit.example]
+        chosen = request.without or request.relabel
+        try:
+            if handles is not None:
+                await self.audit_engine.selected(name, None, handles)
+            elif chosen is not None and chosen.top_k is None:
+                await self.audit_engine.selected(name, chosen.group, chosen.examples)
+        except ServiceError as error:
+            if error.status < 500:
+                raise
+            # The engine is down or loading: the job finds out.
 
     async def _jobs_about(self, request: ExplainRequest | JobRequest) -> tuple[JobService, PredictionRecord | None]:
         (asked,) = await self._audits.about([request])

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -17,6 +17,7 @@ from audit_service.config import AuditConfig
 from audit_service.engine.batching import BatchWorker
 from audit_service.engine.explaining import explain, failure, same_call
 from audit_service.engine.loading import Loaded, index_version, load
+from audit_service.engine.selecting import rows_of_group, rows_of_handles
 from audit_service.engine.threads import ThreadChoice
 from audit_service.engine.tracing import current_context, leave_spans, now_ns
 from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
@@ -170,6 +171,21 @@ class EngineHost:
             raise EngineTimeoutError(
                 f"not explained within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
+
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """How many training examples are in a group, or have these handles.
+
+        Raises:
+            InputError: there is no such group, or no example with one of the handles.
+            ServiceError: as ``explain``.
+        """
+        index = self.slot(config).ready().attributor.index
+        rows: list[int] = []
+        for column, value in (group or {}).items():
+            rows += await asyncio.to_thread(rows_of_group, index, column, value)
+        if examples:
+            rows += await asyncio.to_thread(rows_of_handles, index, examples)
+        return len(rows)
 
     def slot(self, config: str) -> Slot:
         """What belongs to a config; raises ``ServiceError`` (404) where this engine does not hold it."""
