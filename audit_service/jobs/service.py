@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import subprocess
@@ -15,7 +16,7 @@ from audit_service.artifacts.bento_models import find
 from audit_service.artifacts.recorded_runs import replayable_run
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
-from audit_service.errors import JobNotDoneError
+from audit_service.errors import JobNotDoneError, ServiceError
 from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import JobMetrics
@@ -60,6 +61,8 @@ class JobService:
     def start(self) -> None:
         """Begins to watch the queue: what an earlier server left unfinished is gone on with."""
         self._metrics = JobMetrics(model_label(self.audit.config.name, self.audit.model_digest))
+        with contextlib.suppress(ServiceError):  # the queue cannot be read just now: the job has one attempt less
+            self.store.forgive()
         threading.Thread(target=self._watch, name="jobs", daemon=True).start()
 
     def close(self) -> None:
