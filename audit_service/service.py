@@ -275,8 +275,10 @@ class AuditMixin(MiddlewareMixin):
     @bentoml.api(route="/audit/index")
     @answering_errors
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
-        """What the engine has loaded, or why it has not."""
-        return await self.audit_engine.status(self._audits.chosen(request.config).name)
+        """What the engine has loaded, or why it has not; and in ``record`` whether predictions are put on record."""
+        audit = self._audits.chosen(request.config)
+        status = await self.audit_engine.status(audit.name)
+        return {**status, "record": audit.store.state()}
 
     async def _check_selected(self, name: str, request: JobRequest) -> None:
         """Refuses at once what the job would find out after loading a model."""

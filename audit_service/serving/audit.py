@@ -49,7 +49,10 @@ class Audit:
         self.monitor = ServiceMonitor(name, config)
         self.outcomes = OutcomeStore(state_location(config))
         self.store = PredictionStore(
-            state_location(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.monitor.dropped
+            state_location(config),
+            keep_inputs_s=config.serve.keep_inputs_s,
+            dropped=self.monitor.dropped,
+            delayed=self.monitor.delayed,
         )
 
     def open_predictor(self) -> ReopenedPredictor:

@@ -158,6 +158,7 @@ class PredictionStore:
             is missing.
         keep_inputs_s: Seconds for which inputs are kept; 0 keeps none.
         dropped: Told why records were dropped, and how many.
+        delayed: Called with every attempt to write records that failed, and is made again.
     """
 
     def __init__(
@@ -166,13 +167,14 @@ class PredictionStore:
         *,
         keep_inputs_s: float = 30 * 86400.0,
         dropped: Callable[[str, int], None] = lambda reason, count: None,
+        delayed: Callable[[], None] = lambda: None,
     ) -> None:
         location = StateLocation.of(place)
         self.keep_inputs_s = keep_inputs_s
         self._dropped = dropped
         self._database = Database(location, PREDICTIONS)
         self._cipher = InputCipher(location.folder / "predictions.key")
-        self._behind = WriteBehind("predictions", self._write, dropped, self.purge, PURGE_EVERY_S)
+        self._behind = WriteBehind("predictions", self._write, dropped, self.purge, PURGE_EVERY_S, delayed)
 
     def start(self) -> None:
         """Opens the store and starts the writer; call it once the process is the one that serves.
@@ -197,6 +199,10 @@ class PredictionStore:
         if self.keep_inputs_s <= 0:  # not even while it waits
             record = replace(record, input=None, input_state="not_kept")
         self._behind.add(record.prediction_id, record)
+
+    def state(self) -> dict[str, Any]:
+        """How many records wait to be written by this worker, and why the last attempt failed, if it did."""
+        return {"waiting": len(self._behind), "reason": self._behind.reason}
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Waits until everything recorded so far is on disk; false if the time was not enough."""
