@@ -22,7 +22,7 @@ import bentoml
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from audit_service.bentoml_internals import OBSERVERS, ask_in_json, private_socket, unpickled, when_an_app_is_made
+from audit_service.bentoml_internals import OBSERVERS, PAGES, ask_in_json, private_socket, unpickled, when_an_app_is_made
 from audit_service.errors import BodyTooLargeError, MediaTypeError, ServiceError
 from audit_service.serving.asgi import App, CorsHeaders, Receive, Scope, Send, answer_error, replay
 from audit_service.serving.cross_site import Sites
@@ -43,7 +43,7 @@ from audit_service.serving.routes import (
     route_of,
 )
 
-SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json", "/"})
+SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json"})
 
 
 class MiddlewareMixin:
@@ -96,6 +96,7 @@ def _add_middleware(service: Any, app: Any) -> None:
         return
     if any(one.cls is AuditMiddleware for one in app.user_middleware):
         return
+    app.router.routes[:] = [route for route in app.routes if getattr(route, "name", None) not in PAGES]
     cors = next((one.kwargs for one in app.user_middleware if one.cls is CORSMiddleware), None)
     names = [getattr(one.cls, "__name__", "") for one in app.user_middleware]
     # Those that only look stay outside: metrics and logs see what the client sees.

@@ -173,6 +173,14 @@ def test_paths_that_nobody_serves_grow_neither_metrics_nor_logs(server: Any) -> 
     assert 'endpoint="/own/{path}",http_response_code="418"' in after
 
 
+def test_no_page_loads_what_is_elsewhere(server: Any) -> None:
+    for path in ("/", "/static_content/main.js", "/assets/index.js"):
+        answer = server.client.get(path)
+        assert answer.status_code == 404
+        assert error_of(answer)["code"] == "not_found"
+    assert server.client.get("/docs.json").json()["openapi"].startswith("3.")
+
+
 def test_what_the_edge_refuses_is_counted(server: Any) -> None:
     server.post("/total", content=b"{", headers={"content-type": "application/json"})
     time.sleep(0.1)
