@@ -22,7 +22,14 @@ import bentoml
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from audit_service.bentoml_internals import OBSERVERS, PAGES, ask_in_json, private_socket, unpickled, when_an_app_is_made
+from audit_service.bentoml_internals import (
+    OBSERVERS,
+    PAGES,
+    ask_in_json,
+    private_socket,
+    unpickled,
+    when_an_app_is_made,
+)
 from audit_service.errors import BodyTooLargeError, MediaTypeError, ServiceError
 from audit_service.serving.asgi import App, CorsHeaders, Receive, Scope, Send, answer_error, replay
 from audit_service.serving.cross_site import Sites
