@@ -224,7 +224,7 @@ def test_jobs_are_cancelled_and_bad_ones_say_what_would_be_right(server: Any) ->
         ({**asked, "edit": {"example": "nobody", "text": "a film"}}, "no example 'nobody'"),
         ({**asked, "relabel": {"group": {"source": "nowhere"}, "label": "negative"}}, "has the source 'nowhere'"),
         ({**asked, "without": {"group": {"text": TEXT}}}, "cannot be grouped by 'text'; they have label, source"),
-        ({**asked, "edit": {"example": "nobody", "text": "a" * 6_000}}, "edit.text has 6000 characters"),
+        ({**asked, "relabel": {"top_k": 1, "label": "a" * 6_000}}, "relabel.label has 6000 characters"),
     ]
     for question, message in absent:
         answer = server.post("/audit/jobs/submit", question)
