@@ -204,6 +204,16 @@ class AuditConfig(Section):
         field = target_field(self.example_fields())
         return list(field.names or ()) if field is not None else []
 
+    def counted_labels(self) -> list[str]:
+        """All that predictions are counted under, as far as the task says: its labels, and a word for none of several."""
+        field = target_field(self.example_fields())
+        return list(field.counted) if field is not None else []
+
+    def has_several_labels(self) -> bool:
+        """Whether a prediction may have several labels, or none."""
+        field = target_field(self.example_fields())
+        return field is not None and field.kind in ("labels", "spans")
+
     @property
     def _given(self) -> dict[str, Any]:
         """What the config says of the task; the rest is the task's own default."""

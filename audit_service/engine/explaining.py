@@ -11,7 +11,7 @@ from audit_service.errors import error_body, status_of
 from audit_service.prediction.inputs import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
-from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show
+from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show, target_field
 
 
 def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:
@@ -62,7 +62,9 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
     if item.target is not None:
         return _aimed(loaded.task, query, item.target)
     recorded = None if item.recorded is None else item.recorded.get("label")
-    if recorded is not None and recorded in (labels_of(loaded.task) or ()):
+    field = target_field(fields)
+    one_label = field is not None and field.kind == "label"  # of several there is a summary on record
+    if one_label and recorded is not None and recorded in (labels_of(loaded.task) or ()):
         return aim(loaded.task, query, recorded)  # what was predicted, should torch see it differently
     return query
 

@@ -60,7 +60,7 @@ from influence_engine.tasks.contract import (
     Unit,
     UnitsTask,
 )
-from influence_engine.tasks.fields import ExampleField, characters, input_fields, target_field
+from influence_engine.tasks.fields import ExampleField, characters, input_fields, labels_in, summary, target_field
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
@@ -136,6 +136,7 @@ __all__ = [
     "head_of",
     "input_fields",
     "is_right",
+    "labels_in",
     "labels_of",
     "matches_task",
     "matches_task_digest",
@@ -149,6 +150,7 @@ __all__ = [
     "processor_of",
     "projection_of",
     "show",
+    "summary",
     "target_field",
     "target_name",
     "targets_of",

@@ -19,7 +19,7 @@ from influence_engine.errors import DataError, InputError, SettingsError
 from influence_engine.names import did_you_mean, listing
 from influence_engine.tasks.capabilities import classification_head
 from influence_engine.tasks.contract import Array, Batch, Example, Head, Projection, Target, Unit
-from influence_engine.tasks.fields import ExampleField
+from influence_engine.tasks.fields import NONE, ExampleField, summary
 from influence_engine.tasks.identity import digest_of_processor
 from influence_engine.tasks.parts import Part
 from influence_engine.tasks.targets import NO_TARGET
@@ -27,9 +27,6 @@ from influence_engine.tasks.tokenised_text import require_offsets, token_counts,
 
 OUTSIDE = "O"
 """The tag of a word outside of any entity, and the label of a target that says so."""
-
-NO_ENTITY = "none"
-"""What a text without entities is counted as."""
 
 IGNORED = -100
 """In ``labels`` and ``targets`` of a batch: nothing is said of this position."""
@@ -81,7 +78,7 @@ class TokenClassification:
     ) -> None:
         if not labels or len(set(labels)) != len(labels):
             raise SettingsError(f"labels must be different names of entity types, got {list(labels)}", field="labels")
-        for reserved in {OUTSIDE, NO_ENTITY} & set(labels):
+        for reserved in {OUTSIDE, NONE} & set(labels):
             raise SettingsError(
                 f"an entity type cannot be called {reserved!r}: that stands for no entity", field="labels"
             )
@@ -303,13 +300,10 @@ class TokenClassification:
         return found
 
     def project(self, prediction: Mapping[str, Any]) -> Projection:
-        """The types that were found, each once, and the least of the entities' confidences."""
-        entities = prediction["entities"]
-        types = {one["label"] for one in entities}
-        return Projection(
-            ", ".join(name for name in self.labels if name in types) or NO_ENTITY,
-            min((one["confidence"] for one in entities), default=None),
-        )
+        """The types that were found, each once, and the least of the entities' confidences; every entity is counted."""
+        found = [(one["label"], one["confidence"]) for one in prediction["entities"]]
+        types = tuple(label for label, _ in found)
+        return Projection(summary(types), min((share for _, share in found), default=None), types or (NONE,))
 
     def describe(self) -> dict[str, Any]:
         """Identity of this task for digests."""
