@@ -39,7 +39,7 @@ def print_json(value: Any) -> None:
 
 
 def facts(rows: dict[str, object]) -> Table:
-    """A table of two columns, name and value, without lines; values of None are left out, and ``Text`` has its styles."""
+    """A table of two columns, name and value, without lines; None is left out, ``Text`` keeps its styles."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")

@@ -71,7 +71,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--parts",
     is_flag=True,
-    help="Split each example's influence over parts of it, such as the mentions of a tagged text, where a task has any.",
+    help="Split each example's influence over parts of it, such as the mentions of a tagged text.",
 )
 @json_option
 def command(

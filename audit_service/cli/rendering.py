@@ -258,6 +258,7 @@ def _footer(answer: Mapping[str, Any], wording: Wording) -> Table:
             if solved
             else None,
             "shown": f"{share:.1%} of all influence" if share is not None else None,
+            "parts": _parts_quality(quality.get("parts")),
             "agreement": f"{quality['agreement']:.2f} with retraining, in the index's check; ± is a 90% interval"
             if quality["agreement"] is not None
             else None,
@@ -267,6 +268,14 @@ def _footer(answer: Mapping[str, Any], wording: Wording) -> Table:
             "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
         }
     )
+
+
+def _parts_quality(split: Mapping[str, Any] | None) -> str | None:
+    if split is None:
+        return None
+    if split["exact"]:
+        return "in brackets; they are the influence's own terms"
+    return f"in brackets; estimates, whose sums agree with the influences by {split['agreement']:.2f}"
 
 
 COMING = {

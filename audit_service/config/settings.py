@@ -205,7 +205,7 @@ class AuditConfig(Section):
         return list(field.names or ()) if field is not None else []
 
     def counted_labels(self) -> list[str]:
-        """All that predictions are counted under, as far as the task says: its labels, and a word for none of several."""
+        """What predictions are counted under, as far as the task says: its labels, and a word for none of several."""
         field = target_field(self.example_fields())
         return list(field.counted) if field is not None else []
 

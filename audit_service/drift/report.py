@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from audit_service.drift.signals import Explained, Predicted, counted_events, group_bins, group_events, not_finite, one_hot
+from audit_service.drift.signals import (
+    Explained,
+    Predicted,
+    counted_events,
+    group_bins,
+    group_events,
+    not_finite,
+    one_hot,
+)
 from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline, confidence_bin
 from audit_service.monitoring.finite import finite, finite_json
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound

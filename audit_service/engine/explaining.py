@@ -11,7 +11,17 @@ from audit_service.errors import error_body, status_of
 from audit_service.prediction.inputs import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
-from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show, target_field
+from influence_engine.tasks import (
+    Example,
+    Task,
+    aim,
+    fields_of,
+    input_fields,
+    labels_of,
+    projection_of,
+    show,
+    target_field,
+)
 
 
 def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ class FeedbackItem(Request):
         description="What was right; of a prediction that may have several labels, such as types of entities, their "
         "list, empty where none was."
     )
+
     @field_validator("label")
     @classmethod
     def _short(cls, value: str | list[str]) -> str | list[str]:

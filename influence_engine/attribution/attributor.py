@@ -136,6 +136,7 @@ class Attributor:
             raise SettingsError(f"top_k is {top_k}; it must be from 1 to {MOST_EXAMPLES}", field="top_k")
         groupings = [self._groups.by(column) for column in dict.fromkeys(group_by)]
         splitter = self._part_splitter() if parts else None
+        splits: list[dict[str, Any] | None] = []
         if not queries:
             return []
         clock = Clock()
@@ -171,10 +172,9 @@ class Attributor:
         clock.lap("fetch")
         if splitter is not None:
             damping = None if basis is None else basis.damping
-            examples = [
-                splitter.split_all(one, chosen, damping=damping, factor=slope)
-                for one, chosen in zip(encoded, examples, strict=True)
-            ]
+            pairs = zip(encoded, examples, strict=True)
+            split = [splitter.split_all(one, chosen, damping=damping, slope=slope) for one, chosen in pairs]
+            examples, splits = [found for found, _ in split], [quality for _, quality in split]
             clock.lap("parts")
         changes = self._changes(batch, gradients, measurements, cached)
         predictions = predictions_of(self.task, outputs, batch)
@@ -203,7 +203,8 @@ class Attributor:
                     in_basis[number],
                     errors[number],
                 )
-                | ({} if refined is None else refinement(refined, estimated[number], number)),
+                | ({} if refined is None else refinement(refined, estimated[number], number))
+                | ({} if splitter is None else {"parts": splits[number]}),
                 timings_ms=clock.laps,
             )
             for number in range(len(queries))

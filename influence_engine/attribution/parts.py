@@ -7,8 +7,10 @@ positions of the layers lie in which part (``PositionPartsTask``), one backward 
 layer adds to ``<g_i, u>`` (``gradients.position_products``).
 
 Of an index at the final weights the parts sum to the index's own influence of the example. Of one that follows the
-training they are estimates, and their sum is another estimate of that influence; what it leaves of an answer's
-influence is given beside them (``parts_residual``), never spread over them.
+training, and of replayed influences, they are estimates, and their sum is another estimate of that influence. One
+factor for the whole answer brings these sums as near to the answer's influences as one factor can. What is left of an
+influence is given beside its parts (``parts_residual``), never spread over them; how far sums and influences agree is
+in the answer's quality.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.resources import to_device
 from influence_engine.tasks import Batch, Example, LossPartsTask, Part, PositionPartsTask, Task, fields_of
 from influence_engine.training.step import parameters_put_back, put_parameters
+
 
 class PartSplitter:
     """Splits influences of an index's examples.
@@ -62,8 +65,8 @@ class PartSplitter:
         self._trained = trained
 
     def split_all(
-        self, encoded: Tensor, examples: Sequence[Influential], *, damping: float | None = None, factor: float = 1.0
-    ) -> list[Influential]:
+        self, encoded: Tensor, examples: Sequence[Influential], *, damping: float | None = None, slope: float = 1.0
+    ) -> tuple[list[Influential], dict[str, Any] | None]:
         """The examples of an explanation with their influences split; those of which the index keeps no fields as they
         are.
 
@@ -71,13 +74,22 @@ class PartSplitter:
             encoded: The query's vector ``[k]``, from the index's encoder.
             examples: The examples.
             damping: As for ``InfluenceIndex.scores``.
-            factor: What the index's own influences are multiplied with in the answer.
+            slope: What the index's own influences are multiplied with in the answer.
+
+        Returns:
+            The examples; and of the split whether it is ``exact``, the ``factor`` that all parts were multiplied with,
+            and the ``agreement`` (cosine) of the sums of parts with the influences. ``None`` where nothing was split.
         """
         wanted = {field.name for field in fields_of(self.task)}
         known = [one for one in examples if wanted <= set(one.fields)]
         if not known:
-            return list(examples)
-        products = self.products(encoded, [one.fields for one in known], damping=damping) * factor
+            return list(examples), None
+        products = self.products(encoded, [one.fields for one in known], damping=damping).double() * slope
+        influences = torch.tensor([one.influence for one in known], dtype=products.dtype, device=products.device)
+        sums, exact = products.sum(1), self.directions.exact and all(one.tier == "estimated" for one in known)
+        factor = 1.0 if exact else _nearest_factor(sums, influences)
+        quality = {"exact": exact, "factor": factor, "agreement": float(torch.cosine_similarity(sums, influences, 0))}
+        products *= factor
         split: dict[int, Influential] = {}
         for one, row in zip(known, products.tolist(), strict=True):
             own = self._parts.parts(one.fields)
@@ -86,7 +98,7 @@ class PartSplitter:
             parts = [_described(*pair) for pair in zip(own, values, strict=False)]
             residual = one.influence - sum(part["influence"] for part in parts)
             split[one.row] = replace(one, parts=parts, parts_residual=residual)
-        return [split.get(one.row, one) for one in examples]
+        return [split.get(one.row, one) for one in examples], quality
 
     def products(self, encoded: Tensor, examples: Sequence[Example], *, damping: float | None = None) -> Tensor:
         """What the parts of each example add to its influence on one query, ``[B, P]``; 0 past an example's own."""
@@ -127,6 +139,12 @@ class PartSplitter:
             numbers = torch.stack([self._parts.parts_of_positions(one, shape).flatten() for one in examples])
             total.scatter_add_(1, numbers.to(total.device), products.reshape(len(products), -1).to(total))
         return total
+
+
+def _nearest_factor(sums: Tensor, influences: Tensor) -> float:
+    """What to multiply sums with to come nearest to the influences; 1 where only a reversal of their signs would."""
+    factor = float((sums * influences).sum() / sums.square().sum().clamp_min(1e-30))
+    return factor if factor > 0 else 1.0
 
 
 def _described(part: Part, influence: float) -> dict[str, Any]:

@@ -52,7 +52,13 @@ def _by_position(
 ) -> Tensor:
     module, prefix = layer.module, f"{layer.name}." if layer.name else ""
     zeros = {name: torch.zeros_like(one) for name, one in module.named_parameters(recurse=False)}
-    own = {**zeros, **{name.removeprefix(prefix): weights[name].to(inputs) if inputs.is_floating_point() else weights[name] for name in layer.parameters()}}
+    own = {
+        **zeros,
+        **{
+            name.removeprefix(prefix): weights[name].to(inputs) if inputs.is_floating_point() else weights[name]
+            for name in layer.parameters()
+        },
+    }
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         own["weight"] = own["weight"].index_fill(0, torch.tensor([module.padding_idx], device=own["weight"].device), 0)
     with torch.no_grad():

@@ -50,7 +50,8 @@ class TokenClassification:
 
     A batch holds what the tokenizer makes, and
 
-    * ``labels [B, T]``: the taught tag of each word at its first token, ``NO_TARGET`` there in a query, else ``IGNORED``;
+    * ``labels [B, T]``: the taught tag of each word, at its first token, ``NO_TARGET`` there in a query, else
+      ``IGNORED``;
     * ``targets [B, T]``: the tag that is explained at each word that is asked about, ``AS_ONE_SPAN`` or ``AS_ONE_TAG``
       there where the model is to say it, ``NO_TARGET`` at all words where nothing is named, else ``IGNORED``;
     * ``words [B, T, 2]``: first character of each word and one past its last, at its first token, else zeros;
@@ -204,7 +205,7 @@ class TokenClassification:
         return losses.new_zeros(len(losses), int(mentions.max()) + 1).scatter_add(1, mentions, losses)
 
     def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Log-odds of the tags that are explained, each its logit minus the logsumexp of the others, summed, ``[B]``."""
+        """Log-odds of the explained tags, each its logit minus the logsumexp of the others, summed, ``[B]``."""
         targets = self.choose_targets(outputs.detach(), batch)["targets"]
         asked = targets != IGNORED
         # Each example's own asked words only: at the others no number, not even an infinite one, may come in.
@@ -254,15 +255,15 @@ class TokenClassification:
         label = target.get("label") if isinstance(target, dict) else None
         if not isinstance(target, dict) or ("span" in target) == ("tokens" in target):
             raise InputError(
-                f'name words of the text: {{"span": [start, end], "label": TYPE}} or {{"tokens": [...], "label": TAG}}; '
+                'name words of the text: {"span": [start, end], "label": TYPE} or {"tokens": [...], "label": TAG}; '
                 f"the types are {listing(self.labels)}",
                 field="target",
             )
         known = [OUTSIDE, *self.labels] if "span" in target else self.tags
         if label is not None and label not in known:
+            what = "span" if "span" in target else "token"
             raise InputError(
-                f"unknown label {label!r}; of a {'span' if 'span' in target else 'token'} it is one of {listing(known)}."
-                f"{did_you_mean(str(label), known)}",
+                f"unknown label {label!r}; of a {what} it is one of {listing(known)}.{did_you_mean(str(label), known)}",
                 field="target",
             )
         aimed = {**example, TARGET: dict(target)}

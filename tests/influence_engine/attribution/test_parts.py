@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_engine import Attributor, IndexSettings, InfluenceIndex
+from influence_engine import Attributor, FinetuneSettings, IndexSettings, InfluenceIndex, finetune
 from influence_engine.attribution.direction import QueryDirections
 from influence_engine.attribution.parts import PartSplitter
 from influence_engine.errors import InputError
-from influence_engine.gradients import track, tracing
+from influence_engine.gradients import tracing, track
 from influence_engine.gradients.position_products import products_by_position
 from influence_engine.tasks import Batch, Example, Part
 from tests.small_models import LABELS, seeded, sentence, small_bert
+from tests.tasks.conftest import Trained, build
 from tests.tasks.toys import TOYS, Toy
 from tests.tasks.toys.base import with_ids
 from tests.tasks.toys.text import text as text_toy
@@ -58,7 +59,9 @@ def test_parts_are_the_derivatives_of_the_loss_s_terms_along_the_query_s_directi
         batch = task.collate([example])
         losses = task.loss_parts(task.outputs(attributor.model, batch), batch)[0]
         for number, loss in enumerate(losses):
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=True, materialize_grads=True, allow_unused=True
+            )
             expected = sum(float((g * along[n]).sum()) for n, g in zip(names, gradients, strict=True))
             assert float(found[row, number]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
         assert found[row, len(losses) :].abs().max() == 0 if len(losses) < found.shape[1] else True
@@ -68,8 +71,11 @@ def test_parts_sum_to_the_influence_that_the_index_holds(toy: Toy, tmp_path: Pat
     attributor = built(toy, tmp_path)
     for result in attributor.attribute(toy.queries, top_k=len(toy.train), parts=True):
         whole = max(abs(one.influence) for one in result.examples)
+        assert result.quality["parts"]["exact"]
+        assert result.quality["parts"]["factor"] == 1
         for one in result.examples:
-            assert one.parts is not None and one.parts_residual is not None
+            assert one.parts is not None
+            assert one.parts_residual is not None
             assert sum(part["influence"] for part in one.parts) + one.parts_residual == pytest.approx(one.influence)
             assert abs(one.parts_residual) < 0.01 * whole
             taught = [(part["start"], part["end"], part["label"]) for part in one.parts[1:]]
@@ -102,7 +108,7 @@ def test_what_lies_behind_the_tokens_that_are_read_has_no_part_in_an_influence(t
     (known,) = attributor.attribute(toy.queries[:1], top_k=1)
     (one,) = known.examples
     fields = {"text": long, "entities": [{"start": 90, "end": 94, "label": "praise"}]}
-    (split,) = splitter.split_all(encoded, [type(one)(**{**vars(one), "fields": fields})])
+    (split,), _ = splitter.split_all(encoded, [type(one)(**{**vars(one), "fields": fields})])
     assert [part["influence"] for part in split.parts or []][1] == 0
 
 
@@ -205,3 +211,33 @@ def test_parts_by_position_sum_to_the_influence_that_the_index_holds(tmp_path: P
     whole = torch.tensor([one.influence for one in result.examples])
     torch.testing.assert_close(found.sum(1), whole, rtol=1e-2, atol=1e-2 * float(whole.abs().max()))
     assert all(torch.equal(one, before[name]) for name, one in attributor.model.state_dict().items())
+
+
+def test_of_an_index_that_follows_the_training_parts_are_estimates_and_say_so(trained_entities: Trained) -> None:
+    toy, attributor = trained_entities.toy, trained_entities.attributor()
+    for result in attributor.attribute(toy.queries, top_k=10, parts=True):
+        split = result.quality["parts"]
+        assert not split["exact"]
+        assert split["agreement"] > 0.5
+        assert split["factor"] > 0
+        for one in result.examples:
+            assert one.parts is not None
+            assert one.parts_residual is not None
+            total = sum(part["influence"] for part in one.parts) + one.parts_residual
+            assert total == pytest.approx(one.influence, abs=1e-6)
+    (plain,) = attributor.attribute(toy.queries[:1])
+    assert plain.examples[0].parts is None
+    assert "parts" not in plain.quality
+
+
+@pytest.fixture(scope="module")
+def trained_entities(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    toy = TOYS["entities"](folder)
+    settings = FinetuneSettings(
+        epochs=2, batch_size=5, learning_rate=0.003, optimizer="sgd", max_grad_norm=None, dropout=0.0, seed=1
+    )
+    run = finetune(toy.task, toy.model(0), toy.train, settings=settings, record_to=folder / "run")
+    found = Trained(toy, run, folder)
+    build(found, folder / "index", toy.train)
+    return found
