@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from influence_engine.attribution.described import described
 from influence_engine.attribution.groups import DEFAULT_COLUMNS, Groups
 from influence_engine.attribution.parts import PartSplitter
 from influence_engine.attribution.quality import Errors, quality_of, refinement
-from influence_engine.attribution.result import Attribution, Changes, Clock, Influential, ranks
+from influence_engine.attribution.result import Attribution, Changes, Clock
 from influence_engine.differences import BaseDifference
 from influence_engine.digests import json_digest
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
@@ -32,7 +33,6 @@ from influence_engine.tasks import (
     choose_targets,
     measured_gradient,
     predictions_of,
-    probabilities_of,
     targets_of,
 )
 
@@ -152,23 +152,25 @@ class Attributor:
         clock.lap("encode")
         basis = self.index.basis if answered == "replayed" else None
         scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)
-        parts: Sequence[Tensor | None] = [None] * len(queries)
+        inside: Sequence[Tensor | None] = [None] * len(queries)
         in_basis: Sequence[float | None] = [None] * len(queries)
         if basis is not None:
             coefficients = basis.coefficients(scores)
-            parts, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
+            inside, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
             scores = basis.correct(scores, coefficients)
         slope = self._slope(answered)
         refined = self._refined(queries) if answered == "refined" else None
         if refined is None:
             scores = scores * slope
-            returned = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+            returned = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, inside, strict=True)]
         else:
             estimated, scores = scores, refined.influences
             returned = [_strongest(each, top_k, polarity) for each in scores]
         clock.lap("search")
         errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
-        examples = self._fetch(returned, answered, measurements, errors, polarity)
+        examples = described(
+            self.index, self.task, returned, answered, measurements, errors, by_sign=polarity == "each"
+        )
         clock.lap("fetch")
         if splitter is not None:
             damping = None if basis is None else basis.damping
@@ -346,47 +348,6 @@ class Attributor:
         exact = exact * slope
         order = top_rows(exact, min(top_k, len(exact)), polarity) if len(exact) else candidates
         return candidates[order].tolist(), exact[order].tolist()
-
-    def _fetch(
-        self,
-        returned: Sequence[tuple[list[int], list[float]]],
-        tier: str,
-        measurements: Tensor,
-        errors: Sequence[Errors],
-        polarity: Polarity,
-    ) -> list[list[Influential]]:
-        wanted = sorted({row for rows, _ in returned for row in rows})
-        known = dict(zip(wanted, self.index.describe(wanted), strict=True))
-        return [
-            [
-                Influential(
-                    rank=rank,
-                    row=row,
-                    influence=influence,
-                    error_90=error.error_90(1, influence),
-                    probability_change=change,
-                    polarity="proponent" if influence >= 0 else "opponent",
-                    tier=tier,
-                    **known[row],
-                )
-                for rank, row, influence, change in zip(
-                    ranks(influences, by_sign=polarity == "each"),
-                    rows,
-                    influences,
-                    self._probability_changes(measurement, influences),
-                    strict=True,
-                )
-            ]
-            for (rows, influences), measurement, error in zip(returned, measurements, errors, strict=True)
-        ]
-
-    def _probability_changes(self, measurement: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
-        without = measurement - torch.tensor(influences, dtype=measurement.dtype, device=measurement.device)
-        before, after = probabilities_of(self.task, without), probabilities_of(self.task, measurement)
-        if before is None or after is None:
-            return [None] * len(influences)
-        changes: list[float] = (after - before).tolist()
-        return changes
 
     def _changes(
         self, batch: Batch, gradients: Mapping[str, LayerGradient], measurements: Tensor, cached: CachedPrefix

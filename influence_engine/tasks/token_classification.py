@@ -7,7 +7,7 @@ at the first word of one, ``I-TYPE`` at its further words. The first token of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,21 @@ from torch.nn import functional
 
 from influence_engine.errors import DataError, InputError, SettingsError
 from influence_engine.names import did_you_mean, listing
+from influence_engine.tasks.bio_tags import OUTSIDE, BioTags, confidence
 from influence_engine.tasks.capabilities import classification_head
 from influence_engine.tasks.contract import Array, Batch, Example, Head, Projection, Target, Unit
 from influence_engine.tasks.fields import NONE, ExampleField, summary
 from influence_engine.tasks.identity import digest_of_processor
 from influence_engine.tasks.parts import Part
 from influence_engine.tasks.targets import NO_TARGET
+from influence_engine.tasks.text_words import (
+    check_entity,
+    encoded_words,
+    places_of_span,
+    places_of_tokens,
+    words_within,
+)
 from influence_engine.tasks.tokenised_text import require_offsets, token_counts, token_units
-
-OUTSIDE = "O"
-"""The tag of a word outside of any entity, and the label of a target that says so."""
 
 IGNORED = -100
 """In ``labels`` and ``targets`` of a batch: nothing is said of this position."""
@@ -89,8 +94,12 @@ class TokenClassification:
         self.max_length = max_length
         self.text = text
         self.label = label
-        self.tags = [OUTSIDE, *(f"{place}-{name}" for name in self.labels for place in "BI")]
-        self._numbers = {tag: number for number, tag in enumerate(self.tags)}
+        self._bio = BioTags(self.labels)
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags' names, in the order of the model's outputs."""
+        return self._bio.names
 
     @property
     def fields(self) -> tuple[ExampleField, ...]:
@@ -140,7 +149,8 @@ class TokenClassification:
             DataError: an entity is no span of its text, or two of them share a word.
             InputError: what is to be explained lies behind the tokens that are read.
         """
-        encoded, words, texts = self._encoded(examples)
+        texts = [example[self.text] for example in examples]
+        encoded, words = encoded_words(self.tokenizer, texts, self.max_length)
         shape = encoded["input_ids"].shape
         labels, targets = np.full(shape, IGNORED, np.int64), np.full(shape, IGNORED, np.int64)
         mentions = np.zeros(shape, np.int64)
@@ -149,7 +159,7 @@ class TokenClassification:
             labels[row, first] = NO_TARGET
             entities = example.get(self.label)
             if entities is not None:
-                labels[row, first] = self._numbers[OUTSIDE]
+                labels[row, first] = self._bio.outside
                 self._tag(labels[row], mentions[row], words[row], entities, texts[row])
             self._ask(targets[row], words[row], example.get(TARGET), texts[row])
         characters = np.zeros((len(texts), max(map(len, texts))), np.int64)
@@ -228,14 +238,14 @@ class TokenClassification:
         targets, logits = batch["targets"].clone(), outputs.detach().float()
         for row in open_rows:
             unnamed = bool((targets[row] == NO_TARGET).any())
-            choose = self._unnamed if unnamed else self._as_predicted
-            targets[row] = choose(targets[row], logits[row])
+            choose = _unnamed if unnamed else _as_predicted
+            targets[row] = choose(self._bio, targets[row], logits[row])
         return {**batch, "targets": targets}
 
     def targets(self, batch: Batch) -> list[Target | None]:
         """``{"span", "label"}`` of what is explained, or ``{"tokens", "label"}`` of tags that no span would have."""
         return [
-            self._named(row, words)
+            _named(self._bio, row, words)
             for row, words in zip(batch["targets"].tolist(), batch["words"].tolist(), strict=True)
         ]
 
@@ -280,24 +290,14 @@ class TokenClassification:
         found = []
         for row, places in enumerate(words[:, :, 1] > 0):
             probabilities, spans = shares[row][places], words[row][places].tolist()
-            entities = [
-                (spans[first][0], spans[last - 1][1], first, last)
-                for first, last in _decoded(probabilities.argmax(-1).tolist(), self.tags)
-            ]
-            found.append(
-                {
-                    "entities": [
-                        {
-                            "start": start,
-                            "end": end,
-                            "label": self.tags[int(probabilities[first].argmax())][2:],
-                            "confidence": float(_confidence(probabilities, first, last)),
-                            "text": "".join(map(chr, characters[row, start:end].tolist())),
-                        }
-                        for start, end, first, last in entities
-                    ]
-                }
-            )
+            entities: list[dict[str, Any]] = []
+            for first, last in self._bio.spans(probabilities.argmax(-1).tolist()):
+                start, end = spans[first][0], spans[last - 1][1]
+                entity = {"start": start, "end": end, "label": self._bio.label(int(probabilities[first].argmax()))}
+                entity["confidence"] = float(confidence(probabilities, first, last))
+                entity["text"] = "".join(map(chr, characters[row, start:end].tolist()))
+                entities.append(entity)
+            found.append({"entities": entities})
         return found
 
     def project(self, prediction: Mapping[str, Any]) -> Projection:
@@ -327,33 +327,13 @@ class TokenClassification:
             )
         return functional.cross_entropy(outputs.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
 
-    def _encoded(self, examples: Sequence[Example]) -> tuple[dict[str, Array], Array, list[str]]:
-        """What the model reads, the words' characters ``[B, T, 2]``, and the texts."""
-        texts = [example[self.text] for example in examples]
-        encoding = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_offsets_mapping=True
-        )
-        offsets = encoding.pop("offset_mapping")
-        encoded = {name: np.array(rows, dtype=np.int64) for name, rows in encoding.items()}
-        words = np.zeros((*encoded["input_ids"].shape, 2), np.int64)
-        for row, spans in enumerate(offsets):
-            first, word = 0, None
-            for position, (number, (start, end)) in enumerate(zip(encoding.word_ids(row), spans, strict=True)):
-                if number is None or end <= start:
-                    continue
-                if number != word:
-                    first, word = position, number
-                    words[row, first, 0] = start
-                words[row, first, 1] = end
-        return encoded, words, texts
-
     def _tag(
         self, labels: Array, mentions: Array, words: Array, entities: Sequence[Mapping[str, Any]], text: str
     ) -> None:
         """Writes the entities' tags and numbers to the places of their words, ``[T]`` each."""
         for number, entity in enumerate(entities, start=1):
-            self._check_span(text, entity)
-            places = _within(words, entity["start"], entity["end"])
+            check_entity(entity, text, self.labels, self.label)
+            places = words_within(words, entity["start"], entity["end"])
             taken = places[mentions[places] > 0]
             if len(taken):
                 other = entities[mentions[taken[0]] - 1]
@@ -362,8 +342,8 @@ class TokenClassification:
                     f"share the word {text[slice(*words[taken[0]])]!r}",
                     field=self.label,
                 )
-            labels[places] = self._numbers[f"I-{entity['label']}"]
-            labels[places[:1]] = self._numbers[f"B-{entity['label']}"]
+            labels[places] = self._bio.span(entity["label"], 2)[1]
+            labels[places[:1]] = self._bio.span(entity["label"], 1)[0]
             mentions[places] = number
 
     def _ask(self, targets: Array, words: Array, target: Mapping[str, Any] | None, text: str) -> None:
@@ -373,125 +353,45 @@ class TokenClassification:
             return
         label = target.get("label")
         if "tokens" in target:
-            places = self._token_places(words, target["tokens"])
-            targets[places] = AS_ONE_TAG if label is None else self._numbers[label]
+            places = places_of_tokens(words, target["tokens"])
+            targets[places] = AS_ONE_TAG if label is None else self._bio.number(label)
             return
-        places = self._span_places(words, target["span"], text)
-        targets[places] = AS_ONE_SPAN if label is None else self._span_tags(label, len(places))
-
-    def _span_places(self, words: Array, span: Any, text: str) -> Array:
-        start, end = span
-        if not 0 <= start < end <= len(text):
-            raise InputError(
-                f"the span {list(span)} is not in the text, which has the characters 0 to {len(text)}", field="target"
-            )
-        places = _within(words, start, end)
-        if not len(places):
-            read = int(words[:, 1].max())
-            behind = f"behind the {self.max_length} tokens that are read of it, which end at {read}"
-            raise InputError(
-                f"the span {list(span)} holds no word: it is {behind if start >= read else 'between two'}",
-                field="target",
-            )
-        return places
-
-    def _token_places(self, words: Array, tokens: Any) -> Array:
-        first = {position for position in range(len(words)) if words[position, 1] > 0}
-        if not tokens or not set(tokens) <= first:
-            wrong = next((one for one in tokens if one not in first), None)
-            raise InputError(
-                f"token {wrong} is not the first of a word: tags are of words, at the tokens {listing(sorted(first))}"
-                if tokens
-                else "tokens names none",
-                field="target",
-            )
-        return np.array(sorted(set(tokens)))
-
-    def _span_tags(self, label: str, count: int) -> list[int]:
-        """The tags of ``count`` words that are an entity of a type, or in none."""
-        if label == OUTSIDE:
-            return [self._numbers[OUTSIDE]] * count
-        return [self._numbers[f"B-{label}"], *[self._numbers[f"I-{label}"]] * (count - 1)]
-
-    def _as_predicted(self, targets: Tensor, logits: Tensor) -> Tensor:
-        """Tags ``[T]`` of a query that names words and no label: of all that they could be named, the most probable."""
-        places = (targets < IGNORED).nonzero().flatten()
-        if bool((targets[places] == AS_ONE_SPAN).any()):
-            candidates = [self._span_tags(label, len(places)) for label in (OUTSIDE, *self.labels)]
-        else:
-            candidates = [[number] * len(places) for number in range(len(self.tags))]
-        logs = logits[places].log_softmax(-1)
-        tags = torch.tensor(candidates, device=logits.device)
-        likeliest = tags[logs.gather(-1, tags.T).sum(0).argmax()]
-        return targets.index_copy(0, places, likeliest)
-
-    def _unnamed(self, targets: Tensor, logits: Tensor) -> Tensor:
-        """Tags ``[T]`` of a query that names nothing."""
-        places = (targets == NO_TARGET).nonzero().flatten()
-        chosen, shares = torch.full_like(targets, IGNORED), logits[places].softmax(-1)
-        tags = shares.argmax(-1)
-        entities = list(_decoded(tags.tolist(), self.tags))
-        if entities:
-            first, last = max(entities, key=lambda one: float(_confidence(shares, *one)))
-            label = self.tags[int(tags[first])][2:]
-            chosen[places[first:last]] = torch.tensor(self._span_tags(label, last - first), device=tags.device)
-        else:
-            outside = self._numbers[OUTSIDE]
-            chosen[places[shares[:, outside].argmin()]] = outside
-        return chosen
-
-    def _named(self, targets: Sequence[int], words: Sequence[Sequence[int]]) -> Target | None:
-        places = [place for place, tag in enumerate(targets) if tag != IGNORED]
-        tags = [targets[place] for place in places]
-        if not places or min(tags) < 0:
-            return None
-        label = self.tags[tags[0]].removeprefix("B-")
-        known = [OUTSIDE, *self.labels]
-        if label in known and tags == self._span_tags(label, len(tags)) and _side_by_side(places, words):
-            return {"span": [words[places[0]][0], words[places[-1]][1]], "label": label}
-        return {"tokens": places, "label": self.tags[tags[0]]}
-
-    def _check_span(self, text: str, entity: Any) -> None:
-        if not isinstance(entity, Mapping) or not {"start", "end", "label"} <= set(entity):
-            raise DataError(f"an entity has start, end and label, got {entity!r}", field=self.label)
-        start, end, label = entity["start"], entity["end"], entity["label"]
-        if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
-            raise DataError(
-                f"the entity from {start!r} to {end!r} is not in its text, which has the characters 0 to {len(text)}",
-                field=self.label,
-            )
-        if label not in self.labels:
-            raise DataError(
-                f"unknown label {label!r}; the labels are {listing(self.labels)}."
-                f"{did_you_mean(str(label), self.labels)}",
-                field=self.label,
-            )
+        places = places_of_span(words, target["span"], text)
+        targets[places] = AS_ONE_SPAN if label is None else self._bio.span(label, len(places))
 
 
-def _within(words: Array, start: int, end: int) -> Array:
-    """The places of the words that have a character from ``start`` to before ``end``."""
-    places: Array = np.flatnonzero((words[:, 0] < end) & (words[:, 1] > start))
-    return places
+def _as_predicted(bio: BioTags, targets: Tensor, logits: Tensor) -> Tensor:
+    """Tags ``[T]`` of a query that names words and no label: of all that they could be named, the most probable."""
+    places = (targets < IGNORED).nonzero().flatten()
+    as_span = bool((targets[places] == AS_ONE_SPAN).any())
+    candidates = bio.all_spans(len(places)) if as_span else [[tag] * len(places) for tag in range(len(bio.names))]
+    logs, tags = logits[places].log_softmax(-1), torch.tensor(candidates, device=logits.device)
+    return targets.index_copy(0, places, tags[logs.gather(-1, tags.T).sum(0).argmax()])
 
 
-def _side_by_side(places: Sequence[int], words: Sequence[Sequence[int]]) -> bool:
-    """Whether no other word lies between the first and the last of some."""
-    between = range(places[0], places[-1] + 1)
-    return [place for place in between if words[place][1] > 0] == list(places)
+def _unnamed(bio: BioTags, targets: Tensor, logits: Tensor) -> Tensor:
+    """Tags ``[T]`` of a query that names nothing."""
+    places = (targets == NO_TARGET).nonzero().flatten()
+    chosen, shares = torch.full_like(targets, IGNORED), logits[places].softmax(-1)
+    tags = shares.argmax(-1)
+    entities = list(bio.spans(tags.tolist()))
+    if entities:
+        first, last = max(entities, key=lambda one: float(confidence(shares, *one)))
+        label = bio.label(int(tags[first]))
+        chosen[places[first:last]] = torch.tensor(bio.span(label, last - first), device=tags.device)
+    else:
+        chosen[places[shares[:, bio.outside].argmin()]] = bio.outside
+    return chosen
 
 
-def _decoded(numbers: Sequence[int], tags: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """First word and one past the last of each entity; ``I-TYPE`` after another tag than its own begins one, too."""
-    first, name = 0, ""
-    for place, number in enumerate([*numbers, 0]):
-        kind, _, found = tags[number].partition("-")
-        if name and (kind != "I" or found != name):
-            yield first, place
-            name = ""
-        if found and not name:
-            first, name = place, found
-
-
-def _confidence(shares: Tensor, first: int, last: int) -> Tensor:
-    """The product of the words' largest probabilities."""
-    return shares[first:last].amax(-1).prod()
+def _named(bio: BioTags, targets: Sequence[int], words: Sequence[Sequence[int]]) -> Target | None:
+    """What an API calls the tags ``[T]`` that are explained."""
+    places = [place for place, tag in enumerate(targets) if tag != IGNORED]
+    tags = [targets[place] for place in places]
+    if not places or min(tags) < 0:
+        return None
+    label = bio.label(tags[0])
+    between = [place for place in range(places[0], places[-1] + 1) if words[place][1] > 0]
+    if between == places and tags == bio.span(label, len(tags)):
+        return {"span": [words[places[0]][0], words[places[-1]][1]], "label": label}
+    return {"tokens": places, "label": bio.names[tags[0]]}

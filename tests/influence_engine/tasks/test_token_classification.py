@@ -190,7 +190,7 @@ def test_behind_the_tokens_that_are_read_nothing_is_taught_and_nothing_explained
     text = "the film " * 8 + "dull"
     batch = task.collate([{"text": text, "entities": [entity(72, 76, "blame")]}])
     assert batch["mentions"].max() == 0
-    with pytest.raises(InputError, match="behind the 12 tokens"):
+    with pytest.raises(InputError, match="behind the tokens that are read"):
         aim(task, {"text": text}, {"span": [72, 76], "label": "blame"})
 
 
