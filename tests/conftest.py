@@ -19,6 +19,7 @@ from influence_engine.index import InfluenceIndex
 from influence_engine.models.loading import load_processor
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
+from tests.entities import EntitiesProject, build
 from tests.postgres import PostgresServer, binaries
 
 if TYPE_CHECKING:  # the engine's tests need no server
@@ -137,3 +138,10 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
         export_for_serving(Workspace(config), test)
     return Project(root, config, task, train, test, {"BENTO_AUDIT_CONFIG": str(file), "BENTO_AUDIT_DATA": data})
+
+
+@pytest.fixture(scope="session")
+def entities_project(tmp_path_factory: pytest.TempPathFactory) -> EntitiesProject:
+    """A small tagger of which one city is taught as an airline; about half a minute, once a process."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    return build(tmp_path_factory.mktemp("entities"), os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data")))

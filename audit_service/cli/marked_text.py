@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 SHOWN_SHARE = 0.05
-"""A part with less of the sum of all parts' absolute influences has no number beside it."""
+"""A smaller share of the sum of all parts' absolute influences has no number."""
 
 
 def with_entities(text: str, entities: Sequence[Mapping[str, Any]]) -> str:
@@ -19,18 +19,20 @@ def with_entities(text: str, entities: Sequence[Mapping[str, Any]]) -> str:
 def with_parts(text: str, parts: Sequence[Mapping[str, Any]], residual: float) -> str:
     """Rich markup of a training example's text whose parts are underlined, each with its label and influence.
 
-    What lies in no part, and what the split did not place, follow the text.
+    What lies in no part, and what the split did not place, follow the text. Small shares have no number.
     """
-    whole = sum(abs(part["influence"]) for part in parts)
+    least = SHOWN_SHARE * (sum(abs(part["influence"]) for part in parts) + abs(residual))
     spans = [part for part in parts if part["start"] is not None]
     rest = sum(part["influence"] for part in parts if part["start"] is None)
 
     def note(part: Mapping[str, Any]) -> str:
-        small = abs(part["influence"]) < SHOWN_SHARE * whole
-        return " ".join([part["label"] or "", *([] if small else [f"{part['influence']:+.4f}"])]).strip()
+        shown = [f"{part['influence']:+.4f}"] if abs(part["influence"]) >= least else []
+        return " ".join([part["label"] or "", *shown]).strip()
 
-    behind = f"[dim]elsewhere {rest:+.4f}, not placed {residual:+.4f}[/]"
-    return f"{_marked(text, [(part, note(part)) for part in spans])} {behind}"
+    others = {"elsewhere": rest, "not placed": residual}
+    behind = ", ".join(f"{name} {value:+.4f}" for name, value in others.items() if value and abs(value) >= least)
+    marked = _marked(text, [(part, note(part)) for part in spans])
+    return f"{marked} [dim]{behind}[/]" if behind else marked
 
 
 def target_in_words(target: Mapping[str, Any], text: str) -> str | None:

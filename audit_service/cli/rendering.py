@@ -15,6 +15,9 @@ from audit_service.cli.marked_text import target_in_words, with_entities, with_p
 from audit_service.cli.wording import Wording, prediction_text, target_text
 
 MODULES_SHOWN = 6
+GROUPS_SHOWN = 8
+"""Of each column; the others are one line."""
+
 SOURCE_WIDTH = 20
 WORDING = Wording()
 SIDES = {
@@ -119,7 +122,7 @@ def _blocks(answer: Mapping[str, Any], text: str, wording: Wording) -> Iterator[
     groups = _telling(answer.get("groups") or [])
     if groups:
         yield Text("\nWhere the influence comes from", style="bold")
-        yield _groups(groups)
+        yield _groups(list(_folded(groups)))
     modules = answer["differences"].get("modules")
     if modules:
         order = f"first order, {wording.unit}" if wording.unit else "first order"
@@ -185,6 +188,17 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
             escape(f"{group['by']} {group['group'] or '(none)'}"),
         )
     return table
+
+
+def _folded(groups: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The groups, of each column no more than ``GROUPS_SHOWN`` and a last one with the sums of the others."""
+    for column in dict.fromkeys(group["by"] for group in groups):
+        own = [group for group in groups if group["by"] == column]
+        rest = own[GROUPS_SHOWN:] if len(own) > GROUPS_SHOWN + 1 else []
+        yield from own[: len(own) - len(rest)]
+        if rest:
+            sums = {name: sum(group[name] for group in rest) for name in ("influence", "share", "examples")}
+            yield {"by": f"{len(rest)} other groups by", "group": column, "error_90": None, **sums}
 
 
 def _interval(error_90: float | None, form: str) -> str:

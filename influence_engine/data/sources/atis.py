@@ -70,6 +70,8 @@ def read_enquiries(folder: Path) -> Table:
     for name in FILES:
         content = (folder / name).read_text(encoding="utf-8")
         for number, line in enumerate(content.splitlines(), start=1):
+            if not line.strip():
+                continue
             row = _row(line, f"{NAME}-{name}-{number}", len(rows) + 1)
             text = row.values.get("text", "")
             if row.problem is not None or text not in seen:
