@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
-    from audit_service.schemas import ExplainRequest, ExplainResponse, Prediction, TextInput
+    from audit_service.schemas import EntityPrediction, ExplainRequest, ExplainResponse, Prediction, TextInput
     from audit_service.service import AuditMixin, InfluenceEngine
     from audit_service.serving.audited import audited
 
 _HOMES = {
     "AuditMixin": "audit_service.service",
+    "EntityPrediction": "audit_service.schemas",
     "ExplainRequest": "audit_service.schemas",
     "ExplainResponse": "audit_service.schemas",
     "InfluenceEngine": "audit_service.service",
@@ -29,6 +30,7 @@ _HOMES = {
 
 __all__ = [
     "AuditMixin",
+    "EntityPrediction",
     "ExplainRequest",
     "ExplainResponse",
     "InfluenceEngine",

@@ -21,6 +21,7 @@ from influence_engine.index import InfluenceIndex
 from influence_engine.models.loading import load_processor
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
+from tests.entities import EntitiesProject, entities_in
 from tests.postgres import PostgresServer, binaries
 
 if TYPE_CHECKING:  # the engine's tests need no server
@@ -160,3 +161,12 @@ def build(project: Project) -> None:
     finetune(task, base, train, settings=config.finetune, record_to=config.run_folder, reuse=True)
     InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
     export_for_serving(Workspace(config), test)
+
+
+@pytest.fixture(scope="session")
+def entities_project(tmp_path_factory: pytest.TempPathFactory) -> EntitiesProject:
+    """A small tagger of which one city is taught as an airline; about half a minute, once a process."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    return entities_in(
+        tmp_path_factory.mktemp("entities"), os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
+    )

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from audit_service.config import AuditConfig
 
 SENTENCE = "The acting is superb and the ending moved me to tears."
+SENTENCES = {"entities": "i need to fly from baltimore to dallas on tuesday before noon"}
+"""What other configs' models are asked about."""
 
 
 @click.command("demo", short_help="Every step on real data: fine-tune, index, serve, explain.")
 @click.argument("config", metavar="[NAME]", default="sentiment")
 @click.option("--check", is_flag=True, help="Ask the server once, print the explanation, stop it and exit.")
-@click.option("--text", default=SENTENCE, show_default=True, help="The sentence to ask about.")
+@click.option("--text", default=None, help="The sentence to ask about; without it, one that the config is about.")
 @click.option(
     "--top-k", type=click.IntRange(1, 100), default=4, show_default=True, help="How many examples for and against."
 )
@@ -33,7 +35,7 @@ SENTENCE = "The acting is superb and the ending moved me to tears."
 @click.option("--began", type=float, hidden=True, help="When the first command was given, in seconds since 1970.")
 @json_option
 def command(
-    config: str, check: bool, text: str, top_k: int, port: int, restart: bool, began: float | None, as_json: bool
+    config: str, check: bool, text: str | None, top_k: int, port: int, restart: bool, began: float | None, as_json: bool
 ) -> None:
     """Fetch pinned data and a base model, fine-tune it, index it, serve it with BentoML, and ask the server why.
 
@@ -44,10 +46,11 @@ def command(
     \b
     Examples:
       bento-audit demo
-      bento-audit demo sentiment --check
+      bento-audit demo entities --check
     """
     settings = open_config(config)
     began = began or time.time()
+    text = SENTENCES.get(settings.name, SENTENCE) if text is None else text
     # A terminated demo stops its server, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Imported here, not above: it imports torch, which `--help` does not wait for.
@@ -56,12 +59,13 @@ def command(
 
     with open_workspace(settings) as workspace:
         (field,) = input_of(workspace, text, None)
+        include = demo.parts_of_answer(workspace.task)
         seconds = demo.prepare(workspace, restart=restart)
     del workspace  # the server loads models of its own
     within = demo.SECONDS_OF_A_DEMO - demo.SECONDS_TO_TAKE_UP - (time.time() - began) if check else None
     with demo.running_bento(settings, port=port) as server, demo.finishing(settings, within) as finishing:
         seconds["start of the server"] = server.seconds_to_start
-        first = demo.ask(server.address, text, top_k=top_k, field=field)
+        first = demo.ask(server.address, text, top_k=top_k, field=field, include=include)
         seconds["first prediction and explanation"] = first.seconds
         since = time.time() - began
         if not as_json:
@@ -71,13 +75,13 @@ def command(
                 "yet follows now, beside the running server: a better index, replay, a check, the drift baseline."
             )
         if not check:
-            _say_where(server.address, field, first.prediction)
+            _say_where(server.address, field, text, first.prediction)
         waited = time.time()
         code = finishing.wait()
         seconds["index along the trajectory, replay, check, drift baseline"] = time.time() - waited
         if code:
             fail(f"the rest of the index was not built (exit code {code}); what was said above is why", code=1)
-        asked = demo.ask_again(settings, server.address, first, top_k=top_k)
+        asked = demo.ask_again(settings, server.address, first, top_k=top_k, include=include)
         seconds["taken up, and asked again"] = asked.seconds
         if as_json:
             print_json(
@@ -111,8 +115,8 @@ def _say_how_long(seconds: dict[str, float], together: float) -> None:
     error_console().print(facts({**rows, "since the first command": duration(together)}))
 
 
-def _say_where(address: str, field: str, prediction: dict[str, Any]) -> None:
-    body = json.dumps({field: "what a film"})
+def _say_where(address: str, field: str, text: str, prediction: dict[str, Any]) -> None:
+    body = json.dumps({field: text})
     remark(
         f"\nServing on {address} until ^C. Ask for yourself:\n\n"
         f"  curl -s {address}/predict -H 'content-type: application/json' -d '{body}'\n"

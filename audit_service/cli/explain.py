@@ -68,6 +68,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="refined: passes over all training examples, of a model without a record. measured: train again without the "
     "--top-k strongest examples, and compare with what was predicted.",
 )
+@click.option(
+    "--parts",
+    is_flag=True,
+    help="Split each example's influence over parts of it, such as the mentions of a tagged text.",
+)
 @json_option
 def command(
     config: str | None,
@@ -81,6 +86,7 @@ def command(
     polarity: Polarity,
     group_by: tuple[str, ...],
     tier: Tier,
+    parts: bool,
     as_json: bool,
 ) -> None:
     """Say which training examples, and which changes to the base model, made CONFIG's model answer as it does.
@@ -108,13 +114,14 @@ def command(
       bento-audit explain sentiment --text "a slow start, but what an ending"
       bento-audit explain sentiment --text "a slow start" --target negative --top-k 3 --json
       bento-audit explain sentiment --text "a slow start" --tier measured
-      bento-audit explain entities --input '{"text": "Ann sings"}' --target '{"span": [0, 3], "label": "person"}'
+      bento-audit explain entities --text "flights to boston" --target '{"span": [11, 17], "label": "origin"}' --parts
       bento-audit explain sentiment --input errors.jsonl --out explanations.jsonl
       bento-audit explain sentiment --input test.csv --out wrong.jsonl --only-wrong --polarity proponents
     """
     rows = inputs if isinstance(inputs, Path) else None
     given = inputs if isinstance(inputs, dict) else None
     _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
+    _check_parts(tier, parts=parts)
     if tier == "measured" and rows is not None:
         raise click.UsageError("--tier measured goes with --text, or with --input of one input as JSON")
     short = rows is None and tier not in ("measured", "refined")
@@ -130,6 +137,7 @@ def command(
             polarity=polarity,
             group_by=list(group_by),
             tier=tier,
+            parts=parts,
             only_wrong=only_wrong,
         )
         if short:
@@ -187,6 +195,11 @@ def _check_usage(
         raise click.UsageError("--input needs --out FILE.jsonl, where the explanations are written")
     if only_wrong and target is not None:
         raise click.UsageError("--only-wrong explains what was predicted; leave --target out")
+
+
+def _check_parts(tier: Tier, *, parts: bool) -> None:
+    if parts and tier in ("measured", "refined"):
+        raise click.UsageError("--parts splits what the index itself says: leave out --tier, or name another one")
 
 
 def _of_a_file(settings: AuditConfig, rows: Path, out: Path, question: Question, *, as_json: bool) -> None:

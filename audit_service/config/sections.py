@@ -17,8 +17,9 @@ from influence_engine.errors import SettingsError
 from influence_engine.names import did_you_mean, listing
 
 TEXT_CLASSIFICATION = "text_classification"
-TASKS = (TEXT_CLASSIFICATION,)
-"""Tasks that come with this package; any other is named as ``module:Class``."""
+FEWEST_LABELS = {TEXT_CLASSIFICATION: 2, "token_classification": 1}
+"""Tasks that come with this package, with the fewest labels of each; any other task is named as ``module:Class``."""
+TASKS = tuple(FEWEST_LABELS)
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -45,11 +46,11 @@ class TaskSettings(Section):
     """What the model is for.
 
     Attributes:
-        type: ``text_classification``, or a class of one's own as ``module:Class``, looked up in the project first.
-            It is called with the tokenizer, the keys below that are given, and ``options``.
-        labels: The labels' names, in the order of the model's outputs.
+        type: ``text_classification``, ``token_classification``, or a class of one's own as ``module:Class``, looked up
+            in the project first. It is called with the tokenizer, the keys below that are given, and ``options``.
+        labels: The labels' names, in the order of the model's outputs; of token classification the entity types.
         text: Name of the field with the text, in data and requests.
-        label: Name of the field with the label.
+        label: Name of the field with the label; of token classification, where it is not given, ``entities``.
         max_length: Longer texts are cut to this many tokens.
         options: Further arguments of a class of one's own.
     """
@@ -73,9 +74,11 @@ class TaskSettings(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TaskSettings:
-        if self.type == TEXT_CLASSIFICATION:
-            if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-                raise ValueError(f"labels must be at least two different names, found {self.labels}")
+        if self.type in FEWEST_LABELS:
+            fewest = FEWEST_LABELS[self.type]
+            if len(self.labels) < fewest or len(set(self.labels)) != len(self.labels):
+                count = "at least two" if fewest == 2 else "one or more"
+                raise ValueError(f"labels must be {count} different names, found {self.labels}")
             if self.options:
                 raise ValueError(f"options only goes with a class of your own, and type is {self.type}")
         return self

@@ -204,9 +204,21 @@ class AuditConfig(Section):
         field = target_field(self.example_fields())
         return list(field.names or ()) if field is not None else []
 
+    def counted_labels(self) -> list[str]:
+        """What predictions are counted under, as far as the task says: its labels, and a word for none of several."""
+        field = target_field(self.example_fields())
+        return list(field.counted) if field is not None else []
+
+    def has_several_labels(self) -> bool:
+        """Whether a prediction may have several labels, or none."""
+        field = target_field(self.example_fields())
+        return field is not None and field.kind in ("labels", "spans")
+
     @property
     def _given(self) -> dict[str, Any]:
-        return {key: getattr(self.task, key) for key in ("labels", "text", "label", "max_length")}
+        """What the config says of the task; the rest is the task's own default."""
+        keys = ("labels", "text", "label", "max_length")
+        return {key: getattr(self.task, key) for key in keys if key in self.task.model_fields_set}
 
     def processor_class(self) -> str | None:
         """The class of ``transformers`` that loads what the task is made with; ``None`` where it wants nothing.
@@ -229,8 +241,7 @@ class AuditConfig(Section):
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
         if shipped is not None:
             return shipped.build(processor, {**self._given, **task.options})
-        arguments = {key: value for key, value in self._given.items() if key in task.model_fields_set}
-        return self._own_task(task.type, processor, {**arguments, **task.options})
+        return self._own_task(task.type, processor, {**self._given, **task.options})
 
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:
         located = self.root / value.expanduser()

@@ -14,6 +14,7 @@ from audit_service.drift.signals import (
     Explained,
     Predicted,
     binned,
+    counted_events,
     group_bins,
     group_events,
     not_finite,
@@ -105,10 +106,12 @@ def build_baseline(
         )
 
     signals: dict[Any, Distribution] = {}
-    known = [label for label in predicted.labels if label is not None]
+    known = sorted({label for counted in predicted.counted for label in counted})
     if known:
-        bins = admitted([*labels, *sorted(set(known))])
-        signals["prediction"] = distribution(one_hot(known, bins), bins, settings.minimum_predictions)
+        bins = admitted([*labels, *known])
+        signals["prediction"] = distribution(
+            counted_events([one for one in predicted.counted if one], bins), bins, settings.minimum_predictions
+        )
     confidences = binned(predicted.confidences, confidence_bin)
     if confidences:
         bins = list(map(bound, CONFIDENCE_BUCKETS))

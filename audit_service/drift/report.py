@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from audit_service.drift.signals import Explained, Predicted, group_bins, group_events, not_finite, one_hot
+from audit_service.drift.signals import (
+    Explained,
+    Predicted,
+    counted_events,
+    group_bins,
+    group_events,
+    not_finite,
+    one_hot,
+)
 from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline, confidence_bin
 from audit_service.monitoring.finite import finite, finite_json
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
@@ -45,7 +53,18 @@ def drift_report(
         signal were ``left_out``, as they are no finite numbers.
     """
     events = _events(baseline, predicted)
-    signals = [_signal(name, baseline.signals[name], found, baseline.predictions) for name, found in events.items()]
+    # Predictions that are counted in parts are no counts, which a chi-square test is of.
+    in_parts = any(len(one) > 1 for one in predicted.counted)
+    signals = [
+        _signal(
+            name,
+            baseline.signals[name],
+            found,
+            baseline.predictions,
+            counts=name != "prediction" or not in_parts,
+        )
+        for name, found in events.items()
+    ]
     groups = []
     for one in baseline.influence:
         found = group_events(explained, one.by, group_bins(_groups(one)))
@@ -70,7 +89,6 @@ def drift_report(
 def _events(baseline: DriftBaseline, predicted: Predicted) -> dict[Any, Array]:
     """What each input adds to the bins of each signal, ``[inputs, bins]``."""
     values: dict[Any, Sequence[object]] = {
-        "prediction": predicted.labels,
         "confidence": [
             None if (found := finite(one)) is None else confidence_bin(found) for one in predicted.confidences
         ],
@@ -78,11 +96,14 @@ def _events(baseline: DriftBaseline, predicted: Predicted) -> dict[Any, Array]:
     nearest = baseline.nearest_centre()
     if nearest is not None and predicted.features is not None:
         values["embedding"] = nearest.of(predicted.features)
-    return {
+    events = {
         name: one_hot(found, list(baseline.signals[name].shares))
         for name, found in values.items()
         if name in baseline.signals
     }
+    if "prediction" in baseline.signals:
+        events["prediction"] = counted_events(predicted.counted, list(baseline.signals["prediction"].shares))
+    return events
 
 
 def _signal(

@@ -37,6 +37,7 @@ class Predicted:
 
     Attributes:
         labels: Predicted labels, or what stands for them; ``None`` where the task tells none.
+        counted: What each prediction is counted under, in equal parts; by default its label.
         confidences: Their probabilities.
         features: ``[inputs, width]``, or ``None`` where the model has none.
         predictions: All that was predicted, where that is known.
@@ -46,6 +47,11 @@ class Predicted:
     confidences: list[float | None]
     features: Array | None = None
     predictions: list[Mapping[str, Any] | None] = field(default_factory=list)
+    counted: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.counted:
+            self.counted.extend(() if label is None else (label,) for label in self.labels)
 
     @classmethod
     def of(
@@ -53,7 +59,8 @@ class Predicted:
     ) -> Predicted:
         """Predictions as the task projects them to a label and a confidence."""
         seen = [projection_of(task, one) for one in predictions]
-        return cls([one.label for one in seen], [one.confidence for one in seen], features, [*predictions])
+        labels, confidences = [one.label for one in seen], [one.confidence for one in seen]
+        return cls(labels, confidences, features, [*predictions], [one.counted for one in seen])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -186,6 +193,12 @@ def one_hot(values: Sequence[object], bins: Sequence[str]) -> Array:
         if place is not None:
             found[row, place] = 1.0
     return found
+
+
+def counted_events(counted: Sequence[Sequence[str]], bins: Sequence[str]) -> Array:
+    """What each prediction adds to the bins of its labels, ``[predictions, bins]``: one, in equal parts."""
+    parts = [one_hot(labels or (None,), bins).mean(0) for labels in counted]
+    return np.stack(parts) if parts else np.zeros((0, len(bins)))
 
 
 def watched(explained: Explained, by: str, most: int = MAX_VALUES) -> list[str]:

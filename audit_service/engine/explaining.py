@@ -11,7 +11,17 @@ from audit_service.errors import error_body, status_of
 from audit_service.prediction.inputs import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
-from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show
+from influence_engine.tasks import (
+    Example,
+    Task,
+    aim,
+    fields_of,
+    input_fields,
+    labels_of,
+    projection_of,
+    show,
+    target_field,
+)
 
 
 def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]:
@@ -36,7 +46,11 @@ def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]
 
 def same_call(item: EngineItem) -> tuple[Any, ...]:
     """Items for which this is equal can share one call of the attributor."""
-    return (item.top_k, item.tier, item.polarity, tuple(item.group_by))
+    return (item.top_k, item.tier, item.polarity, tuple(item.group_by), _wants_parts(item))
+
+
+def _wants_parts(item: EngineItem) -> bool:
+    return {"examples", "parts"} <= set(item.include)
 
 
 def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
@@ -58,7 +72,9 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
     if item.target is not None:
         return _aimed(loaded.task, query, item.target)
     recorded = None if item.recorded is None else item.recorded.get("label")
-    if recorded is not None and recorded in (labels_of(loaded.task) or ()):
+    field = target_field(fields)
+    one_label = field is not None and field.kind == "label"  # of several there is a summary on record
+    if one_label and recorded is not None and recorded in (labels_of(loaded.task) or ()):
         return aim(loaded.task, query, recorded)  # what was predicted, should torch see it differently
     return query
 
@@ -107,7 +123,12 @@ def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Ex
     first = items[0]
     try:
         attributions = loaded.attributor.attribute(
-            queries, top_k=first.top_k, tier=first.tier, polarity=first.polarity, group_by=first.group_by
+            queries,
+            top_k=first.top_k,
+            tier=first.tier,
+            polarity=first.polarity,
+            group_by=first.group_by,
+            parts=_wants_parts(first),
         )
     except InfluenceError as error:
         if len(items) == 1:
@@ -154,6 +175,7 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
                 "label": one.label,
                 "source": one.source,
                 **({"text": shown} if shown else {}),
+                **({} if one.parts is None else {"parts": one.parts, "parts_residual": one.parts_residual}),
             }
             for one, shown in ((one, show(loaded.task, one.fields)) for one in attribution.examples)
         ]

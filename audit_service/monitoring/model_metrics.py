@@ -32,11 +32,18 @@ class PredictionMetrics:
         self._confidence = quietly(lambda: metrics.confidence.labels(model))
         self._clusters = quietly(lambda: [metrics.clusters.labels(model, str(number)) for number in range(clusters)])
 
-    def predicted(self, label: object, confidence: float | None) -> None:
-        """Counts one prediction; a confidence that is no finite number is counted as left out."""
+    def predicted(self, label: object, confidence: float | None, *, labels: Sequence[object] = ()) -> None:
+        """Counts one prediction; a confidence that is no finite number is counted as left out.
+
+        Args:
+            label: What it is counted under; ``None`` for nothing.
+            confidence: The label's probability.
+            labels: Where it has several labels, what it is counted under instead, in equal parts.
+        """
         try:
-            if self._labels is not None and label is not None:
-                self._labels.get(label).inc()
+            if self._labels is not None:
+                for one in labels or (() if label is None else (label,)):
+                    self._labels.get(one).inc(1 / max(1, len(labels)))
             if self._confidence is not None and confidence is not None:
                 self._confidence.observe(share(confidence))
         except Exception as error:
@@ -301,14 +308,32 @@ class OutcomeMetrics:
             quietly(lambda: {outcome: cells(outcome) for outcome in ("right", "wrong")}) or {}
         )
 
-    def arrived(self, label: str, *, right: bool, confidence: float | None, groups: Iterable[str]) -> None:
-        """Counts one true label."""
+    def arrived(
+        self,
+        label: str,
+        *,
+        right: bool,
+        confidence: float | None,
+        groups: Iterable[str],
+        labels: Iterable[tuple[str, bool]] = (),
+    ) -> None:
+        """Counts one true label.
+
+        Args:
+            label: The label.
+            right: Whether it was predicted.
+            confidence: The prediction's.
+            groups: What else the prediction is counted under.
+            labels: Where there are several, what is counted instead, each with whether it was predicted where it was
+                true; the prediction is right where all of them are.
+        """
 
         def count() -> None:
             if not self._cells:
                 return
-            labels, by_group, confidences = self._cells["right" if right else "wrong"]
-            labels.get(label).inc()
+            for one, fitted in labels or ((label, right),):
+                self._cells["right" if fitted else "wrong"][0].get(one).inc()
+            _, by_group, confidences = self._cells["right" if right else "wrong"]
             for group in groups:
                 by_group.get(group).inc()
             if confidence is not None:

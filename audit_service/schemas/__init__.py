@@ -40,7 +40,7 @@ from audit_service.schemas.jobs import (
     Relabel,
     Selection,
 )
-from audit_service.schemas.predict import Prediction, TextInput
+from audit_service.schemas.predict import Entity, EntityPrediction, Prediction, TextInput
 
 __all__ = [
     "MAX_BATCH",
@@ -53,6 +53,8 @@ __all__ = [
     "Edit",
     "EngineItem",
     "EngineRequest",
+    "Entity",
+    "EntityPrediction",
     "ErrorDetail",
     "ExplainRequest",
     "ExplainResponse",

@@ -16,7 +16,7 @@ Name = Annotated[str, StringConstraints(strict=True, max_length=MAX_NAME)]
 
 Polarity = Literal["both", "each", "proponents", "opponents"]
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
-Part = Literal["examples", "groups", "modules"]
+Part = Literal["examples", "groups", "modules", "parts"]
 
 
 class Request(BaseModel):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
-from audit_service.schemas.common import ModelRequest, Name, Request
+from audit_service.schemas.common import MAX_NAME, ModelRequest, Name, Request
 
 MAX_FEEDBACK = 1_000
 
@@ -15,7 +16,19 @@ class FeedbackItem(Request):
     """The true label of one prediction."""
 
     prediction_id: str = Field(strict=True, min_length=1, max_length=128)
-    label: Name = Field(min_length=1, description="What was right.")
+    label: str | list[str] = Field(
+        description="What was right; of a prediction that may have several labels, such as types of entities, their "
+        "list, empty where none was."
+    )
+
+    @field_validator("label")
+    @classmethod
+    def _short(cls, value: str | list[str]) -> str | list[str]:
+        for label in [value] if isinstance(value, str) else value:
+            if not 1 <= len(label) <= MAX_NAME:
+                raise PydanticCustomError("label_length", f"a label has 1 to {MAX_NAME} characters")
+        return value
+
     groups: dict[Name, Name] = Field(
         default_factory=dict, max_length=16, description="Groups it belongs to, such as {'region': 'north'}."
     )

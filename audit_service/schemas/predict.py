@@ -1,4 +1,4 @@
-"""Request and response of ``/predict``, where a service classifies texts."""
+"""Request and responses of ``/predict``, where a service classifies texts or finds entities in them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,20 @@ class Prediction(BaseModel):
     label: str
     confidence: float = Field(description="Probability of the label, 0 to 1.")
     scores: dict[str, float] = Field(description="Probability of every label.")
+
+
+class Entity(BaseModel):
+    """A span of a text."""
+
+    start: int = Field(description="Its first character.")
+    end: int = Field(description="One past its last.")
+    label: str = Field(description="Its type.")
+    confidence: float = Field(description="Probability that each of its words belongs to it, 0 to 1.")
+    text: str = Field(description="Its characters.")
+
+
+class EntityPrediction(BaseModel):
+    """The entities of a text, none or several; ``@audited`` fills in ``prediction_id``."""
+
+    prediction_id: str | None = None
+    entities: list[Entity]

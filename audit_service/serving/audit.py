@@ -25,6 +25,7 @@ from audit_service.store.predictions import PredictionRecord, PredictionStore, R
 from influence_engine.errors import InfluenceError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
+from influence_engine.tasks import Projection, labels_in, summary
 
 Question = tuple[ExplainRequest, PredictionRecord | InfluenceError | None]
 """A request, and the prediction on record that it names, or why there is none; None where it brings its input."""
@@ -94,18 +95,19 @@ class Audit:
         """
         if repeated:
             return
+        seen = projected(outputs)
         self.store.record(
             PredictionRecord(
                 prediction_id=prediction_id,
                 service=self.service,
                 model_digest=self.model_digest,
-                label=outputs.get("label"),
-                confidence=outputs.get("confidence"),
+                label=seen.label,
+                confidence=seen.confidence,
                 scores=outputs.get("scores"),
                 input=example,
             )
         )
-        self.monitor.predicted(example, outputs)
+        self.monitor.predicted(example, seen)
 
     async def feedback(self, outcomes: Sequence[Outcome]) -> list[Judged]:
         """Keeps true labels and counts them; a prediction that was judged before is not counted twice.
@@ -129,13 +131,25 @@ class Audit:
             if counting is not None and one.fate == "recorded":
                 groups = [f"{column}={value}" for column, value in outcome.groups.items()]
                 counting.arrived(
-                    outcome.label, right=one.predicted == outcome.label, confidence=one.confidence, groups=groups
+                    outcome.label,
+                    right=one.predicted == outcome.label,
+                    confidence=one.confidence,
+                    groups=groups,
+                    labels=self._verdicts(outcome.label, one.predicted),
                 )
         return judged
 
     def _kept(self, outcomes: Sequence[Outcome]) -> list[Judged]:
         self.store.flush()  # what this worker answered a moment ago is found, too
         return self.outcomes.add(outcomes)
+
+    def _verdicts(self, truth: str, predicted: str | None) -> list[tuple[str, bool]]:
+        """Where a prediction may have several labels, the true and the predicted ones, each with whether it is both."""
+        if not self.config.has_several_labels():
+            return []
+        true, guessed = labels_in(truth), labels_in(predicted or "")
+        either = [*true, *(label for label in guessed if label and label not in true)]
+        return [(label, label in true and label in guessed) for label in either]
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts predictions that are missing from the record."""
@@ -182,6 +196,17 @@ class Audit:
         ]
 
 
+def projected(outputs: Mapping[str, Any]) -> Projection:
+    """What is recorded and counted of an answer: its label, or a summary of several, and the least confidence."""
+    label, confidence = outputs.get("label"), outputs.get("confidence")
+    if not isinstance(label, list | tuple):
+        return Projection(label, confidence)
+    labels = tuple(map(str, label))
+    shares = confidence if isinstance(confidence, list | tuple) else [confidence]
+    known = [share for share in shares if share is not None]
+    return Projection(summary(labels), min(known, default=None), labels or (summary(()),))
+
+
 def tier_of(answer: Mapping[str, Any]) -> str | None:
     """The tier of an explanation's influences; ``None`` where no example says."""
     examples = answer.get("examples") or []
@@ -212,7 +237,9 @@ def _answer(record: PredictionRecord | InfluenceError | None, answer: dict[str, 
         except InfluenceError as error:
             return failure(error)
     prediction = explanation["prediction"]
-    if record is not None and (record.label is not None or prediction is None):
+    # What was recorded of a prediction that is no label is a summary of it; whether the two agree says `parity`.
+    whole = prediction is None or "label" in prediction
+    if record is not None and whole and (record.label is not None or prediction is None):
         prediction = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
     made = ExplainResponse.model_validate(
         {

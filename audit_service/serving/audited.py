@@ -46,8 +46,10 @@ def audited(
 
     Args:
         label: Where the predicted label is in what the method returns: a field's name, dotted for nested ones, a
-            place in a tuple (``"0"``), or a function of the returned value. A method that is given lists and returns a
-            list has one prediction an item; a list that answers a single example is one prediction, and so is
+            place in a tuple (``"0"``), or a function of the returned value. Where a prediction has several labels, or
+            none, this is the list of them, such as ``"entities.label"``, and ``confidence`` that of their
+            probabilities: the prediction is counted under each in equal parts. A method that is given lists and
+            returns a list has one prediction an item; a list that answers a single example is one prediction, and so is
             anything else: a tuple, a dictionary, a model. A stream has one; its label is in one of its last chunks,
             and a function is given all chunks.
         confidence: The same for the probability of the label, if the method returns it.

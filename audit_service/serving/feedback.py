@@ -12,6 +12,7 @@ from audit_service.serving.audit import Audit
 from audit_service.serving.error_responses import validation_body
 from audit_service.store.database import storable
 from audit_service.store.outcomes import Outcome
+from influence_engine.tasks import summary
 
 
 async def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
@@ -24,7 +25,8 @@ async def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any
     Raises:
         ServiceError: nothing could be kept.
     """
-    parsed = [_parsed(item, audit.config.label_names()) for item in request.items]
+    several = audit.config.has_several_labels()
+    parsed = [_parsed(item, audit.config.label_names(), several=several) for item in request.items]
     judged = iter(await audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
     items: list[dict[str, Any]] = []
     for one in parsed:
@@ -42,18 +44,23 @@ def counted(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {"items": items, **{fate: fates.count(fate) for fate in ("recorded", "repeated", "changed", "refused")}}
 
 
-def _parsed(item: dict[str, Any], labels: list[str]) -> Outcome | dict[str, Any]:
+def _parsed(item: dict[str, Any], labels: list[str], *, several: bool) -> Outcome | dict[str, Any]:
     try:
         found = FeedbackItem.model_validate(item)
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
         return validation_body(details, FeedbackItem.model_fields)
-    if labels and found.label not in labels:
+    if isinstance(found.label, list) != several:
+        what = "a list of labels, empty where there is none" if several else "one label"
+        return error_body("bad_request", f"what was right is {what}", "label")
+    given = [found.label] if isinstance(found.label, str) else found.label
+    unknown = [label for label in given if labels and label not in labels]
+    if unknown:
         known = ", ".join(map(repr, labels))
-        return error_body("bad_request", f"unknown label {found.label[:80]!r}; the labels are {known}", "label")
-    if not storable(found.label):
+        return error_body("bad_request", f"unknown label {unknown[0][:80]!r}; the labels are {known}", "label")
+    if not all(map(storable, given)):
         return error_body("bad_request", "label has a NUL or half of a surrogate pair in it", "label")
-    return Outcome(found.prediction_id, found.label, found.groups)
+    return Outcome(found.prediction_id, summary(given) if several else given[0], found.groups)
 
 
 def _unknown(prediction_id: str) -> dict[str, Any]:

@@ -112,12 +112,15 @@ def check_output(function: Callable[..., Any], part: str, path: str) -> None:
 
 
 def dig(value: Any, path: Sequence[str]) -> Any:
-    """Follows names through mappings and attributes, and numbers through tuples and lists.
+    """Follows names through mappings and attributes, and numbers through tuples and lists; a name that comes to a list
+    is followed in each of its items.
 
     Raises:
         KeyError: a name is not there.
     """
-    for name in path:
+    for place, name in enumerate(path):
+        if isinstance(value, list) and not name.isdecimal():
+            return [dig(item, path[place:]) for item in value]
         if isinstance(value, Mapping):
             value = value[name]
         elif isinstance(value, (list, tuple)) and name.isdecimal() and int(name) < len(value):

@@ -25,7 +25,7 @@ from audit_service.serving.sampler import Sampler
 from influence_engine.errors import InfluenceError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
-from influence_engine.tasks import Array
+from influence_engine.tasks import Array, Projection
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class ServiceMonitor:
 
     def _labels(self) -> list[str]:
         """All labels that can be predicted, as far as anybody says: a label without a series falls out of sums."""
-        return self.config.label_names() or (self.baseline.labels if self.baseline else [])
+        return self.config.counted_labels() or (self.baseline.labels if self.baseline else [])
 
     def features(self, features: Array) -> None:
         """Counts the clusters of the features ``[B, width]`` of some predictions."""
@@ -142,12 +142,12 @@ class ServiceMonitor:
         if nearest is not None and predictions is not None and features.shape[-1] == nearest.width:
             predictions.clustered(nearest.of(features))
 
-    def predicted(self, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    def predicted(self, example: Mapping[str, Any], seen: Projection) -> None:
         """Counts one prediction, and explains it in the background if chance chooses it."""
         if self._predictions is not None:
-            self._predictions.predicted(outputs.get("label"), outputs.get("confidence"))
+            self._predictions.predicted(seen.label, seen.confidence, labels=seen.labels)
         if self._sampler is not None:
-            self._sampler.offer(example, outputs)
+            self._sampler.offer(example, seen.label)
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts what was lost."""

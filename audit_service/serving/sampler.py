@@ -84,15 +84,20 @@ class Sampler:
         if self._thread is not None:
             self._thread.join(2.0)
 
-    def offer(self, example: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Chooses a prediction with probability ``rate``; takes a microsecond and never raises."""
+    def offer(self, example: Mapping[str, Any], label: str | None) -> None:
+        """Chooses a prediction with probability ``rate``; takes a microsecond and never raises.
+
+        Args:
+            example: What was asked.
+            label: What was predicted, on record.
+        """
         if random.random() >= self._rate:
             return
         if len(self._waiting) >= self._most or self._closed:
             self._drops.dropped("sample_queue_full")
             return
         try:
-            recorded = {"label": outputs.get("label")}
+            recorded = {"label": label}
             # Not validated: it is the service's own, and the engine checks what it gets.
             item = EngineItem.model_construct(
                 input=dict(example),

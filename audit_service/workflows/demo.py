@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,14 @@ from influence_engine.errors import SettingsError
 from influence_engine.index import Manifest
 from influence_engine.index.index import CALIBRATION
 from influence_engine.index.manifest import MANIFEST
-from influence_engine.tasks import UNSAID_FIELDS, input_fields
+from influence_engine.tasks import UNSAID_FIELDS, LossPartsTask, PositionPartsTask, input_fields
 
 HOST = "127.0.0.1"
 (SENTENCES,) = input_fields(UNSAID_FIELDS)
 """The field that packaged sentences are in."""
+
+USUAL = ("examples", "groups", "modules")
+"""Parts of an answer that every task has."""
 
 DIRECTIONS = 8
 """Directions that the demo replays: the fewest that a replay basis may have."""
@@ -160,7 +163,15 @@ def running_bento(config: AuditConfig, *, port: int) -> Iterator[Server]:
         yield server
 
 
-def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k: int) -> ServerAnswers:
+def parts_of_answer(task: object) -> list[str]:
+    """What the demo asks for: all parts of an answer that the task can give."""
+    parts = ["parts"] if isinstance(task, LossPartsTask | PositionPartsTask) else []
+    return [*USUAL, *parts]
+
+
+def ask_again(
+    config: AuditConfig, address: str, first: ServerAnswers, *, top_k: int, include: Sequence[str]
+) -> ServerAnswers:
     """Asks for the explanation again, as soon as the engine has taken up everything that was made for its index.
 
     Args:
@@ -168,6 +179,7 @@ def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k:
         address: Address of the server.
         first: Its first answers.
         top_k: Number of proponents, and of opponents.
+        include: Parts of the answer.
 
     Raises:
         ServerError: the server answered with an error, or the engine has not taken it up in time.
@@ -176,7 +188,7 @@ def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k:
     folder = index_version_folder(config)
     checked = (folder / CALIBRATION).is_file()
     digest = Manifest.read(folder / MANIFEST).build_digest
-    question = {"prediction_id": first.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
+    question = _question(first.prediction, top_k, include)
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         while time.monotonic() - began < SECONDS_TO_EXPLAIN:
             explanation = _post(client, "/audit/explain", question, began)
@@ -187,7 +199,9 @@ def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k:
     raise ServerError("the engine has not taken up what was made for its index; its log says why")
 
 
-def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> ServerAnswers:
+def ask(
+    address: str, text: str, *, top_k: int, field: str = SENTENCES.name, include: Sequence[str] = USUAL
+) -> ServerAnswers:
     """Asks the server for a prediction and for its explanation.
 
     Args:
@@ -195,6 +209,7 @@ def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> 
         text: The text whose label is predicted.
         top_k: Number of proponents, and of opponents.
         field: The field of a request that holds the text.
+        include: Parts of the answer.
 
     Raises:
         ServerError: the server answered with an error, or the engine was not ready in time.
@@ -202,9 +217,14 @@ def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> 
     began = time.monotonic()
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         prediction = _post(client, "/predict", {field: text}, began)
-        question = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
+        question = _question(prediction, top_k, include)
         explanation = _post(client, "/audit/explain", question, began)
     return ServerAnswers(prediction, explanation, time.monotonic() - began)
+
+
+def _question(prediction: Mapping[str, Any], top_k: int, include: Sequence[str]) -> dict[str, Any]:
+    asked = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
+    return {**asked, "include": list(include)}
 
 
 def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:

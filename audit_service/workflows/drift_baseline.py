@@ -18,7 +18,7 @@ from audit_service.workspace import Workspace
 from influence_engine.errors import DataError, DigestMismatchError, InputError, RecordError, SettingsError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
-from influence_engine.tasks import PredictingTask, labels_of, predicts_labels, target_name
+from influence_engine.tasks import PredictingTask, predicts_labels, target_name
 
 
 def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
@@ -53,7 +53,7 @@ def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
             field="task",
         ) from error
     predicted = _served_predictions(workspace, examples) or by_torch
-    names = list(labels_of(task) or ()) if predicts_labels(task) else []
+    names = config.counted_labels() if isinstance(task, PredictingTask) else []
     truths = [example.get(target_name(task)) if predicts_labels(task) else None for example in examples]
     unseen = None
     if config.data.test is not None:

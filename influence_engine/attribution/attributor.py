@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from influence_engine.attribution.described import described
 from influence_engine.attribution.groups import DEFAULT_COLUMNS, Groups
+from influence_engine.attribution.parts import PartSplitter
 from influence_engine.attribution.quality import Errors, quality_of, refinement
-from influence_engine.attribution.result import Attribution, Changes, Clock, Influential, ranks
+from influence_engine.attribution.result import Attribution, Changes, Clock
 from influence_engine.differences import BaseDifference
 from influence_engine.digests import json_digest
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
@@ -31,7 +33,6 @@ from influence_engine.tasks import (
     choose_targets,
     measured_gradient,
     predictions_of,
-    probabilities_of,
     targets_of,
 )
 
@@ -85,6 +86,7 @@ class Attributor:
         self._groups = Groups(index, self.device)
         self._refiner: Refiner | None = None
         self._solved: tuple[str, Refined] | None = None
+        self._splitter: PartSplitter | None = None
 
     def refine_with(self, train: Sequence[Example], *, progress: Progress = silent) -> None:
         """Makes the tier ``refined`` available: each of its answers takes passes over all training examples.
@@ -110,6 +112,7 @@ class Attributor:
         tier: Tier = "best",
         polarity: Polarity = "both",
         group_by: Sequence[str] = DEFAULT_COLUMNS,
+        parts: bool = False,
     ) -> list[Attribution]:
         """Explains queries with one forward and one backward pass for all of them.
 
@@ -120,9 +123,11 @@ class Attributor:
             polarity: Whether to return the strongest of either sign, as many of each, or those of one sign.
             group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
                 ``consent``, or one of their metadata.
+            parts: Whether to split the returned examples' influences over parts of them (``attribution.parts``).
 
         Raises:
-            InputError: a query cannot be used, or a column is not there; ``field`` names what is wrong.
+            InputError: a query cannot be used, a column is not there, or the task names no parts; ``field`` names what
+                is wrong.
             TierUnavailableError: this index cannot answer that tier; the message says why.
             SettingsError: ``top_k`` or ``polarity`` is out of range.
         """
@@ -130,6 +135,8 @@ class Attributor:
         if isinstance(top_k, bool) or not 1 <= top_k <= MOST_EXAMPLES:
             raise SettingsError(f"top_k is {top_k}; it must be from 1 to {MOST_EXAMPLES}", field="top_k")
         groupings = [self._groups.by(column) for column in dict.fromkeys(group_by)]
+        splitter = self._part_splitter() if parts else None
+        splits: list[dict[str, Any] | None] = []
         if not queries:
             return []
         clock = Clock()
@@ -145,24 +152,32 @@ class Attributor:
         clock.lap("encode")
         basis = self.index.basis if answered == "replayed" else None
         scores = self.index.scores(encoded, damping=None if basis is None else basis.damping)
-        parts: Sequence[Tensor | None] = [None] * len(queries)
+        inside: Sequence[Tensor | None] = [None] * len(queries)
         in_basis: Sequence[float | None] = [None] * len(queries)
         if basis is not None:
             coefficients = basis.coefficients(scores)
-            parts, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
+            inside, in_basis = list(coefficients), basis.share(scores, coefficients).tolist()
             scores = basis.correct(scores, coefficients)
         slope = self._slope(answered)
         refined = self._refined(queries) if answered == "refined" else None
         if refined is None:
             scores = scores * slope
-            returned = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+            returned = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, inside, strict=True)]
         else:
             estimated, scores = scores, refined.influences
             returned = [_strongest(each, top_k, polarity) for each in scores]
         clock.lap("search")
         errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
-        examples = self._fetch(returned, answered, measurements, errors, polarity)
+        examples = described(
+            self.index, self.task, returned, answered, measurements, errors, by_sign=polarity == "each"
+        )
         clock.lap("fetch")
+        if splitter is not None:
+            damping = None if basis is None else basis.damping
+            pairs = zip(encoded, examples, strict=True)
+            split = [splitter.split_all(one, chosen, damping=damping, slope=slope) for one, chosen in pairs]
+            examples, splits = [found for found, _ in split], [quality for _, quality in split]
+            clock.lap("parts")
         changes = self._changes(batch, gradients, measurements, cached)
         predictions = predictions_of(self.task, outputs, batch)
         clock.lap("differences")
@@ -190,7 +205,8 @@ class Attributor:
                     in_basis[number],
                     errors[number],
                 )
-                | ({} if refined is None else refinement(refined, estimated[number], number)),
+                | ({} if refined is None else refinement(refined, estimated[number], number))
+                | ({} if splitter is None else {"parts": splits[number]}),
                 timings_ms=clock.laps,
             )
             for number in range(len(queries))
@@ -248,6 +264,12 @@ class Attributor:
         batch = to_device(self.task.collate(queries), self.device)
         outputs = self.task.outputs(self.model, batch)
         return self.task.measurement(outputs, choose_targets(self.task, outputs, batch))
+
+    def _part_splitter(self) -> PartSplitter:
+        if self._splitter is None:
+            base = None if self.difference is None else self.difference.base
+            self._splitter = PartSplitter(self.model, self.task, self.index, self.tracked, base)
+        return self._splitter
 
     def _check_layers(self) -> None:
         expected = {layer.name: layer.shape for layer in self.index.manifest.layers}
@@ -326,47 +348,6 @@ class Attributor:
         exact = exact * slope
         order = top_rows(exact, min(top_k, len(exact)), polarity) if len(exact) else candidates
         return candidates[order].tolist(), exact[order].tolist()
-
-    def _fetch(
-        self,
-        returned: Sequence[tuple[list[int], list[float]]],
-        tier: str,
-        measurements: Tensor,
-        errors: Sequence[Errors],
-        polarity: Polarity,
-    ) -> list[list[Influential]]:
-        wanted = sorted({row for rows, _ in returned for row in rows})
-        known = dict(zip(wanted, self.index.describe(wanted), strict=True))
-        return [
-            [
-                Influential(
-                    rank=rank,
-                    row=row,
-                    influence=influence,
-                    error_90=error.error_90(1, influence),
-                    probability_change=change,
-                    polarity="proponent" if influence >= 0 else "opponent",
-                    tier=tier,
-                    **known[row],
-                )
-                for rank, row, influence, change in zip(
-                    ranks(influences, by_sign=polarity == "each"),
-                    rows,
-                    influences,
-                    self._probability_changes(measurement, influences),
-                    strict=True,
-                )
-            ]
-            for (rows, influences), measurement, error in zip(returned, measurements, errors, strict=True)
-        ]
-
-    def _probability_changes(self, measurement: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
-        without = measurement - torch.tensor(influences, dtype=measurement.dtype, device=measurement.device)
-        before, after = probabilities_of(self.task, without), probabilities_of(self.task, measurement)
-        if before is None or after is None:
-            return [None] * len(influences)
-        changes: list[float] = (after - before).tolist()
-        return changes
 
     def _changes(
         self, batch: Batch, gradients: Mapping[str, LayerGradient], measurements: Tensor, cached: CachedPrefix

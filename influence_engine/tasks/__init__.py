@@ -6,7 +6,9 @@
 - ``targets``: what is explained, chosen once.
 - ``identity``: descriptions and digests of tasks and of what they read.
 - ``registry``: the tasks that a config can name.
+- ``parts``: parts of a training example that its influence is split over.
 - ``text_classification``: one label a text.
+- ``token_classification``: entities of a text.
 """
 
 from influence_engine.tasks.capabilities import (
@@ -58,7 +60,7 @@ from influence_engine.tasks.contract import (
     Unit,
     UnitsTask,
 )
-from influence_engine.tasks.fields import ExampleField, characters, input_fields, target_field
+from influence_engine.tasks.fields import ExampleField, characters, input_fields, labels_in, summary, target_field
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
@@ -69,6 +71,7 @@ from influence_engine.tasks.identity import (
     processor_digest,
     task_digest,
 )
+from influence_engine.tasks.parts import LossPartsTask, Part, PositionPartsTask
 from influence_engine.tasks.registry import TASK_TYPES, TaskType
 from influence_engine.tasks.targets import (
     aim,
@@ -79,6 +82,7 @@ from influence_engine.tasks.targets import (
     without_targets,
 )
 from influence_engine.tasks.text_classification import TextClassification
+from influence_engine.tasks.token_classification import TokenClassification
 
 __all__ = [
     "TASK_TYPES",
@@ -94,7 +98,10 @@ __all__ = [
     "FieldsTask",
     "Head",
     "HeadTask",
+    "LossPartsTask",
     "MeasuredTask",
+    "Part",
+    "PositionPartsTask",
     "PredictingTask",
     "ProbabilityTask",
     "ProcessorTask",
@@ -110,6 +117,7 @@ __all__ = [
     "Task",
     "TaskType",
     "TextClassification",
+    "TokenClassification",
     "Unit",
     "UnitsTask",
     "aim",
@@ -128,6 +136,7 @@ __all__ = [
     "head_of",
     "input_fields",
     "is_right",
+    "labels_in",
     "labels_of",
     "matches_task",
     "matches_task_digest",
@@ -141,6 +150,7 @@ __all__ = [
     "processor_of",
     "projection_of",
     "show",
+    "summary",
     "target_field",
     "target_name",
     "targets_of",

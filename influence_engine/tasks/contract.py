@@ -126,10 +126,18 @@ class Projection:
     Attributes:
         label: One of few names; ``None`` where there is none.
         confidence: A probability; ``None`` where there is none.
+        labels: What is counted of a prediction that has several labels, each as often as it was predicted; of one that
+            has none, a word for that. The prediction is counted as one, in equal parts.
     """
 
     label: str | None
     confidence: float | None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The labels that the prediction is counted under."""
+        return self.labels or (() if self.label is None else (self.label,))
 
 
 @runtime_checkable

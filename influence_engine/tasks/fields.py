@@ -6,7 +6,7 @@ of a training example, what influence is grouped by, and whether the values alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +63,12 @@ class ExampleField:
         """Whether the value, as JSON, is all that the model reads."""
         return self.kind in _PLAIN
 
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """All that values of this field are counted under, as far as that is known; see ``summary``."""
+        several = self.kind in ("labels", "spans")
+        return () if self.names is None else (*self.names, *((NONE,) if several else ()))
+
     def show(self, value: Any) -> str:
         """What a person sees of a value in a line; an image is shown as itself, elsewhere."""
         if value is None:
@@ -80,9 +86,9 @@ class ExampleField:
         if self.kind in ("label", "json"):
             return str(value)
         if self.kind == "labels":
-            return ", ".join(sorted(str(name) for name in value)) or "none"
+            return summary(value)
         if self.kind == "spans":
-            return ", ".join(sorted({str(span["label"]) for span in value})) or "none"
+            return summary(span["label"] for span in value)
         return None
 
     def json_type(self) -> dict[str, Any]:
@@ -119,6 +125,22 @@ _TYPES: dict[Kind, dict[str, Any]] = {
         },
     },
 }
+
+
+NONE = "none"
+"""What stands for no label at all where there may be several."""
+
+_BETWEEN = ", "
+
+
+def summary(labels: Iterable[Any]) -> str:
+    """Several labels, or none, as one: each once, in the order of the alphabet."""
+    return _BETWEEN.join(sorted({str(label) for label in labels})) or NONE
+
+
+def labels_in(text: str) -> tuple[str, ...]:
+    """The labels that ``summary`` made a text of; ``NONE`` alone where it stands for none."""
+    return tuple(text.split(_BETWEEN))
 
 
 def characters(value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from influence_engine.tasks.contract import Task
 from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.text_classification import TextClassification
+from influence_engine.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class TaskType:
 TASK_TYPES: dict[str, TaskType] = {
     "text_classification": TaskType(
         "text_classification", TextClassification, "AutoTokenizer", TextClassification.fields_for
+    ),
+    "token_classification": TaskType(
+        "token_classification", TokenClassification, "AutoTokenizer", TokenClassification.fields_for
     ),
 }
 """By name. A new task is a class, a line here, and the contract tests of ``tests/tasks`` passed."""

@@ -20,6 +20,7 @@ OF_A_KIND = {"text", "texts", "tokenizer", "image", "pixel_values", "input_ids",
 """Names of what only some tasks have."""
 
 FIXED_ELSEWHERE = {
+    "influence_engine/data/sources/atis.py": "columns of a data set that is about texts",
     "influence_engine/data/sources/vader.py": "columns of a data set that is about texts",
     "influence_engine/training/identity.py": "the digest's key of a processor, in records of before",
     "influence_engine/training/writer.py": "the same",

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from influence_engine.data.settings import DataSettings
-from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file, vader
+from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file
+from influence_engine.data.sources.packaged import PACKAGED
 from influence_engine.data.sources.table import Table
-from influence_engine.demo_assets.packages import VADER, fetch_package, packages_folder
+from influence_engine.demo_assets.packages import fetch_package, packages_folder
 from influence_engine.progress import Progress
 
 
@@ -32,9 +33,9 @@ def open_table(settings: DataSettings, base_folder: Path, progress: Progress) ->
         name = f"{name}:{settings.split}" if settings.split else name
         return huggingface.read_saved(path, name=name, split=settings.split)
     if settings.packaged is not None:
-        folder = fetch_package(VADER, folder=packages_folder(base_folder), progress=progress)
-        path = folder / "hutto_ICWSM_2014" / vader.FILES[settings.packaged]
-        return vader.read_ratings(path, name=settings.packaged, min_rating=settings.min_rating)
+        packaged = PACKAGED[settings.packaged]
+        folder = fetch_package(packaged.package, folder=packages_folder(base_folder), progress=progress)
+        return packaged.read(folder, settings.min_rating)
     assert settings.hub is not None  # DataSettings lets nothing through without a source
     name = "/".join(part for part in (settings.hub, settings.subset) if part)
     return huggingface.read_hub(

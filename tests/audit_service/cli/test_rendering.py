@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from audit_service.cli.rendering import explanation
+from audit_service.cli.wording import Wording
 
 
 def example(influence: float, text: str | None = "a fine [bold]film[/]") -> dict[str, Any]:
@@ -157,3 +158,64 @@ def test_influences_have_intervals_where_the_index_was_checked() -> None:
 def test_doubts_are_said_in_words() -> None:
     assert "warnings" not in shown(answer())
     assert "warnings" in shown(answer(quality={**QUALITY, "warnings": ["the input is unlike the training examples"]}))
+
+
+TEXT = "from boston to denver"
+ENTITY = {"start": 5, "end": 11, "label": "origin", "confidence": 0.97, "text": "boston"}
+PARTS = [
+    {"field": "text", "start": None, "end": None, "label": None, "influence": 0.0001},
+    {"field": "text", "start": 9, "end": 16, "label": "origin", "influence": 0.45},
+    {"field": "text", "start": 21, "end": 24, "label": "destination", "influence": 0.001},
+]
+
+
+def entities_answer(**changes: Any) -> dict[str, Any]:
+    taught = {
+        **example(0.5, text="to from [phoenix] to lax"),
+        "label": "destination, origin",
+        "probability_change": None,
+    }
+    taught |= {"parts": PARTS, "parts_residual": 0.05}
+    differences = {**answer()["differences"], "target": {"span": [5, 11], "label": "origin"}}
+    differences["base_prediction"] = {"entities": []}
+    quality = {**QUALITY, "parts": {"exact": False, "factor": 1.2, "agreement": 0.93}}
+    found = answer(prediction={"entities": [ENTITY]}, examples=[taught], differences=differences, quality=quality)
+    return {**found, **changes}
+
+
+def test_entities_are_marked_in_the_text_and_named_with_their_confidence() -> None:
+    output = shown(entities_answer(), text=TEXT)
+
+    assert "from boston (origin) to denver" in output
+    assert "boston (origin 97.0%)" in output
+    assert "no entity" in output  # what the base model says
+    assert "the log-odds of 'boston' as origin" in output
+
+
+def test_the_mentions_that_taught_something_stand_in_the_training_text() -> None:
+    output = shown(entities_answer(), text=TEXT)
+
+    assert "to from [phoenix (origin +0.4500)] to lax (destination) not placed +0.0500" in output
+    assert "elsewhere" not in output, "small shares have no number"
+    assert "label" not in output.partition("(proponents)")[2].splitlines()[1], "types stand in the text"
+    assert "estimates, whose sums agree with the influences by 0.93" in output
+
+
+def test_parts_of_what_is_no_text_are_not_marked_in_it() -> None:
+    output = io.StringIO()
+    Console(file=output, width=120).print(
+        explanation(entities_answer(), TEXT, Wording("input", "example", marks=False))
+    )
+
+    assert "phoenix" in output.getvalue()
+    assert "+0.4500" not in output.getvalue()
+
+
+def test_many_groups_of_a_column_are_folded() -> None:
+    groups = [group("label", f"kind {number}", 0.05, 0.01) for number in range(20)]
+    output = shown(answer(groups=groups))
+
+    assert "kind 7" in output
+    assert "kind 8" not in output
+    assert "12 other groups by label" in output
+    assert "60.0%" in output

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from influence_engine.data import DataSet, DataSettings, load_examples
+from influence_engine.data.sources.atis import TYPES
 from influence_engine.demo_assets import packaged_model, packages_folder
 from influence_engine.errors import DataError
-from influence_engine.tasks import TextClassification
+from influence_engine.tasks import TextClassification, TokenClassification
+from tests.tasks.toys.entities import piece_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -72,3 +75,25 @@ def test_with_the_packages_there_pip_is_not_asked(task: TextClassification, monk
 
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     assert len(load(task, packaged="vader/news", part="test")) > 200
+
+
+def test_enquiries_are_whole_and_each_is_there_once() -> None:
+    task = TokenClassification(piece_tokenizer(), TYPES)
+    found = load_examples(DataSettings(packaged="atis"), task, PROJECT)
+    report = found.report
+    assert (report.kept, report.bad_count, report.duplicates.count, report.conflicts.count) == (5_473, 0, 0, 0)
+    counted = Counter(one["label"] for example in found.examples for one in example["entities"])
+    assert set(counted) == set(TYPES)
+    assert counted["origin"] > 4_000
+    first = found.examples[0]
+    assert first["text"] == "i want to fly from baltimore to dallas round trip"
+    assert [first["text"][one["start"] : one["end"]] for one in first["entities"]] == [
+        "baltimore",
+        "dallas",
+        "round trip",
+    ]
+
+
+def test_ratings_belong_to_sentences_only() -> None:
+    with pytest.raises(ValueError, match="min_rating only goes with vader"):
+        DataSettings(packaged="atis", min_rating=1.0)

@@ -1,0 +1,72 @@
+"""A tagger through the house's workflows: what was planted in its training data comes out on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from audit_service.config import load_config
+from audit_service.workflows.batch_explanation import Question, explain_input
+from audit_service.workspace import Workspace
+from influence_engine.errors import InputError, SettingsError
+from tests.entities import CITY, WRONG, EntitiesProject
+
+TEXT = f"show me the flights from boston to {CITY} on monday"
+
+
+@pytest.fixture(scope="module")
+def workspace(entities_project: EntitiesProject) -> Workspace:
+    return Workspace(load_config(entities_project.file))
+
+
+def asked(workspace: Workspace, label: str, **options: Any) -> dict[str, Any]:
+    start = TEXT.index(CITY)
+    target = {"span": [start, start + len(CITY)], "label": label}
+    return explain_input(workspace, {"text": TEXT}, Question(target=target, top_k=10, parts=True, **options))
+
+
+def strongest_part(example: Mapping[str, Any]) -> tuple[str, str | None]:
+    part = max(example["parts"], key=lambda one: abs(one["influence"]))
+    return example["text"][part["start"] or 0 : part["end"] or 0], part["label"]
+
+
+def test_mentions_whose_type_was_changed_are_why_a_city_is_an_airline(workspace: Workspace) -> None:
+    answer = asked(workspace, WRONG)
+    proponents = [one for one in answer["examples"] if one["polarity"] == "proponent"]
+    found = [strongest_part(one) for one in proponents]
+    assert found.count((CITY, WRONG)) >= 9, found
+    planted = sum(CITY in one["text"].split() for one in workspace.train)
+    assert planted < 0.25 * len(workspace.train), "else any ten enquiries would have the city"
+    assert answer["quality"]["parts"]["exact"]
+    for one in answer["examples"]:
+        assert sum(part["influence"] for part in one["parts"]) == pytest.approx(one["influence"], abs=1e-2)
+
+
+def test_the_same_mentions_speak_against_what_the_city_is(workspace: Workspace) -> None:
+    answer = asked(workspace, "destination")
+    opponents = [one for one in answer["examples"] if one["polarity"] == "opponent"]
+    assert [strongest_part(one) for one in opponents].count((CITY, WRONG)) >= 8
+
+
+def test_without_a_target_an_entity_that_was_predicted_is_explained(workspace: Workspace) -> None:
+    answer = explain_input(workspace, {"text": TEXT}, Question(top_k=2))
+    target, entities = answer["differences"]["target"], answer["prediction"]["entities"]
+    best = max(entities, key=lambda one: one["confidence"])
+    assert target == {"span": [best["start"], best["end"]], "label": best["label"]}
+    assert all("parts" not in one for one in answer["examples"])
+
+
+def test_a_span_that_is_none_is_refused_by_its_field(workspace: Workspace) -> None:
+    question = Question(target={"span": [0, 999], "label": WRONG})
+    with pytest.raises(InputError) as refused:
+        explain_input(workspace, {"text": TEXT}, question)
+    assert refused.value.field == "target"
+
+
+def test_what_takes_one_label_an_example_says_so(workspace: Workspace) -> None:
+    from audit_service.workflows.evaluation import run_planted
+
+    with pytest.raises(SettingsError, match="one label an example"):
+        run_planted(workspace, 0.1, workspace.config.root / "planted")
