@@ -6,8 +6,11 @@
 #   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
 #   make drift-check     the long measurements of drift: alerts on baseline and shifted traffic, influence drift, costs
 #   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
+#   make matrix          the quick tests with the oldest and the newest supported BentoML, transformers and torch: hours
+#   make matrix ONLY=oldest PYTEST_ARGS=tests/tasks    one entry, some tests
 #   make bench           the measurements of benchmarks/: says how long each takes (most of a day), then prints the tables
 #   make bench ONLY=query          those whose names begin so; make bench ONLY='query lds'
+#   make docs-check      runs the commands of README.md and docs/ in their order, in an empty copy (long); LIST=1 lists them
 #
 # Where the package index offers only a CUDA build of torch, name the CPU wheel index of PyTorch in PIP_ARGS:
 #   make demo PIP_ARGS='--extra-index-url <the address of PyTorch CPU wheels>'
@@ -17,11 +20,13 @@ VENV ?= .venv
 NAME ?= sentiment
 CHECK ?=
 ONLY ?=
+LIST ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
+BEGAN := $(shell date +%s)
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints-cpu.txt $(PIP_ARGS)
 
 export BENTOML_DO_NOT_TRACK := True
@@ -29,7 +34,7 @@ export BENTOML_DO_NOT_TRACK := True
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := demo
-.PHONY: demo drift drift-check test bench clean
+.PHONY: demo drift drift-check docs-check test matrix bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.made:
@@ -44,7 +49,7 @@ $(VENV)/.installed-%: $(VENV)/.made pyproject.toml constraints-cpu.txt
 	@touch $@
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/bento-audit demo $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
+	$(BIN)/bento-audit demo $(NAME) --began $(BEGAN) $(if $(filter-out 0 no false,$(CHECK)),--check)
 
 drift: $(VENV)/.installed-demo
 	$(BIN)/bento-audit drift watch $(NAME) $(if $(filter-out 0 no false,$(CHECK)),--check)
@@ -52,14 +57,24 @@ drift: $(VENV)/.installed-demo
 drift-check: $(VENV)/.installed-dev
 	@$(BIN)/python benchmarks/bench.py --only recording_cost --only drift_alerts --only influence_drift
 
+docs-check: $(VENV)/.installed-dev
+	@$(BIN)/python docs/check_commands.py $(if $(filter-out 0 no false,$(LIST)),--list)
+
 # Of a part chosen by PYTEST_ARGS, one of the two calls may have nothing to run: pytest's exit status 5.
 NONE = $(if $(PYTEST_ARGS),5,0)
+SLOWEST = --durations=25
 
+# The small project that many tests use is made once for both calls, in a folder that goes with them.
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS); units=$$?; \
+	@export TEST_PROJECT_FOLDER=$$(mktemp -d); trap 'rm -rf "$$TEST_PROJECT_FOLDER"' EXIT; \
+	  $(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(SLOWEST) $(PYTEST_ARGS); units=$$?; \
 	  case $$units in 0|$(NONE)) ;; *) exit $$units;; esac; \
-	  $(BIN)/python -m pytest -m service $(PYTEST_ARGS); servers=$$?; \
+	  $(BIN)/python -m pytest -m service $(SLOWEST) $(PYTEST_ARGS); servers=$$?; \
 	  case $$servers in $(NONE)) exit $$units;; *) exit $$servers;; esac
+
+matrix: $(VENV)/.installed-dev
+	@$(BIN)/python tests/matrix.py --workers $(PYTEST_WORKERS) $(foreach one,$(ONLY),--only $(one)) $(if $(PYTEST_ARGS),--tests '$(PYTEST_ARGS)') \
+	  $(if $(PIP_ARGS),--pip-args '$(PIP_ARGS)')
 
 # The packages that peers.py compares with; its docstring says why they come alone and have a folder of their own.
 build/peers/.installed: $(VENV)/.installed-dev benchmarks/peers/requirements.txt

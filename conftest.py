@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/service/" in item.nodeid:
             item.add_marker(pytest.mark.service)
     items.sort(key=lambda item: item.get_closest_marker("service") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays, so garbage collections, of which every build does one, need not go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,7 @@
 """The plugin: audits for models served with BentoML.
 
-The names below are loaded when they are first used, so that the command line starts quickly.
+The names below are loaded when they are first used, so that the command line starts quickly; ``__version__`` is
+``influence_engine.__version__``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from audit_service.schemas import ExplainRequest, ExplainResponse, Prediction, TextInput
     from audit_service.service import AuditMixin, InfluenceEngine
     from audit_service.serving.audited import audited
@@ -21,6 +24,7 @@ _HOMES = {
     "Prediction": "audit_service.schemas",
     "TextInput": "audit_service.schemas",
     "audited": "audit_service.serving.audited",
+    "__version__": "influence_engine",
 }
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from influence_engine.errors import InfluenceError
@@ -146,3 +147,10 @@ def error_body(code: str, message: str, field: str | None = None) -> dict[str, A
     if field is not None:
         error["field"] = field
     return {"error": error}
+
+
+def service_error(error: Mapping[str, Any], status: int, retry_after: int | None = None) -> ServiceError:
+    """The error that an error body tells of: what ``error_body`` put in, and the status it came with."""
+    failure = ServiceError(error["message"], field=error.get("field"), retry_after=retry_after)
+    failure.code, failure.status = error["code"], status
+    return failure

@@ -1,159 +1,52 @@
 """``AuditMixin`` adds the audit to a BentoML service; ``InfluenceEngine`` is the service that explains.
 
 An audited service (any with the mixin) predicts and records its predictions; it holds neither the model in torch nor
-the index. The engine holds both, once, in a process of its own that BentoML starts beside the service, or in another
-pod (``serve.engine_url``). It may serve several services: each names its config.
+the index. The engine holds both (``engine_service``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, ParamSpec
+from typing import Any, ClassVar
 
 import bentoml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
 from audit_service.bentoml_internals import api_functions
-from audit_service.config import AuditConfig
-from audit_service.config.service_config import ConfigReference, listed_configs
-from audit_service.engine.client import Engine, EngineDependency
-from audit_service.engine.host import EngineHost
-from audit_service.errors import BadRequestError, error_body
+from audit_service.config.service_config import ConfigReference, check_together
+from audit_service.engine.client import NO_ENGINE, Engine, EngineDependency
+from audit_service.engine_service import EngineHere, InfluenceEngine, hold
+from audit_service.errors import BadRequestError, JobNotFoundError, error_body, service_error
 from audit_service.jobs.service import JobService
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.schemas import (
     MAX_BATCH,
     DriftRequest,
-    EngineRequest,
     ExplainRequest,
     ExplainResponse,
     FeedbackRequest,
     IndexRequest,
     JobReference,
     JobRequest,
-    StatusRequest,
 )
 from audit_service.serving.audit import Audit
 from audit_service.serving.audited_method import AuditedMethod
-from audit_service.serving.error_responses import error_response, validation_body
-from audit_service.serving.feedback import take_feedback
+from audit_service.serving.audits import Audits, first_of
+from audit_service.serving.error_responses import answering_errors, validation_body
 from audit_service.serving.middleware import MiddlewareMixin
+from audit_service.serving.request_context import request_to
 from influence_engine.errors import InfluenceError, SettingsError
 
-Arguments = ParamSpec("Arguments")
+__all__ = ["AuditMixin", "InfluenceEngine"]
 
-_configs: dict[str, ConfigReference] = {}
-"""The config of every service class with the mixin: what an engine started beside them has to load."""
-
-
-def answering_errors(
-    method: Callable[Arguments, Coroutine[Any, Any, Any]],
-) -> Callable[Arguments, Coroutine[Any, Any, Any]]:
-    """Turns what a method raises on purpose into the response it means."""
-
-    @functools.wraps(method)
-    async def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
-        try:
-            return await method(*args, **kwargs)
-        except InfluenceError as error:
-            return error_response(error)
-
-    return wrapper
-
-
-async def _explain_directly(engine: InfluenceEngine, body: Any) -> Any:
-    try:
-        request = EngineRequest.model_validate(body)
-    except ValidationError:
-        return None  # BentoML finds the same, and shapes the error
-    return await _explain(engine, request)
-
-
-@answering_errors
-async def _explain(engine: InfluenceEngine, request: EngineRequest) -> Any:
-    return _response({"items": await engine.host.explain(request.config, request.items, request.deadline_s)}, 200)
-
-
-@bentoml.service(name="influence_engine", workers=1, traffic={"timeout": 600})
-class InfluenceEngine(MiddlewareMixin):
-    """Explains predictions. Loads in the background, and never fails to start: it reports what is wrong.
-
-    Alone, it is started by ``BENTO_AUDIT_CONFIG=sentiment bentoml serve audit_service.service:InfluenceEngine``, with
-    several configs separated by commas.
-    """
-
-    direct: ClassVar = {"/explain": _explain_directly}
-
-    def __init__(self) -> None:
-        self.host = EngineHost(wanted_configs())
-
-    @classmethod
-    def max_body_bytes(cls) -> int:
-        """The service that asks has its own limit; a batch holds many inputs."""
-        return 64 * 1024 * 1024
-
-    @bentoml.on_shutdown
-    def stop(self) -> None:
-        """Stops the engine's threads."""
-        self.host.close()
-
-    @bentoml.api(route="/explain")
-    async def explain(self, request: EngineRequest, /) -> dict[str, Any]:
-        """Explains items of one config; each has its answer or its own error."""
-        answer: dict[str, Any] = await _explain(self, request)
-        return answer
-
-    @bentoml.api(route="/status")
-    @answering_errors
-    async def status(self, request: StatusRequest, /) -> dict[str, Any]:
-        """What is loaded, of one config or of all."""
-        if request.config is not None:
-            return self.host.slot(request.config).status()
-        return {name: slot.status() for name, slot in self.host.slots.items()}
-
-
-def wanted_configs() -> dict[str, Callable[[], AuditConfig]]:
-    """How to read each config that an engine in this process holds, by name: those of the services beside it, else
-    those that ``BENTO_AUDIT_CONFIG`` lists. A class that names none is left out; it cannot be served either.
-    """
-    wanted = list(_configs.values()) or [ConfigReference(name) for name in listed_configs()]
-    found: dict[str, Callable[[], AuditConfig]] = {}
-    for baseline in wanted:
-        try:
-            found[baseline.key] = baseline.read
-        except SettingsError as error:
-            logging.getLogger(__name__).warning("a service will not be explained: %s", error.message)
-    return found
-
-
-class EngineHere:
-    """The engine within this process, where BentoML runs everything in one (``bentoml serve --development``)."""
-
-    def __init__(self, instance: Any) -> None:
-        self.host: EngineHost = instance.host
-
-    async def explain(self, config: str, items: Any, deadline_s: float) -> list[dict[str, Any]]:
-        """An explanation or an error for each item; raises what ``EngineHost.explain`` raises."""
-        return await self.host.explain(config, items, deadline_s)
-
-    async def status(self, config: str) -> dict[str, Any]:
-        """State and identity of what is loaded; ``ServiceError`` (404) for a config that is not held here."""
-        return self.host.slot(config).status()
-
-    def another(self) -> EngineHere:
-        """Itself: any event loop may wait for its answers."""
-        return self
-
-    async def close(self) -> None:
-        """Stops its threads."""
-        self.host.close()
+logger = logging.getLogger(__name__)
 
 
 class AuditMixin(MiddlewareMixin):
@@ -168,48 +61,114 @@ class AuditMixin(MiddlewareMixin):
             async def predict(self, request: TextInput, /) -> Prediction: ...
 
     ``config`` names a file in ``configs/``; left out, the environment variable ``BENTO_AUDIT_CONFIG`` names one. A
-    file that this variable names takes the place of the one with the same name.
+    file that this variable names takes the place of the one with the same name. A service with several models names
+    the config of each at its method: ``@audited(config="topics")``.
     """
 
     audit_engine: Engine
     _audit_config = ConfigReference(None)
+    _audit_configs: ClassVar[tuple[ConfigReference, ...]] = ()
+    _audit_lock: ClassVar = threading.RLock()
 
     def __init_subclass__(cls, *, config: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         file = getattr(sys.modules[cls.__module__], "__file__", None)
-        cls._audit_config = ConfigReference(config or cls._audit_config.name, Path(file).resolve() if file else None)
-        _configs[f"{cls.__module__}.{cls.__qualname__}"] = cls._audit_config
+        near = Path(file).resolve() if file else None
+        own = ConfigReference(config or cls._audit_config.name, near)
+        methods = cls._audited_methods()
+        others = [name for name in dict.fromkeys(method.config for method in methods) if name not in (None, own.name)]
+        needed = own.name is not None or any(method.config is None for method in methods) or not others
+        cls._audit_config = own
+        cls._audit_configs = (*([own] if needed else []), *(ConfigReference(name, near) for name in others))
+        hold(f"{cls.__module__}.{cls.__qualname__}", cls._audit_configs)
         cls.audit_engine = EngineDependency(
             InfluenceEngine,
             find_url=cls._engine_url,
             in_process=EngineHere,
         )
-        for method in cls._audited_methods():
+        for method in methods:
             method.check()
 
     @cached_property
+    def audits(self) -> Mapping[str, Audit]:
+        """Config, predictor and recorded predictions of each of this service's models, by its config's name."""
+        keys = {reference.key: reference.read() for reference in self._audit_configs}
+        return {key: Audit(type(self).__name__, key, config) for key, config in keys.items()}
+
+    @property
     def audit(self) -> Audit:
-        """Config, predictor and recorded predictions of this service."""
-        return Audit(type(self).__name__, self._audit_config.key, self._audit_config.read())
+        """The audit by the service's own config.
+
+        Raises:
+            SettingsError: each of its methods names another.
+        """
+        if self._audit_config not in self._audit_configs:
+            raise SettingsError(
+                "this service has no config of its own; each of its models has an audit: self.audits['NAME']",
+                field="config",
+            )
+        return self.audits[self._audit_config.key]
 
     @cached_property
-    def jobs(self) -> JobService:
-        """Its background jobs."""
-        return JobService(self.audit)
+    def _audits(self) -> Audits:
+        on = {key: audit for key, audit in self.audits.items() if audit.config.enabled}
+        own = self._audit_config.key if self._audit_config in self._audit_configs else None
+        return Audits(on, own, [key for key in self.audits if key not in on])
+
+    @cached_property
+    def _jobs(self) -> dict[str, JobService]:
+        return {key: JobService(audit) for key, audit in self._audits.members.items()}
+
+    @cached_property
+    def _recording(self) -> dict[str | None, Audit]:
+        """The audits that record, by what ``@audited`` calls their configs; none where all is switched off.
+
+        Where BentoML runs several services in one process it starts only the first one, so the others start here.
+        """
+        if not self.is_switched_on():
+            return {}
+        self.start_audit()
+        called = {reference.name: reference.key for reference in self._audit_configs}
+        if self._audit_config in self._audit_configs:
+            called[None] = self._audit_config.key
+        return {name: self._audits.members[key] for name, key in called.items() if key in self._audits.members}
+
+    def audit_of(self, config: str | None) -> Audit | None:
+        """The audit that records a method, by the config that ``@audited`` names; ``None`` where it is switched off."""
+        return self._recording.get(config)
 
     @classmethod
-    def max_body_bytes(cls) -> int:
-        """``serve.max_body_bytes`` of the config."""
-        return cls._audit_config.read().serve.max_body_bytes
+    def is_switched_on(cls) -> bool:
+        """Whether any model of this service is audited: ``AUDIT_ENABLED``, and the key ``enabled`` of its config.
+
+        Raises:
+            SettingsError: a config cannot be used.
+        """
+        return any(reference.is_enabled() for reference in cls._audit_configs)
+
+    @classmethod
+    def max_body_bytes(cls, audited: AuditedMethod | None = None) -> int:
+        """``serve.max_body_bytes`` of the method's config; of several, the largest for the plugin's own endpoints."""
+        named = [one for one in cls._audit_configs if audited is not None and one.name == audited.config]
+        if audited is not None and not named:
+            named = [cls._audit_config]
+        return max(reference.read().serve.max_body_bytes for reference in named or cls._audit_configs)
 
     @classmethod
     def _engine_url(cls) -> str | None:
         # BentoML asks for it before it starts any process: a config that cannot be read, or an audited method whose
         # inputs cannot be found, ends `bentoml serve` with the reason instead of workers that are started in vain.
-        config = cls._audit_config.read()
+        if not cls.is_switched_on():
+            return NO_ENGINE
+        configs = {reference.name: reference.read() for reference in cls._audit_configs}
+        keys = {reference.name: reference.key for reference in cls._audit_configs}
+        on = {name: config for name, config in configs.items() if config.enabled}
+        check_together({keys[name]: config for name, config in on.items()})
         for method in cls._audited_methods():
-            method.paths(config.input_names())
-        return config.serve.engine_url
+            config = on.get(method.config if method.config is not None else cls._audit_config.name)
+            if config is not None:
+                method.paths(config.input_names())
+        return next(iter(on.values())).serve.engine_url
 
     @classmethod
     def _audited_methods(cls) -> list[AuditedMethod]:
@@ -218,23 +177,37 @@ class AuditMixin(MiddlewareMixin):
     @bentoml.on_startup
     def start_audit(self) -> None:
         """Opens the store of predictions, begins to count, and goes on with jobs that an earlier server left."""
-        self.audit.start(lambda: self.audit_engine)
-        self.jobs.start()
+        with self._audit_lock:
+            if vars(self).get("_audit_started"):
+                return
+            if not self.is_switched_on():
+                logger.warning("%s is not audited: AUDIT_ENABLED or its config switches that off", type(self).__name__)
+                return
+            for audit in self._audits.members.values():
+                audit.start(lambda: self.audit_engine)
+            for jobs in self._jobs.values():
+                jobs.start()
+            vars(self)["_audit_started"] = True
 
     @bentoml.on_shutdown
     def stop_audit(self) -> None:
         """Writes what has not been written yet, and ends the process that works on jobs."""
-        self.jobs.close()
-        self.audit.close()
+        if vars(self).get("_audit_started"):
+            for jobs in self._jobs.values():
+                jobs.close()
+            for audit in self._audits.members.values():
+                audit.close()
 
     @bentoml.api(route="/audit/explain")
     @answering_errors
     async def audit_explain(self, request: ExplainRequest, /) -> ExplainResponse:
         """Which training examples, and which changes to the base model, made this prediction?"""
         if request.tier == "measured":
-            return _response(await self.jobs.explain(request), 202)
-        (answer,) = await self.audit.explain(self.audit_engine, [request])
-        return _response(answer, answer.pop("status", 200))
+            self._refuse_job_as_explanation()
+            return self._answer(await self._measured(request), 202)
+        (answer,) = await self._audits.explain(self.audit_engine, [request])
+        status = answer.pop("status", 200)
+        return self._answer(answer, status, None if status >= 400 else ExplainResponse)
 
     @bentoml.api(route="/audit/explain_batch")
     @answering_errors
@@ -245,60 +218,88 @@ class AuditMixin(MiddlewareMixin):
         answers: list[Any] = [_parsed(request) for request in requests]
         answers = [await self._job_of(answer) if _is_measured(answer) else answer for answer in answers]
         good = [answer for answer in answers if isinstance(answer, ExplainRequest)]
-        explained = iter(await self.audit.explain(self.audit_engine, good) if good else [])
+        explained = iter(await self._audits.explain(self.audit_engine, good) if good else [])
         answers = [next(explained) if isinstance(answer, ExplainRequest) else answer for answer in answers]
         for answer in answers:
             answer.pop("status", None)
-        return _response(answers, 200)
+        return self._answer(answers, 200)
 
     @bentoml.api(route="/audit/jobs/submit")
     @answering_errors
     async def audit_jobs_submit(self, request: JobRequest, /) -> dict[str, Any]:
         """Trains again without, or with other, training examples, in the background; equal questions are one job."""
-        return _response(await self.jobs.submit(request), 202)
+        jobs = await self._jobs_about(request)
+        return self._answer(await jobs.submit(request), 202)
 
     @bentoml.api(route="/audit/jobs/status")
     @answering_errors
     async def audit_jobs_status(self, request: JobReference, /) -> dict[str, Any]:
         """Where a job stands, and how long it will still take."""
-        return _response(await self.jobs.status(request), 200)
+        return self._answer(await self._job(lambda jobs: jobs.status(request)), 200)
 
     @bentoml.api(route="/audit/jobs/get")
     @answering_errors
     async def audit_jobs_get(self, request: JobReference, /) -> dict[str, Any]:
         """The result of a job that is done."""
-        return _response(await self.jobs.get(request), 200)
+        return self._answer(await self._job(lambda jobs: jobs.get(request)), 200)
 
     @bentoml.api(route="/audit/jobs/cancel")
     @answering_errors
     async def audit_jobs_cancel(self, request: JobReference, /) -> dict[str, Any]:
         """Cancels a job that waits or runs."""
-        return _response(await self.jobs.cancel(request), 200)
+        return self._answer(await self._job(lambda jobs: jobs.cancel(request)), 200)
 
     @bentoml.api(route="/audit/feedback")
     @answering_errors
     async def audit_feedback(self, request: FeedbackRequest, /) -> dict[str, Any]:
         """Takes true labels that have arrived; each item has its own fate, or its own error."""
-        return _response(await asyncio.to_thread(take_feedback, self.audit, request), 200)
+        return self._answer(await asyncio.to_thread(self._audits.take_feedback, request), 200)
 
     @bentoml.api(route="/audit/drift")
     @answering_errors
     async def audit_drift(self, request: DriftRequest, /) -> dict[str, Any]:
         """What has moved since this replica's start, signal by signal."""
-        monitor = self.audit.monitor
-        return _response(await asyncio.to_thread(snapshot, monitor.model, monitor.baseline, monitor.reason), 200)
+        monitor = self._audits.chosen(request.config).monitor
+        return self._answer(await asyncio.to_thread(snapshot, monitor.model, monitor.baseline, monitor.reason), 200)
 
     @bentoml.api(route="/audit/index")
     @answering_errors
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
         """What the engine has loaded, or why it has not."""
-        return await self.audit_engine.status(self.audit.name)
+        return await self.audit_engine.status(self._audits.chosen(request.config).name)
+
+    async def _jobs_about(self, request: ExplainRequest | JobRequest) -> JobService:
+        audit = await asyncio.to_thread(self._audits.of, request.config, request.prediction_id)
+        return self._jobs[audit.name]
+
+    async def _measured(self, request: ExplainRequest) -> dict[str, Any]:
+        jobs = await self._jobs_about(request)
+        return await jobs.explain(request)
+
+    async def _job(self, ask: Callable[[JobService], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        return await first_of(list(self._jobs.values()), ask, JobNotFoundError)
 
     async def _job_of(self, request: ExplainRequest) -> dict[str, Any]:
         try:
-            return await self.jobs.explain(request)
+            return await self._measured(request)
         except InfluenceError as error:
             return error_body(error.code, error.message, error.field)
+
+    def _refuse_job_as_explanation(self) -> None:
+        context = request_to(self)
+        if context is not None and context.pickled:  # the caller waits for an explanation, and can read nothing else
+            raise BadRequestError("a measured explanation is a job: ask audit_jobs_submit", field="tier")
+
+    def _answer(self, body: Any, status: int, shape: type[BaseModel] | None = None) -> Any:
+        """A response as it is: the body has been validated, and what was left out stays out, where BentoML would send
+        nulls. Another service that asks gets a value, which BentoML carries to it.
+        """
+        context = request_to(self)
+        if context is None and status >= 400:
+            raise service_error(body["error"], status)
+        if status < 400 and (context is None or context.pickled):
+            return body if shape is None else shape.model_validate(body)
+        return JSONResponse(body, status_code=status)
 
 
 def _is_measured(answer: Any) -> bool:
@@ -311,8 +312,3 @@ def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
         return validation_body(details, ExplainRequest.model_fields)
-
-
-def _response(body: Any, status: int) -> Any:
-    # As it is: it has been validated, and what was left out stays out, where BentoML would send nulls.
-    return JSONResponse(body, status_code=status)

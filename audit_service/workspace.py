@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from audit_service.artifacts.bento_models import find, find_bento_model
@@ -24,6 +24,7 @@ from influence_engine.data import DataSet, load_examples
 from influence_engine.data.settings import ROLES
 from influence_engine.errors import InfluenceError, SettingsError
 from influence_engine.index import InfluenceIndex
+from influence_engine.models.loading import import_classes
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import (
     TASK_TYPES,
@@ -198,9 +199,11 @@ class Workspace:
         if self.config.model is not None:
             return adopted_model(self.config)
         if self._has_run:
+            if "run" not in vars(self):
+                self.run = recorded_run(self.config, meanwhile=partial(import_classes, self.config.run_folder / MODEL))
             return recorded_model(self.config, self.run)
         found = find_bento_model(self.config, "model", self.config.run_folder)
-        return load_model_folder(found.folder, found.tag, self.config.processor_class())
+        return load_model_folder(self.config, found.folder, found.tag)
 
     @property
     def model_digests(self) -> dict[str, str | None]:

@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 from support import PROJECT, machine, parser_of, show
 
-from audit_service.artifacts.bento_models import open_predictor
+from audit_service.artifacts.onnx_models import open_predictor
 from audit_service.config import AuditConfig, load_config
 from audit_service.drift.signals import FeatureCatcher, explain_all, group_bins, group_events, predict_all
 from audit_service.engine.loading import load

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 from floor import bandwidth, passes_ms
-from support import PROJECT, Connection, machine, parser_of, serving, show
+from support import PROJECT, Connection, Server, machine, parser_of, serving, show
 
 from audit_service.config import load_config
 from influence_engine import InfluenceIndex, Run, TextClassification
@@ -80,10 +80,9 @@ async def asked(port: int, path: str, bodies: list[bytes]) -> float:
     return statistics.median([await connection.post(path, body) for body in bodies])
 
 
-def engine_memory(processes: list[subprocess.Popen[bytes]]) -> int:
+def engine_memory(server: subprocess.Popen[bytes]) -> int:
     """Resident set of the largest process below the plugin's server: the engine."""
-    children = [child for process in processes for child in psutil.Process(process.pid).children(recursive=True)]
-    return max(child.memory_info().rss for child in children)
+    return max(child.memory_info().rss for child in psutil.Process(server.pid).children(recursive=True))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,14 +108,16 @@ def main() -> None:
     index = InfluenceIndex.open(config.index_folder)
     resident, rows = index.resident_bytes, len(index)
     del index
-    targets = {"no_op": "benchmarks.services.no_op:NoOp", "plugin": "bentos.sentiment.service:Sentiment"}
-    ready = {"no_op": ("/explain", nothing[0]), "plugin": ("/audit/explain", explain[0])}
-    with tempfile.TemporaryDirectory() as name, serving(targets, ready, path, Path(name)) as (ports, processes):
+    servers = {
+        "no_op": Server("benchmarks.services.no_op:NoOp", ("/explain", nothing[0])),
+        "plugin": Server("bentos.sentiment.service:Sentiment", ("/audit/explain", explain[0])),
+    }
+    with tempfile.TemporaryDirectory() as name, serving(servers, path, Path(name)) as (ports, processes):
         measured = asyncio.run(asked(ports["plugin"], "/audit/explain", explain))
         no_op = asyncio.run(asked(ports["no_op"], "/explain", nothing))
         measured = statistics.median([measured, asyncio.run(asked(ports["plugin"], "/audit/explain", explain))])
         timings = asyncio.run(timed(ports["plugin"], explain[:50]))
-        engine = engine_memory(processes[1:])
+        engine = engine_memory(processes["plugin"])
     forward, backward = passes_ms(run, texts)
     read = resident / bandwidth() * 1000
     floor = forward + backward + read + no_op

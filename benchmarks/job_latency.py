@@ -18,13 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from support import PROJECT, Connection, machine, parser_of, serving, show
+from support import PROJECT, Connection, Server, machine, parser_of, serving, show
 
 from audit_service.config import load_config
 from influence_engine.data import load_examples
 
-TARGETS = {"plugin": "bentos.sentiment.service:Sentiment"}
-READY = {"plugin": ("/audit/explain", b'{"input": {"text": "fine"}}')}
+SERVERS = {"plugin": Server("bentos.sentiment.service:Sentiment", ("/audit/explain", b'{"input": {"text": "fine"}}'))}
 TRAINING = ("control: the recorded steps as they are", "training with the change")
 BEGINS_WITHIN_S = 300.0
 
@@ -107,7 +106,7 @@ def main() -> None:
     assert config.data.test is not None
     texts = [one["text"] for one in load_examples(config.data.test, config.task_object(None), config.root).examples]
     path = options.config.absolute()
-    with tempfile.TemporaryDirectory() as name, serving(TARGETS, READY, path, Path(name)) as (ports, _):
+    with tempfile.TemporaryDirectory() as name, serving(SERVERS, path, Path(name)) as (ports, _):
         found = asyncio.run(measure(ports["plugin"], texts, options.requests))
     show({"machine": machine(), "requests": options.requests, **found}, options)
 

@@ -1,12 +1,15 @@
-"""What the plugin costs a prediction: ``/predict`` of the sentiment bento against the same ONNX model served bare.
+"""What the plugin costs a prediction: ``/predict`` with everything on against the same ONNX model served bare.
 
-    python benchmarks/predict_overhead.py                     after `bento-audit demo`, or finetune and index build
-    python benchmarks/predict_overhead.py --config FILE --requests 2000
+    python benchmarks/predict_overhead.py                     after `bento-audit demo`
+    python benchmarks/predict_overhead.py --config FILE --requests 2000 --clients 1 --clients 4
 
-Both servers run at once, the engine of ours included. Alone: one connection to each, and every request to one is
-followed by the same request to the other. With clients: blocks of all clients on one server alternate with blocks on
-the other. Prints medians in milliseconds and their quotient; beside them the processor time that all processes of a
-server took for one request, which other work on the machine disturbs less.
+The bare service is `benchmarks/services/bare.py`: BentoML, tokenizer and ONNX Runtime, nothing else. Ours has
+``AuditMixin`` with recording, metrics, the drift baseline's clusters and the config's share of predictions explained in
+the background by its engine. Both are up at once, and requests go to them in pairs of random order (`paired.py`): with
+one client one request each, with several a block of all clients on one server, then on the other. Printed are medians
+in milliseconds and their ratio with its 95% interval; beside them the processor time that all processes of a server
+took for one request, recording and background explanations included. What was on is asked of ``/metrics`` afterwards:
+a plugin that has not counted every prediction, or has lost a record, fails the benchmark.
 """
 
 from __future__ import annotations
@@ -14,54 +17,94 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import tempfile
-from collections.abc import Sequence
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
-from support import PROJECT, Connection, parser_of, serving, show
+from paired import Pair, Question, in_pairs, median_ms, ratio
+from prometheus_client.parser import text_string_to_metric_families
+from support import PROJECT, Server, machine, parser_of, serving, show
 
-from audit_service.config import load_config
+from audit_service.config import AuditConfig, load_config
+from audit_service.workflows import drift_baseline
 from influence_engine.data import load_examples
 
 MUST_BE_AT_MOST = 1.10
-TARGETS = {"bare": "benchmarks.services.bare:Bare", "plugin": "bentos.sentiment.service:Sentiment"}
-READY = {"bare": ("/predict", b'{"text": "fine"}'), "plugin": ("/audit/explain", b'{"input": {"text": "fine"}}')}
+WARM_UP = 50
+EACH = 2
+"""Requests of a client in a block."""
+
+SERVERS = {
+    "bare": Server("benchmarks.services.bare:Bare", ("/predict", b'{"text": "fine"}')),
+    "plugin": Server("bentos.sentiment.service:Sentiment", ("/audit/explain", b'{"input": {"text": "fine"}}')),
+}
+COUNTED_WITHIN_S = 10.0
+"""Clusters are counted and samples explained after the answer."""
 
 
-async def alone(ports: dict[str, int], bodies: Sequence[bytes], requests: int) -> dict[str, list[float]]:
-    """Every request to one server is followed by the same one to the other; who is first alternates."""
-    connections = {name: await Connection.open(port) for name, port in ports.items()}
-    times: dict[str, list[float]] = {name: [] for name in ports}
-    for number in range(requests):
-        order = list(connections) if number % 2 else list(reversed(connections))
-        for name in order:
-            times[name].append(await connections[name].post("/predict", bodies[number % len(bodies)]))
-    return times
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
+    found.add_argument("--requests", type=int, default=1000, help="to each server, in each setting")
+    found.add_argument("--clients", type=int, action="append", help="at once; may be given again; 1 and 8 if left out")
+    return found
 
 
-async def crowded(
-    ports: dict[str, int], bodies: Sequence[bytes], requests: int, clients: int
-) -> dict[str, list[float]]:
-    """Blocks of ``clients`` connections on one server, then on the other."""
-    times: dict[str, list[float]] = {name: [] for name in ports}
-    block = 25
+def main() -> None:
+    """Measures and prints."""
+    options = parser().parse_args()
+    config = load_config(options.config)
+    refuse_what_is_off(config)
+    assert config.data.test is not None
+    task = config.task_object(None)
+    texts = [example["text"] for example in load_examples(config.data.test, task, config.root).examples]
+    question = Question("/predict", [json.dumps({"text": text}).encode() for text in texts])
+    path = options.config.absolute()
+    report: dict[str, object] = {
+        "machine": machine(),
+        "must_be_at_most": MUST_BE_AT_MOST,
+        "requests": options.requests,
+        "share_explained_in_the_background": config.monitoring.sample_rate,
+    }
+    asked = WARM_UP
+    with tempfile.TemporaryDirectory() as name, serving(SERVERS, path, Path(name)) as (ports, processes):
+        servers = {one: psutil.Process(process.pid) for one, process in processes.items()}
+        asyncio.run(in_pairs(ports, question, WARM_UP))
+        for clients in options.clients or [1, 8]:
+            each = 1 if clients == 1 else EACH
+            count = max(2, options.requests // (clients * each))
+            before = {one: processor_ms(process) for one, process in servers.items()}
+            pairs = asyncio.run(in_pairs(ports, question, count, clients=clients, each=each, seed=clients))
+            asked += count * clients * each
+            processor = {one: processor_ms(process) - before[one] for one, process in servers.items()}
+            report[f"{clients} client{'s' * (clients > 1)}"] = summary(pairs, processor, count * clients * each)
+        report["of_the_plugin"] = counted(ports["plugin"], asked)
+    show(report, options)
 
-    async def one_client(name: str, connection: Connection, start: int) -> None:
-        for step in range(block):
-            times[name].append(await connection.post("/predict", bodies[(start + step) % len(bodies)]))
 
-    for round_number in range(max(2, requests // (block * clients))):
-        order = list(ports) if round_number % 2 else list(reversed(ports))
-        for name in order:
-            # Opened anew for each block: servers close what is idle while the other one's block runs.
-            connections = [await Connection.open(ports[name]) for _ in range(clients)]
-            starts = range(round_number, len(bodies) * clients, block)
-            await asyncio.gather(*(one_client(name, *pair) for pair in zip(connections, starts, strict=False)))
-            for connection in connections:
-                connection.writer.close()
-    return times
+def refuse_what_is_off(config: AuditConfig) -> None:
+    """Ends the benchmark where a part of the plugin would have nothing to do."""
+    if drift_baseline.of_config(config) is None:
+        raise SystemExit(f"there is no drift baseline; run: bento-audit reference build {config.spelled}")
+    if not config.serve.keep_inputs_s or not config.monitoring.sample_rate:
+        raise SystemExit(
+            f"serve.keep_inputs is {config.serve.keep_inputs}, monitoring.sample_rate {config.monitoring.sample_rate}: "
+            "everything is to be on, so name a time and a share above 0"
+        )
+
+
+def summary(pairs: list[Pair], processor: dict[str, float], requests: int) -> dict[str, object]:
+    """Of one setting; ``processor`` holds the milliseconds of all ``requests`` by server."""
+    return {
+        "bare_ms": round(median_ms(pairs, "bare"), 3),
+        "plugin_ms": round(median_ms(pairs, "plugin"), 3),
+        "ratio": str(ratio(pairs, "plugin", "bare")),
+        "processor_ms": {one: round(value / requests, 3) for one, value in processor.items()},
+        "processor_ratio": round(processor["plugin"] / processor["bare"], 3),
+    }
 
 
 def processor_ms(process: psutil.Process) -> float:
@@ -70,51 +113,34 @@ def processor_ms(process: psutil.Process) -> float:
     return sum(one.user + one.system for one in times) * 1000
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    found = parser_of(__doc__)
-    found.add_argument("--config", type=Path, default=PROJECT / "configs" / "sentiment.yaml")
-    found.add_argument("--requests", type=int, default=1000, help="to each server, in each setting")
-    found.add_argument("--clients", type=int, default=8)
-    return found
-
-
-def main() -> None:
-    """Measures and prints."""
-    options = parser().parse_args()
-
-    config = load_config(options.config)
-    assert config.data.test is not None
-    task = config.task_object(None)
-    texts = [example["text"] for example in load_examples(config.data.test, task, config.root).examples]
-    bodies = [json.dumps({"text": text}).encode() for text in texts]
-    path = options.config.absolute()
-    with tempfile.TemporaryDirectory() as name, serving(TARGETS, READY, path, Path(name)) as (ports, processes):
-        servers = {one: psutil.Process(process.pid) for one, process in zip(ports, processes, strict=True)}
-        asyncio.run(alone(ports, bodies, 50))
-        asyncio.run(crowded(ports, bodies, 100, options.clients))
-        results, processor = {}, {}
-        for setting, measure in {
-            "alone": lambda: alone(ports, bodies, options.requests),
-            f"{options.clients} clients": lambda: crowded(ports, bodies, options.requests, options.clients),
-        }.items():
-            before = {one: processor_ms(process) for one, process in servers.items()}
-            results[setting] = asyncio.run(measure())
-            processor[setting] = {
-                one: (processor_ms(process) - before[one]) / len(results[setting][one])
-                for one, process in servers.items()
-            }
-    report: dict[str, object] = {"must_be_at_most": MUST_BE_AT_MOST, "requests": options.requests}
-    for setting, times in results.items():
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        report[setting] = {
-            "bare_ms": round(medians["bare"], 3),
-            "plugin_ms": round(medians["plugin"], 3),
-            "quotient": round(medians["plugin"] / medians["bare"], 3),
-            "processor_ms": {one: round(value, 3) for one, value in processor[setting].items()},
-            "processor_quotient": round(processor[setting]["plugin"] / processor[setting]["bare"], 3),
+def counted(port: int, asked: int) -> dict[str, float]:
+    """What the plugin's metrics say of ``asked`` predictions; ends the benchmark where something was not done."""
+    end = time.monotonic() + COUNTED_WITHIN_S
+    while True:
+        sums = metric_sums(port)
+        found = {
+            "predictions_counted": sums["audit_predictions_total"],
+            "clusters_counted": sums["audit_embedding_cluster_total"],
+            "explained_in_the_background": sums["audit_influence_top_share_ratio_count"],
+            "lost": sums["audit_records_dropped_total"],
         }
-    show(report, options)
+        done = found["predictions_counted"] == found["clusters_counted"] == asked and not found["lost"]
+        if done:
+            return found
+        if time.monotonic() > end:
+            raise SystemExit(f"the plugin was asked for {asked} predictions, and its metrics say {found}")
+        time.sleep(0.5)
+
+
+def metric_sums(port: int) -> dict[str, float]:
+    """Every series of ``/metrics``, summed over its labels."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-START_S = 120.0
+START_S = 300.0
+"""Until a server has to answer; on a machine with much else to do, its first import takes minutes."""
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -116,53 +118,75 @@ class Connection:
         return content
 
 
+@dataclass(frozen=True)
+class Server:
+    """A BentoML server to start.
+
+    Attributes:
+        target: What ``bentoml serve`` takes.
+        ready: Path and body of a request that is answered once all is loaded.
+        code: The folder whose code is served.
+        environment: What else it finds in its environment.
+    """
+
+    target: str
+    ready: tuple[str, bytes]
+    code: Path = PROJECT
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, port: int, config: Path, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+        """Starts it, with what it writes below ``folder``."""
+        environment = {
+            **os.environ,
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": str(folder / "bentoml"),
+            "BENTO_AUDIT_CONFIG": str(config),
+            "BENTO_AUDIT_STATE": str(folder / "state"),
+            "PYTHONPATH": str(self.code),
+            **self.environment,
+        }
+        command = [sys.executable, "-m", "bentoml", "serve", self.target, "--host", "127.0.0.1", "--port", str(port)]
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.code,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
 @contextlib.contextmanager
 def serving(
-    targets: Mapping[str, str], ready: Mapping[str, tuple[str, bytes]], config: Path, folder: Path
-) -> Iterator[tuple[dict[str, int], list[subprocess.Popen[bytes]]]]:
-    """Starts a BentoML server for each target and waits until each answers; yields ports by name, and processes."""
-    processes: list[subprocess.Popen[bytes]] = []
+    servers: Mapping[str, Server], config: Path, folder: Path
+) -> Iterator[tuple[dict[str, int], dict[str, subprocess.Popen[bytes]]]]:
+    """Starts servers and waits until each answers; yields ports and processes by name."""
+    # A terminated benchmark stops its servers, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    processes: dict[str, subprocess.Popen[bytes]] = {}
     ports: dict[str, int] = {}
     try:
-        for name, target in targets.items():
+        for name, server in servers.items():
             ports[name] = free_port()
-            environment = {
-                **os.environ,
-                "BENTOML_DO_NOT_TRACK": "True",
-                "BENTOML_HOME": str(folder / name),
-                "BENTO_AUDIT_CONFIG": str(config),
-                "BENTO_AUDIT_STATE": str(folder / "state"),
-                "PYTHONPATH": str(PROJECT),
-            }
-            command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]
-            with (folder / f"{name}.log").open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [*command, "--port", str(ports[name])],
-                        cwd=PROJECT,
-                        env=environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
-        asyncio.run(_wait_until_ready(ports, ready, folder))
+            processes[name] = server.start(ports[name], config, folder / name, folder / f"{name}.log")
+        asyncio.run(_wait_until_ready(ports, servers, folder))
         yield ports, processes
     finally:
-        for process in processes:
+        for process in processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        for process in processes:
+        for process in processes.values():
             process.wait(30)
 
 
-async def _wait_until_ready(ports: Mapping[str, int], ready: Mapping[str, tuple[str, bytes]], folder: Path) -> None:
+async def _wait_until_ready(ports: Mapping[str, int], servers: Mapping[str, Server], folder: Path) -> None:
     end = time.monotonic() + START_S
     for name, port in ports.items():
         while True:
             try:
                 connection = await Connection.open(port)
-                await connection.post(*ready[name])
+                await connection.post(*servers[name].ready)
                 break
             except (OSError, AssertionError, asyncio.IncompleteReadError, StopIteration):
                 if time.monotonic() > end:

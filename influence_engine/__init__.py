@@ -1,6 +1,7 @@
 """Which training examples, and which changes to the base model, made a prediction.
 
-The names below are loaded when they are first used, so that importing the package costs nothing.
+The names below are loaded when they are first used, so that importing the package costs nothing. ``__version__`` is
+that of the installed distribution; within a bento, which carries the code and no distribution, it is ``0+unknown``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from influence_engine.attribution.attributor import Attributor
     from influence_engine.attribution.result import Attribution
     from influence_engine.index import IndexSettings, InfluenceIndex
@@ -41,6 +44,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    # Imported here, not above: it takes as long as the rest of the command line's start.
+    from importlib import metadata
+
+    try:
+        return metadata.version("bento-audit")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

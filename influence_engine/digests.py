@@ -1,19 +1,32 @@
-"""SHA-256 digests of files, folders, JSON values and model weights."""
+"""SHA-256 digests of files, folders, JSON values and model weights.
+
+Importing this module does not import torch, which takes seconds: stores digest JSON in processes that have no tensors.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from influence_engine.errors import DigestMismatchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK = 2**23
+"""Bytes that are read and hashed at once. A thread that hashes waits for the interpreter, up to 5 ms, between any two
+chunks: beside one that imports, small ones would take longer to wait for than to hash."""
+
+_THREADS = min(4, os.cpu_count() or 1)
+"""Files that are hashed at once; hashing and reading leave the interpreter to other threads."""
 
 
 def json_digest(value: Any) -> str:
@@ -42,7 +55,8 @@ def described(value: Any) -> Any:
         return dict(value)
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Tensor):
+    torch = sys.modules.get("torch")  # where nobody has imported it, nothing is a tensor
+    if torch is not None and isinstance(value, torch.Tensor):
         dtype, content = str(value.dtype).removeprefix("torch."), tensor_bytes(value.to_dense())
     elif isinstance(value, np.ndarray) and value.dtype.kind in "OUS":  # the bytes of objects are addresses
         return value.tolist()
@@ -56,8 +70,12 @@ def described(value: Any) -> Any:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Digest of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with Path(path).open("rb", buffering=0) as file:
+        chunk = memoryview(bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 1)))
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
+    return digest.hexdigest()
 
 
 def folder_digests(
@@ -77,30 +95,58 @@ def folder_digests(
     return {name: taken.get(name) or file_digest(root / name) for name in names if name not in left_out}
 
 
-def verify_folder(folder: str | os.PathLike[str], expected: Mapping[str, str]) -> None:
-    """Checks the digest of every file that ``expected`` names by its relative path.
+def verify_folder(
+    folder: str | os.PathLike[str], expected: Mapping[str, str], *, meanwhile: Callable[[], object] | None = None
+) -> None:
+    """Checks the digest of every file that ``expected`` names by its relative path, several at a time.
+
+    Args:
+        folder: The folder.
+        expected: The digests.
+        meanwhile: Work that is done on this thread while others read the files, such as importing what will be needed.
+            It must trust nothing that is in the folder.
 
     Raises:
-        DigestMismatchError: a file is missing or differs; the message names the file and both digests.
+        DigestMismatchError: a file is missing or differs; the message names the file and both digests. It takes the
+            place of what ``meanwhile`` raises.
     """
     root = Path(folder)
-    for name, digest in expected.items():
-        path = root / name
-        if not path.is_file():
-            raise DigestMismatchError(f"{path} is missing; its manifest lists it with digest {digest}", field=str(path))
-        found = file_digest(path)
-        if found != digest:
-            raise DigestMismatchError(
-                f"{path} has changed since it was written: its digest is {found}, its manifest says {digest}. "
-                "Restore the file, or build it again.",
-                field=str(path),
-            )
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as threads:
+        found = {name: threads.submit(_digest_or_none, root / name) for name in expected}
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        finally:
+            for name, digest in expected.items():
+                _check_digest(root / name, digest, found[name].result())
+
+
+def _digest_or_none(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
+
+
+def _check_digest(path: Path, expected: str, found: str | None) -> None:
+    if found is None:
+        raise DigestMismatchError(f"{path} is missing; its manifest lists it with digest {expected}", field=str(path))
+    if found != expected:
+        raise DigestMismatchError(
+            f"{path} has changed since it was written: its digest is {found}, its manifest says {expected}. "
+            "Restore the file, or build it again.",
+            field=str(path),
+        )
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """A tensor's values as contiguous bytes, whatever its dtype (bfloat16 included) and device."""
+    return bytes(_memory(tensor))
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """``tensor_bytes`` without a copy, of a tensor that is on the CPU and contiguous."""
+    import torch  # not at the top: see there
+
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return memoryview(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -109,5 +155,5 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor_bytes(tensor))
+        digest.update(_memory(tensor))
     return digest.hexdigest()

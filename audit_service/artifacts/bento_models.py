@@ -15,17 +15,11 @@ from typing import Any, Literal
 import bentoml
 from bentoml.exceptions import NotFound
 
-from audit_service import bentoml_internals
-from audit_service.artifacts.processors import processor_in
 from audit_service.config import AuditConfig
-from audit_service.prediction.export import MANIFEST as ONNX_MANIFEST
-from audit_service.prediction.export import PROCESSOR
-from audit_service.prediction.predictor import OnnxPredictor
-from audit_service.store.location import StateLocation
+from audit_service.prediction.export_files import MANIFEST as ONNX_MANIFEST
 from influence_engine.errors import RecordError
 from influence_engine.index import current_version
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
-from influence_engine.tasks import Array
 
 Kind = Literal["model", "index", "onnx"]
 
@@ -58,41 +52,6 @@ def index_version_folder(config: AuditConfig) -> Path:
     """
     folder = find(config, "index").folder
     return folder / VERSIONS / current_version(folder)
-
-
-def open_predictor(config: AuditConfig, observe: Callable[[Array], None] | None = None) -> OnnxPredictor:
-    """The config's model in ONNX Runtime, as it is served.
-
-    Args:
-        config: The config.
-        observe: Given the model's features of every batch.
-
-    Raises:
-        RecordError: it has not been exported yet.
-        DigestMismatchError: a file has changed, or the task has.
-    """
-    folder = find(config, "onnx").folder
-    processor = processor_in(config, folder / PROCESSOR) if (folder / PROCESSOR).is_dir() else None
-    return OnnxPredictor(
-        folder,
-        config.task_object(processor),
-        threads=config.serve.threads,
-        max_chars=config.serve.max_text_chars,
-        observe=observe,
-    )
-
-
-def state_folder(config: AuditConfig) -> Path:
-    """Where predictions lie: the config's folder, but never inside a bento, which is read-only and replaced."""
-    inside = config.state_folder.is_relative_to(config.root) and (config.root.parent / "bento.yaml").is_file()
-    if not inside:
-        return config.state_folder
-    return bentoml_internals.home() / "audit" / config.name
-
-
-def state_location(config: AuditConfig) -> StateLocation:
-    """Where predictions and jobs lie: in the folder of the state, or on the server that the config names."""
-    return StateLocation(state_folder(config), url=config.state.address(), namespace=config.name)
 
 
 def keep_bento_model(name: str, digests: dict[str, Any], fill: Callable[[Path], None]) -> str:

@@ -14,7 +14,7 @@ from audit_service.config import AuditConfig
 from influence_engine.errors import DigestMismatchError
 from influence_engine.files import read_json, write_json
 from influence_engine.models.adapter_base import adapter_base_digest
-from influence_engine.models.loading import load_base, load_model, load_processor, model_digest, save_model
+from influence_engine.models.loading import load_base, load_model, model_digest, save_model
 from influence_engine.models.trainable import freeze_unchanged, set_trainable
 from influence_engine.training.record import MODEL, Run
 
@@ -43,7 +43,8 @@ class ServedModel:
 def recorded_model(config: AuditConfig, run: Run) -> ServedModel:
     """The model of a recorded run of a config; raises what ``Run.load_model`` raises."""
     processor = processor_in(config, run.folder / MODEL)
-    return ServedModel(run.load_model(), run.load_base(), processor, run.digests, config.name)
+    model = run.load_model()
+    return ServedModel(model, run.base_beside(model), processor, run.digests, config.name)
 
 
 def adopted_model(config: AuditConfig) -> ServedModel:
@@ -86,15 +87,13 @@ def save_model_folder(served: ServedModel, folder: str | os.PathLike[str]) -> No
     write_json(folder / ABOUT, {"digests": served.digests, "trainable": trainable})
 
 
-def load_model_folder(
-    folder: str | os.PathLike[str], tag: str, processor_class: str | None = "AutoTokenizer"
-) -> ServedModel:
+def load_model_folder(config: AuditConfig, folder: str | os.PathLike[str], tag: str) -> ServedModel:
     """Loads what ``save_model_folder`` wrote.
 
     Args:
+        config: Whose model it is; its task says which processor goes with it.
         folder: Where.
         tag: What answers call the model.
-        processor_class: The class of ``transformers`` that loads its processor; ``None`` where the task wants none.
 
     Raises:
         DigestMismatchError: the weights are not those that were saved.
@@ -112,5 +111,4 @@ def load_model_folder(
         )
     set_trainable(model, about["trainable"])
     base = load_model(folder / "base") if (folder / "base").is_dir() else None
-    processor = None if processor_class is None else load_processor(folder / "fine_tuned", processor_class)
-    return ServedModel(model, base, processor, digests, tag)
+    return ServedModel(model, base, processor_in(config, folder / "fine_tuned"), digests, tag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from audit_service.config import AuditConfig
@@ -13,12 +14,13 @@ AGREEMENT = "agreement.json"
 """Beside a surrogate run: how far its model agrees with the served one."""
 
 
-def recorded_run(config: AuditConfig, *, verify: bool = True) -> Run:
+def recorded_run(config: AuditConfig, *, verify: bool = True, meanwhile: Callable[[], object] | None = None) -> Run:
     """The config's run.
 
     Args:
         config: The config.
         verify: False trusts the files, for whoever only asks whether there is one.
+        meanwhile: Done while the files are verified (``digests.verify_folder``).
 
     Raises:
         RecordError: there is none, an interrupted one, or a model trained elsewhere; the message says what helps.
@@ -37,7 +39,7 @@ def recorded_run(config: AuditConfig, *, verify: bool = True) -> Run:
             f"Run: bento-audit finetune {config.spelled}",
             field=str(config.run_folder),
         )
-    return Run.open(config.run_folder, verify=verify)
+    return Run.open(config.run_folder, verify=verify, meanwhile=meanwhile)
 
 
 def replayable_run(config: AuditConfig, *, verify: bool = True) -> tuple[Run, dict[str, Any] | None]:

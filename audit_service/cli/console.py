@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def output_console() -> Console:
-    """The console for results; made anew, so that it follows a redirected standard output."""
+    """A console for results; a new one each time, so that it follows a redirected standard output."""
     return Console(highlight=False)
 
 
@@ -106,7 +106,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def progress_shown() -> Iterator[_Bars | _Lines]:
-    """Yields an ``influence_engine.progress.Progress`` that shows how far work is and how long it will still take."""
+    """Yields an ``influence_engine.progress.Progress`` that shows how far work is and how long the rest will take."""
     console = error_console()
     if not console.is_terminal:
         yield _Lines()

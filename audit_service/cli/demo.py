@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from audit_service.cli.console import duration, error_console, facts, output_console, print_json, remark
+from audit_service.cli.group import fail
 from audit_service.cli.options import json_option, open_config, open_workspace
 from audit_service.cli.rendering import explanation
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 SENTENCE = "The acting is superb and the ending moved me to tears."
 
 
-@click.command("demo", short_help="The whole way on real data: fine-tune, index, serve, explain.")
+@click.command("demo", short_help="Every step on real data: fine-tune, index, serve, explain.")
 @click.argument("config", metavar="[NAME]", default="sentiment")
 @click.option("--check", is_flag=True, help="Ask the server once, print the explanation, stop it and exit.")
 @click.option("--text", default=SENTENCE, show_default=True, help="The sentence to ask about.")
@@ -28,11 +30,16 @@ SENTENCE = "The acting is superb and the ending moved me to tears."
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Or the next free one.")
 @click.option("--restart", is_flag=True, help="Delete an earlier run of this config first.")
+@click.option("--began", type=float, hidden=True, help="When the first command was given, in seconds since 1970.")
 @json_option
-def command(config: str, check: bool, text: str, top_k: int, port: int, restart: bool, as_json: bool) -> None:
+def command(
+    config: str, check: bool, text: str, top_k: int, port: int, restart: bool, began: float | None, as_json: bool
+) -> None:
     """Fetch pinned data and a base model, fine-tune it, index it, serve it with BentoML, and ask the server why.
 
-    What an earlier call has finished is kept. Without --check the server stays up until ^C.
+    The server answers as soon as there is a first, provisional index. The better index, the replayed tier and the check
+    against retraining follow beside it, and the question is asked again. What an earlier call has finished is kept.
+    Without --check the server stays up until ^C.
 
     \b
     Examples:
@@ -40,6 +47,7 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
       bento-audit demo sentiment --check
     """
     settings = open_config(config)
+    began = began or time.time()
     # A terminated demo stops its server, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Imported here, not above: it imports torch, which `--help` does not wait for.
@@ -48,35 +56,59 @@ def command(config: str, check: bool, text: str, top_k: int, port: int, restart:
 
     with open_workspace(settings) as workspace:
         (field,) = input_of(workspace, text, None)
-    seconds = prepare(settings, restart=restart)
-    with demo.served(settings, port=port) as server:
+        seconds = demo.prepare(workspace, restart=restart)
+    del workspace  # the server loads models of its own
+    within = demo.SECONDS_OF_A_DEMO - demo.SECONDS_TO_TAKE_UP - (time.time() - began) if check else None
+    with demo.running_bento(settings, port=port) as server, demo.finishing(settings, within) as finishing:
         seconds["start of the server"] = server.seconds_to_start
-        asked = demo.ask(server.address, text, top_k=top_k, field=field)
-        seconds["prediction and explanation"] = asked.seconds
+        first = demo.ask(server.address, text, top_k=top_k, field=field)
+        seconds["first prediction and explanation"] = first.seconds
+        since = time.time() - began
+        if not as_json:
+            output_console().print(explanation(first.explanation, text))
+            remark(
+                f"\nThe first explanation, {duration(since)} after the first command. What no earlier call has made "
+                "yet follows now, beside the running server: a better index, replay, a check, the drift baseline."
+            )
+        if not check:
+            _say_where(server.address, field, first.prediction)
+        waited = time.time()
+        code = finishing.wait()
+        seconds["index along the trajectory, replay, check, drift baseline"] = time.time() - waited
+        if code:
+            fail(f"the rest of the index was not built (exit code {code}); what was said above is why", code=1)
+        asked = demo.ask_again(settings, server.address, first, top_k=top_k)
+        seconds["taken up, and asked again"] = asked.seconds
         if as_json:
-            print_json({"prediction": asked.prediction, "explanation": asked.explanation, "seconds": seconds})
+            print_json(
+                {
+                    "prediction": asked.prediction,
+                    "first_explanation": first.explanation,
+                    "explanation": asked.explanation,
+                    "seconds": seconds,
+                }
+            )
         else:
             output_console().print(explanation(asked.explanation, text))
-        _say_how_long(seconds)
+        _say_how_long(seconds, time.time() - began)
         if not check:
-            _say_where(server.address, field, asked.prediction)
             server.process.wait()
             raise server.stopped()
 
 
-def prepare(settings: AuditConfig, *, restart: bool = False) -> dict[str, float]:
-    """Runs the demo's stages; the models that they open are let go when it returns, before a server loads its own."""
+def prepare(settings: AuditConfig) -> dict[str, float]:
+    """Runs all the demo's stages; the models that they open are let go when it returns."""
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import demo
 
     with open_workspace(settings) as workspace:
-        return demo.prepare(workspace, remark, restart=restart)
+        return demo.prepare_whole(workspace, remark)
 
 
-def _say_how_long(seconds: dict[str, float]) -> None:
+def _say_how_long(seconds: dict[str, float], together: float) -> None:
     rows: dict[str, Any] = {stage: duration(spent) for stage, spent in seconds.items()}
     remark("")
-    error_console().print(facts({**rows, "together": duration(sum(seconds.values()))}))
+    error_console().print(facts({**rows, "since the first command": duration(together)}))
 
 
 def _say_where(address: str, field: str, prediction: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +70,11 @@ def report(
     most_explained: int,
     as_json: bool,
 ) -> None:
-    """Hold a file of inputs, or the predictions on record, against CONFIG's baseline.
+    """Compare a file of inputs, or the recorded predictions, with CONFIG's baseline.
 
-    Every signal with a test (scipy), the groups of training examples that gained and lost influence, and the inputs
-    that moved it. Of the record, also how predictions compare with the true labels that have arrived.
+    Shows every signal with a statistical test (scipy), the groups of training examples that gained and lost influence,
+    and the inputs that moved the signals. Of recorded predictions, also how they compare with the true labels that have
+    arrived.
 
     \b
     Examples:
@@ -148,7 +148,7 @@ def watch(ctx: click.Context, config: str, domain: str, events: int, check: bool
             if not as_json:
                 output_console().print(facts(_seen(observation)))
         if as_json:
-            print_json([asdict(observation) for observation in found])
+            print_json([observation.to_dict() for observation in found])
         if watched.prometheus is None:
             remark("Prometheus is not installed, so there were no alerts to see (Debian: apt-get install prometheus).")
         if not check:

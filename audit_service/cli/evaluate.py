@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
@@ -80,7 +80,7 @@ def command(
 
     Trains the recorded run again without random shares of its examples and correlates, query by query, the changes
     that were predicted with those measured: the linear datamodeling score (LDS), 1 is perfect. Text search,
-    embeddings and plain gradients are beside it. Every retraining is kept: an interrupted evaluation goes on where it
+    embeddings and plain gradients are beside it. Every retraining is cached: an interrupted evaluation goes on where it
     was, and asking for more subsets or another method costs only what is new.
 
     \b
@@ -119,7 +119,7 @@ def command(
         if as_json:
             print_json(cost)
         else:
-            output_console().print(facts({**cost, "seconds": f"at most about {duration(cost['seconds'])}"}))
+            output_console().print(facts(_cost_facts(cost)))
         return
     drawn = _draw(found, folder, unit)
     if as_json:
@@ -127,6 +127,14 @@ def command(
         return
     _print_table(found)
     output_console().print(facts(_summary(found, folder, drawn)))
+
+
+def _cost_facts(cost: dict[str, Any]) -> dict[str, object]:
+    return {
+        "queries": f"{cost['queries']:,}, of which {cost['tuning']:,} choose the damping",
+        "retrainings": f"{cost['retrainings']:,}, of which {cost['kept']:,} are cached",
+        "time": f"at most about {duration(cost['seconds'])}",
+    }
 
 
 def _planted(settings: AuditConfig, share: float, out: Path | None, *, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from audit_service.cli.options import (
 )
 from audit_service.cli.rendering import explanation, sharing
 from audit_service.cli.wording import Wording
+from influence_engine.garbage_collection import collection_paused
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -86,15 +87,15 @@ def command(
 
     Influence is by how much training with the example raised the answer's measurement: for a label, its log-odds.
 
-    With --input FILE, every row of it is explained, and at the end stands which training examples, and which labels and
-    sources, drive many of the answers. A row has the fields of an input; it may have an id, and a label (or a column
-    `target`) that is explained instead of what is predicted. With --only-wrong that label is what the prediction is
-    compared with, and what was predicted is explained: proponents are then what led the model astray. An interrupted
-    run goes on when the same command is given again.
+    With --input FILE, every row of it is explained, and the end of the output says which training examples, and which
+    labels and sources, drive many of the answers. A row has the fields of an input; it may have an id, and a label (or
+    a column `target`) that is explained instead of what is predicted. With --only-wrong that label is what the
+    prediction is compared with, and what was predicted is explained: proponents are then what led the model astray. An
+    interrupted run goes on when the same command is given again.
 
     With --tier refined, the influences are those of the exact Gauss-Newton matrix at the final weights, by passes over
-    all training examples, for an index that has none of the recorded steps to follow; the answer says how far the
-    estimated ones were from it.
+    all training examples, for an index that does not follow recorded steps; the answer says how well the estimated
+    influences agree with them.
 
     With --tier measured, the recorded training is executed again without the strongest examples; `bento-audit measure`
     can change more than that.
@@ -116,24 +117,28 @@ def command(
     _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
     if tier == "measured" and rows is not None:
         raise click.UsageError("--tier measured goes with --text, or with --input of one input as JSON")
-    settings = open_config(config, profile=profile)
-    # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows.batch_explanation import Question
-    from audit_service.workflows.task_inputs import target_of
+    short = rows is None and tier not in ("measured", "refined")
+    with collection_paused():
+        settings = open_config(config, profile=profile)
+        # Imported here, not above: it imports torch, which `--help` does not wait for.
+        from audit_service.workflows.batch_explanation import Question
+        from audit_service.workflows.task_inputs import target_of
 
-    question = Question(
-        target=None if target is None else target_of(target),
-        top_k=top_k,
-        polarity=polarity,
-        group_by=list(group_by),
-        tier=tier,
-        only_wrong=only_wrong,
-    )
+        question = Question(
+            target=None if target is None else target_of(target),
+            top_k=top_k,
+            polarity=polarity,
+            group_by=list(group_by),
+            tier=tier,
+            only_wrong=only_wrong,
+        )
+        if short:
+            _of_one(settings, text, given, question, as_json=as_json)
     if rows is not None and out is not None:
         _of_a_file(settings, rows, out, question, as_json=as_json)
     elif tier == "measured":
         _measured(settings, text, given, question, as_json=as_json)
-    else:
+    elif not short:
         _of_one(settings, text, given, question, as_json=as_json)
 
 
@@ -193,8 +198,9 @@ def _of_a_file(settings: AuditConfig, rows: Path, out: Path, question: Question,
             summary = batch_explanation.explain_file(workspace, rows, out, question)
             wording = Wording.of(workspace.task)
     except KeyboardInterrupt:
-        if batch_explanation.aside(out).exists():
-            remark(f"What is done is kept in {batch_explanation.aside(out)}; the same command goes on after it.")
+        folder = batch_explanation.partial_folder(out)
+        if folder.exists():
+            remark(f"The explanations so far are in {folder}; the same command goes on after them.")
         raise
     remark(f"{summary['explained']:,} explanations written to {out}")
     if as_json:

@@ -6,6 +6,8 @@ Exit codes: 0 done; 1 what was checked is not in order, or the work failed; 2 wr
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -102,9 +104,12 @@ def main(ctx: click.Context) -> None:
     """Which training examples, and which changes to the base model, made this prediction?
 
     \b
-    The whole way on real data:   bento-audit demo
+    Every step on real data:      bento-audit demo
     A model trained elsewhere:    bento-audit init --model FOLDER --data FILE
     """
     # BentoML reports its use over the network unless told otherwise; nothing of ours does. `doctor` says what it was.
     ctx.obj = os.environ.get("BENTOML_DO_NOT_TRACK")
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    # When it ends, Python collects garbage among everything that torch and transformers have made, for about a second.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)

@@ -15,6 +15,7 @@ from audit_service.cli.options import (
     open_workspace,
     profile_option,
 )
+from audit_service.workflows.processes.priority import lowest_priority
 
 
 @click.group("index", short_help="The training-gradient index: build, check, inspect, upgrade, verify.")
@@ -38,24 +39,55 @@ def command() -> None:
     show_default=True,
     help="Replay so many directions for the replayed tier; each takes about as long as the training did.",
 )
+@click.option("--check", is_flag=True, help="Check the answers against retraining, too, as `index check` does.")
+@click.option("--reference", is_flag=True, help="Build the drift baseline, too, as `reference build` does.")
+@click.option(
+    "--within",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Replay fewer directions, or none, where all of this would take longer; says so.",
+)
+@click.option(
+    "--provisional/--no-provisional",
+    default=True,
+    show_default=True,
+    help="Where there is no index yet, make a quick one of one step at the final weights first, to serve meanwhile.",
+)
+@click.option("--idle", is_flag=True, help="Give way to everything else on the machine, such as the service.")
 @dry_run_option
 @json_option
-def build(config: str | None, profile: str | None, directions: int, dry_run: bool, as_json: bool) -> None:
+def build(
+    config: str | None,
+    profile: str | None,
+    directions: int,
+    check: bool,
+    reference: bool,
+    within: float | None,
+    provisional: bool,
+    idle: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Build the index of CONFIG's model, and export the model for serving.
 
     First says how long it will take and how much disk and memory. A build that was interrupted goes on where it was;
     one that is there already is kept. With --directions the recorded training is then differentiated step by step for
     directions taken from the held-out examples (data.validation), and explanations are corrected by what it says.
 
+    A service can be started as soon as this says so. It takes up without a restart what comes later, and its answers
+    say what is still to come.
+
     \b
     Examples:
       bento-audit index build sentiment
-      bento-audit index build sentiment --directions 16
+      bento-audit index build sentiment --directions 16 --check --idle
       bento-audit index build sentiment --dry-run --json
     """
+    if idle:
+        lowest_priority()  # before torch is imported, whose threads inherit it
     settings = open_config(config, profile=profile)
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows.index_building import build_for_serving, plan_for_serving
+    from audit_service.workflows.index_building import BuildOrder, build_for_serving, plan_for_serving
     from audit_service.workflows.task_inputs import usual_option
 
     if dry_run:
@@ -68,8 +100,15 @@ def build(config: str | None, profile: str | None, directions: int, dry_run: boo
             if plan["replay"] is not None:
                 output_console().print(_replay_facts(plan["replay"]))
         return
+    order = BuildOrder(
+        directions=directions,
+        check=check,
+        drift_baseline=reference,
+        provisional=provisional,
+        seconds=None if within is None else 60 * within,
+    )
     with open_workspace(settings) as workspace:
-        built = build_for_serving(workspace, directions, remark)
+        built = build_for_serving(workspace, order, remark)
         asked = usual_option(workspace.fields)
     if as_json:
         print_json({**built.index, "export": built.export})
@@ -89,8 +128,8 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
 
     Six short trainings along the recorded steps: without random examples, without those that matter most, without half
     of all, and with one set at half its weight. From then on every influence is shown with a 90% interval, and answers
-    warn where training responds too unevenly to be explained. The check itself says what would make it more even. An
-    interrupted one goes on where it was.
+    warn where training responds too nonlinearly to its examples to be explained. The check itself says what would make
+    it more linear. An interrupted check goes on where it was.
 
     \b
     Examples:
@@ -137,7 +176,7 @@ def inspect(config: str | None, profile: str | None, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be added, and what it takes.")
 @json_option
 def upgrade(config: str | None, profile: str | None, dry_run: bool, as_json: bool) -> None:
-    """Give CONFIG's index what came after it was built, without training or indexing again.
+    """Give CONFIG's index the parts that came after it was built, without training or indexing again.
 
     The version stays current, its vectors and digests are untouched, and a service goes on with it. What was
     interrupted is done again the next time; an index that has everything is left as it is.
@@ -241,7 +280,7 @@ def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
     return {
         **tiers,
         "nonlinearity": f"{found['nonlinearity']:.2f} (0: half the weight does half as much)",
-        "more even": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
+        "more linear": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
         "check": f"{found['retrainings']} retrainings, {found['queries']} held-out inputs",
     }
 
@@ -253,7 +292,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "approximation": about["approximation"],
         "training examples": f"{about['rows']:,}",
         "numbers an example": f"{about['dimensions']:,} (from {about['coordinates']:,} coordinates)",
-        "metric": about["metric"],
+        "preconditioner": about["metric"],
         "damping": f"{about['damping']:.3g} ({about['damping_source']})" if about["damping"] else None,
         "energy kept": f"{about['energy_kept']:.1%} of the sampled gradients'",
         "influence kept": None if kept is None else f"{kept:.1%} on held-out examples (estimated)",

@@ -63,7 +63,7 @@ def command(
     The recorded steps are executed with the change, everything else as it was, and the answer's measurement (of a
     label: its log-odds) is compared with what was predicted. EXAMPLES are the strongest of the explanation (top:10,
     proponents:10, opponents:10), a group (group:COLUMN=VALUE), or some by their handles or ids (ids:A,B). An
-    interrupted measurement goes on when the same command is given again; what has been trained once is kept for other
+    interrupted measurement goes on when the same command is given again; the retrained model is cached for other
     inputs.
 
     \b
@@ -105,14 +105,14 @@ def measure_in_terminal(
     dry_run: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Measures with progress, and shows what was found.
+    """Answers a counterfactual question with progress, and shows the answer.
 
     Args:
-        settings: Whose model.
+        settings: Config of the model.
         asked: The question, but for its input.
         text: The input, where it is one text.
-        given: Its fields otherwise.
-        dry_run: Only say what it takes.
+        given: The input's fields otherwise.
+        dry_run: Only predict time, memory and disk.
         as_json: Write JSON.
     """
     # Imported here, not above: it imports torch, which `--help` does not wait for.
@@ -130,7 +130,7 @@ def measure_in_terminal(
                 found = measuring.answer(asked, workspace.progress).model_dump(mode="json")
             seen, wording = shown_input(workspace.task, asked.input), Wording.of(workspace.task)
     except KeyboardInterrupt:
-        remark(f"What is trained is kept in {retrainings_folder(settings)}; the same command goes on after it.")
+        remark(f"The training so far is in {retrainings_folder(settings)}; the same command goes on after it.")
         raise
     if dry_run:
         if as_json:

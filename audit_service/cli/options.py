@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from audit_service.cli.console import progress_shown
+from influence_engine.garbage_collection import collection_paused
 
 if TYPE_CHECKING:
     from audit_service.config import AuditConfig
@@ -59,8 +60,9 @@ def open_config(name: str | None, *, profile: str | None = None) -> AuditConfig:
     Raises:
         ConfigError: it cannot be found or used.
     """
-    # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.config import load_config
+    with collection_paused():
+        # Imported here, not above: it imports torch, which `--help` does not wait for.
+        from audit_service.config import load_config
 
     overrides: dict[str, Any] = {} if profile is None else {"profile": profile}
     return load_config(name, overrides=overrides)
@@ -68,9 +70,10 @@ def open_config(name: str | None, *, profile: str | None = None) -> AuditConfig:
 
 @contextlib.contextmanager
 def open_workspace(config: AuditConfig) -> Iterator[Workspace]:
-    """What belongs to a config, for one call; how far its work is, is shown as long as the context lasts."""
-    # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workspace import Workspace
+    """Yields the workspace of a config for one call, whose progress is shown as long as the context lasts."""
+    with collection_paused():
+        # Imported here, not above: it imports torch, which `--help` does not wait for.
+        from audit_service.workspace import Workspace
 
     with progress_shown() as progress:
         yield Workspace(config, progress)

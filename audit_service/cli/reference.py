@@ -12,7 +12,7 @@ from audit_service.cli.options import config_argument, json_option, open_config,
 
 @click.group("reference", short_help="The drift baseline: how the signals look on held-out data.")
 def command() -> None:
-    """The drift baseline: what production traffic is held against.
+    """The drift baseline: what production traffic is compared with.
 
     \b
     Example:
@@ -25,7 +25,7 @@ def command() -> None:
 @profile_option
 @json_option
 def build(config: str | None, profile: str | None, as_json: bool) -> None:
-    """Predict and explain CONFIG's held-out examples (data.validation), and keep how their signals look.
+    """Predict and explain CONFIG's held-out examples (data.validation), and store the distributions of their signals.
 
     Label shares, bins of confidence, clusters of the model's features, influence by group of training examples, the
     share of inputs outside the index; with the thresholds that baseline traffic stays below, by bootstrap. The baseline
@@ -53,7 +53,7 @@ def build(config: str | None, profile: str | None, as_json: bool) -> None:
 
 def _facts(baseline: Any, file: str) -> dict[str, object]:
     rows: dict[str, object] = {
-        "reference": file,
+        "baseline": file,
         "model": baseline.model,
         "held-out examples": f"{baseline.predictions:,}, of which {baseline.explanations:,} explained",
         "tier": baseline.tier,

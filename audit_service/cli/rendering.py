@@ -1,4 +1,4 @@
-"""Explanations as a person reads them at a terminal: one in the shape of ``/audit/explain``, or what many share."""
+"""Renders explanations for a terminal: one in the form of ``/audit/explain``, or what many have in common."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ SIDES = {
 
 
 def explanation(answer: Mapping[str, Any], text: str, wording: Wording = WORDING) -> RenderableType:
-    """The whole explanation.
+    """One explanation, whole.
 
     Args:
-        answer: What ``/audit/explain`` answers, with ``examples``, ``differences``, ``quality`` and ``timings_ms``.
+        answer: The answer of ``/audit/explain``, with ``examples``, ``differences``, ``quality`` and ``timings_ms``.
         text: What a person sees of the input that was explained.
-        wording: What the task calls it.
+        wording: The task's words for input, example and unit.
     """
     return Group(*_blocks(answer, text, wording))
 
 
 def sharing(summary: Mapping[str, Any], wording: Wording = WORDING) -> RenderableType:
-    """What the explanations of a file have in common.
+    """The training examples and groups that the explanations of a file have in common.
 
     Args:
-        summary: ``explained``, ``skipped``, ``shared_examples`` and ``shared_groups``, as ``explain_file`` gives them.
-        wording: What the task calls it.
+        summary: ``explained``, ``skipped``, ``shared_examples`` and ``shared_groups``, as of ``explain_file``.
+        wording: The task's words for input, example and unit.
     """
     explained = summary["explained"]
     left_out = f", {summary['skipped']:,} not asked for" if summary["skipped"] else ""
@@ -142,7 +142,7 @@ def _header(answer: Mapping[str, Any], text: str, wording: Wording) -> Renderabl
 
 
 def _explained(target: Any, prediction: Mapping[str, Any] | None, wording: Wording) -> str | None:
-    """What is explained, where that is not simply what was predicted."""
+    """The target that is explained, where it is not the prediction."""
     named = target_text(target)
     if named is None or target == prediction or (prediction is not None and named == prediction.get("label")):
         return None
@@ -247,7 +247,25 @@ def _footer(answer: Mapping[str, Any], wording: Wording) -> Table:
             if quality["agreement"] is not None
             else None,
             "warnings": "; ".join(quality["warnings"]) or None,
+            "coming": "; ".join(map(_coming, answer.get("coming") or [])) or None,
             "parity": agreement.get(quality.get("parity")),
             "time": ", ".join(f"{stage} {value:.0f} ms" for stage, value in timings.items()) or None,
         }
     )
+
+
+COMING = {
+    "index": "the index along the training trajectory",
+    "replayed": "the replayed tier",
+    "intervals": "90% intervals",
+    "drift_baseline": "the drift baseline",
+}
+"""What the parts of ``coming`` are called."""
+
+
+def _coming(part: Mapping[str, Any]) -> str:
+    name = COMING.get(part["part"], part["part"])
+    if part["state"] == "waiting" or not part["stage"]:
+        return name
+    left = part["seconds_left"]
+    return f"{name} ({part['stage']}, {part['done']} of {part['total']}" + (f", {left:.0f} s left)" if left else ")")

@@ -44,7 +44,7 @@ def render(configs: tuple[str, ...], profile: str | None, format_: str, out: Pat
     """Write recording rules for every model, and drift alerts for the models of the CONFIGs.
 
     PSI and Jensen-Shannon divergence of predictions, confidence, embedding clusters and influence, over the windows of
-    the config (1h and 24h). Each model is held against its own baseline, so a canary is judged by its own; thresholds
+    the config (1h and 24h). Each model is compared with its own baseline, a canary with that of the canary; thresholds
     come from that baseline, and below its volume no alert fires. Windows and links are those of the first CONFIG.
 
     \b

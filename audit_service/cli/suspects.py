@@ -186,7 +186,7 @@ def _table(suspects: Sequence[Mapping[str, Any]], task: Task, wording: Wording) 
 
 
 def _target(suspect: Mapping[str, Any], target: str) -> str:
-    """What training taught of an example: the name that it is grouped under, else the value itself."""
+    """An example's target in training: the label that it is grouped under, else the value itself."""
     value = suspect["label"] if suspect["label"] is not None else suspect["fields"].get(target)
     return target_text(value) or ""
 

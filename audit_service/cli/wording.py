@@ -1,4 +1,4 @@
-"""What answers about a task are called where a person reads them: its input, its examples, its unit, a prediction."""
+"""Words for people about a task: for its input, its examples, its unit, its predictions and its targets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DIGITS = 4
-"""Of the numbers in a prediction or target that is shown as JSON."""
+"""Significant digits of the numbers in a prediction or target that is shown as JSON."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Wording:
 
     @property
     def measurement(self) -> str:
-        """The unit, or that it is a measurement."""
+        """The name of a measurement: its unit, where there is one."""
         return self.unit or "measurement"
 
     @property
     def the_measurement(self) -> str:
-        """The measurement within a sentence."""
+        """The name of a measurement with its article."""
         return f"the {self.measurement}"
 
     def amount(self, number: str) -> str:

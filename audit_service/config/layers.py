@@ -12,9 +12,12 @@ from audit_service.config.yaml_text import Path, YamlError, read_scalar
 PREFIX = "BENTO_AUDIT_"
 """Begins the names of environment variables that override keys; ``__`` separates the keys of a path."""
 
+ENABLED_VARIABLE = "AUDIT_ENABLED"
+"""Overrides the key ``enabled`` of every config: ``AUDIT_ENABLED=0`` switches all audits off."""
+
 RESERVED = {
     "BENTO_AUDIT_CONFIG": "the config to use",
-    "BENTO_AUDIT_STATE": "the folder for predictions, ledger, jobs and keys",
+    "BENTO_AUDIT_STATE": "the folder for predictions, ledger, jobs and keys; {name} in it is the config's name",
     "BENTO_AUDIT_DATA": "the folder for fetched data",
     "BENTO_AUDIT_DEBUG": "show full tracebacks",
     "BENTO_AUDIT_FORBID_SKIPS": "tests must not be skipped",
@@ -83,10 +86,14 @@ def from_environment(environment: Mapping[str, str]) -> Iterator[tuple[Path, Any
     Raises:
         ConfigError: a value is not YAML.
     """
-    for variable in sorted(environment):
-        if not variable.startswith(PREFIX) or variable in RESERVED:
-            continue
-        path = tuple(variable.removeprefix(PREFIX).lower().split("__"))
+    names = {
+        variable: tuple(variable.removeprefix(PREFIX).lower().split("__"))
+        for variable in sorted(environment)
+        if variable.startswith(PREFIX) and variable not in RESERVED
+    }
+    if environment.get(ENABLED_VARIABLE, "").strip():
+        names[ENABLED_VARIABLE] = ("enabled",)  # the last one, which counts
+    for variable, path in names.items():
         where = f"environment variable {variable}"
         try:
             value = read_scalar(environment[variable])

@@ -144,7 +144,8 @@ class FolderSettings(Section):
         runs: The recorded fine-tuning run.
         index: The training-gradient index.
         onnx: The model as it is served.
-        state: Predictions and all else that changes while serving. ``BENTO_AUDIT_STATE`` names another.
+        state: Predictions and all else that changes while serving. ``BENTO_AUDIT_STATE`` names another; ``{name}`` in
+            it is the config's name.
     """
 
     runs: Path | None = None
@@ -204,7 +205,7 @@ class ServeSettings(Section):
     Attributes:
         explain_deadline_s: Seconds until an explanation that is not ready is answered with 503.
         max_text_chars: Longer texts are refused.
-        max_body_bytes: Longer request bodies are refused.
+        max_body_bytes: Longer bodies are refused, where a request goes to an audited method or to ``/audit/...``.
         keep_inputs: How long inputs are kept for explaining by ``prediction_id``: a number and one of ``s``, ``m``,
             ``h``, ``d``, ``w``, or ``none``.
         parity_tolerance: Largest difference between a probability on record (ONNX Runtime) and the explained one

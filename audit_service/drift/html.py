@@ -22,6 +22,7 @@ def as_html(report: Mapping[str, Any]) -> str:
         "drift_report.html",
         report=report,
         moved=moved,
+        left_out=[f"{count} of {signal}" for signal, count in report["left_out"].items()],
         signals=[
             [_name(one), f"{one['psi']:.4f}", f"{one['threshold']:.4f}", f"{one['js']:.4f}", _test(one["test"])]
             for one in report["signals"]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from audit_service.drift.signals import Explained, Predicted, group_bins, group_events, one_hot
+from audit_service.drift.signals import Explained, Predicted, group_bins, group_events, not_finite, one_hot
 from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline, confidence_bin
+from audit_service.monitoring.finite import finite, finite_json
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.statistics import SMALLEST_SHARE
 from influence_engine.tasks import Array
@@ -40,7 +41,8 @@ def drift_report(
 
     Returns:
         A JSON value: ``signals`` with statistics, thresholds, a test each and bins; ``groups`` that gained and lost
-        influence; ``outside_index``; ``inputs`` that moved the signals most; ``outcomes``.
+        influence; ``outside_index``; ``inputs`` that moved the signals most; ``outcomes``; and how many values of each
+        signal were ``left_out``, as they are no finite numbers.
     """
     events = _events(baseline, predicted)
     signals = [_signal(name, baseline.signals[name], found, baseline.predictions) for name, found in events.items()]
@@ -61,6 +63,7 @@ def drift_report(
         "outside_index": _outside(baseline, explained),
         "inputs": _moving_inputs(baseline, texts, predicted, events, explained, explained_rows),
         "outcomes": back_test(baseline, outcomes),
+        "left_out": not_finite(predicted, explained),
     }
 
 
@@ -68,7 +71,9 @@ def _events(baseline: DriftBaseline, predicted: Predicted) -> dict[Any, Array]:
     """What each input adds to the bins of each signal, ``[inputs, bins]``."""
     values: dict[Any, Sequence[object]] = {
         "prediction": predicted.labels,
-        "confidence": [None if one is None else confidence_bin(one) for one in predicted.confidences],
+        "confidence": [
+            None if (found := finite(one)) is None else confidence_bin(found) for one in predicted.confidences
+        ],
     }
     nearest = baseline.nearest_centre()
     if nearest is not None and predicted.features is not None:
@@ -186,7 +191,7 @@ def _moving_inputs(
         {
             "text": texts[row],
             "label": predicted.labels[row],
-            "confidence": predicted.confidences[row],
+            "confidence": finite(predicted.confidences[row]),
             **_whole(predicted, row),
             "score": float(scores[row]),
             "why": why[row],
@@ -199,7 +204,7 @@ def _moving_inputs(
 def _whole(predicted: Predicted, row: int) -> dict[str, Any]:
     """All that was predicted of an input, where there is no label to show of it."""
     known = predicted.labels[row] is None and bool(predicted.predictions)
-    return {"prediction": predicted.predictions[row]} if known else {}
+    return {"prediction": finite_json(predicted.predictions[row])} if known else {}
 
 
 def back_test(baseline: DriftBaseline, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -218,7 +223,7 @@ def back_test(baseline: DriftBaseline, outcomes: Sequence[Mapping[str, Any]]) ->
         rows = [
             (one["confidence"], is_right)
             for one, is_right in zip(outcomes, right, strict=True)
-            if one["confidence"] is not None and confidence_bin(one["confidence"]) == upper
+            if finite(one["confidence"]) is not None and confidence_bin(one["confidence"]) == upper
         ]
         if rows:
             calibration.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from audit_service.monitoring.finite import finite
 from audit_service.monitoring.model_metrics import other_group, shares_by_group
 from audit_service.monitoring.values import MAX_VALUES, OTHER, clean
 from audit_service.prediction.predictor import OnnxPredictor
@@ -191,7 +193,7 @@ def watched(explained: Explained, by: str, most: int = MAX_VALUES) -> list[str]:
     totals: dict[str, float] = {}
     for one in explained.groups:
         for (column, group, _), share in one.items():
-            if column == by:
+            if column == by and math.isfinite(share):
                 name = clean(f"{by}={group}")
                 totals[name] = totals.get(name, 0.0) + share
     totals.pop(other_group(by), None)
@@ -205,20 +207,35 @@ def group_bins(groups: Sequence[str]) -> list[str]:
 
 
 def group_events(explained: Explained, by: str, bins: Sequence[str]) -> Array:
-    """What each explanation adds to the bins of a grouping, ``[explanations, bins]``; rows sum to one."""
+    """What each explanation adds to the bins of a grouping, ``[explanations, bins]``; rows sum to one, or are zero
+    where a share is not finite.
+    """
     places = {bin_: number for number, bin_ in enumerate(bins)}
     found = np.zeros((len(explained), len(bins)))
     for row, one in enumerate(explained.groups):
         for (column, group, polarity), share in one.items():
-            if column == by:
+            if column == by and math.isfinite(share):
                 bin_ = clean(f"{by}={group}") + f"/{polarity}"
                 found[row, places.get(bin_, places[f"{other_group(by)}/{polarity}"])] += share
     return found
 
 
 def binned(values: Sequence[Any], bin_of: Callable[[Any], str]) -> list[str]:
-    """The bin of each value that is there."""
-    return [bin_of(value) for value in values if value is not None]
+    """The bin of each value that is there and a finite number."""
+    return [bin_of(value) for value in values if finite(value) is not None]
+
+
+def not_finite(predicted: Predicted, explained: Explained) -> dict[str, int]:
+    """How many values of each signal are no finite numbers, and so in no bin; signals without such a value are left
+    out.
+    """
+    shares = [*explained.top_shares, *(sum(one.values()) for one in explained.groups)]
+    found = {
+        "confidence": sum(one is not None and finite(one) is None for one in predicted.confidences),
+        "embedding": 0 if predicted.features is None else int((~np.isfinite(predicted.features).all(1)).sum()),
+        "influence": sum(finite(one) is None for one in shares),
+    }
+    return {signal: count for signal, count in found.items() if count}
 
 
 def shares_of(events: Array, bins: Sequence[str]) -> Mapping[str, float]:

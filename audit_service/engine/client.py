@@ -15,13 +15,16 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 
 from audit_service.bentoml_internals import ServiceDependency
-from audit_service.errors import EngineTimeoutError, EngineUnavailableError, ServiceError
+from audit_service.errors import EngineTimeoutError, EngineUnavailableError, service_error
 from audit_service.schemas import EngineItem
 
 KEEP_ALIVE_S = 4.0
 """Below the five seconds after which the server closes an idle connection."""
 
 CONNECTIONS = 64
+
+NO_ENGINE = "off:"
+"""The address of an engine where there is none: BentoML starts no service that has an address."""
 
 
 class Engine(Protocol):
@@ -165,9 +168,4 @@ def _body(status: int, headers: Mapping[str, str], content: bytes) -> Any:
     if not isinstance(error, dict) or "code" not in error:
         raise EngineUnavailableError(f"the explanation engine answered with status {status}", retry_after=5)
     retry_after = headers.get("retry-after", "")
-    failure = ServiceError(
-        error["message"], field=error.get("field"), retry_after=int(retry_after) if retry_after.isdigit() else None
-    )
-    failure.code = error["code"]
-    failure.status = status
-    raise failure
+    raise service_error(error, status, int(retry_after) if retry_after.isdigit() else None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from audit_service.engine.loading import Loaded
 from audit_service.errors import error_body, status_of
-from audit_service.prediction.predictor import check_example
+from audit_service.prediction.inputs import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
 from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show
@@ -92,10 +92,13 @@ def parity(
     if recorded["label"] != projected.label:
         return False
     scores = recorded.get("scores") or {}
-    gaps = [abs(value - computed.get("scores", {}).get(name, math.inf)) for name, value in scores.items()]
+    gaps = [
+        abs((math.inf if value is None else value) - computed.get("scores", {}).get(name, math.inf))
+        for name, value in scores.items()
+    ]
     if recorded.get("confidence") is not None and projected.confidence is not None:
         gaps.append(abs(recorded["confidence"] - projected.confidence))
-    return max(gaps, default=0.0) <= tolerance
+    return all(gap <= tolerance for gap in gaps)  # a gap that is NaN is none to be tolerated
 
 
 def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Example]) -> list[dict[str, Any]]:
@@ -135,6 +138,7 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
         "prediction": attribution.prediction,
         "differences": differences,
         "quality": {**attribution.quality, "parity": agrees},
+        "coming": loaded.coming(),
         "timings_ms": attribution.timings_ms,
     }
     if "examples" in item.include:

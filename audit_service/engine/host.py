@@ -74,7 +74,9 @@ class Slot:
     def status(self) -> dict[str, Any]:
         """State, reason where there is one, and identity of what is loaded."""
         loaded = self.loaded
-        identity = {} if loaded is None else {"model": loaded.model, "index": loaded.index}
+        identity = {}
+        if loaded is not None:
+            identity = {"model": loaded.model, "index": loaded.index, "coming": loaded.coming()}
         return {"state": self.state, "reason": self.reason, **identity}
 
     def close(self) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audit_service.artifacts.bento_models import find
+from audit_service.artifacts.pending import pending_parts
 from audit_service.config import AuditConfig
-from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.workspace import Workspace
 from influence_engine.attribution.attributor import Attributor
+from influence_engine.garbage_collection import collection_paused
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
 from influence_engine.index.index import BASIS, CALIBRATION
+
+if TYPE_CHECKING:  # the command line does without the Prometheus client
+    from audit_service.monitoring.model_metrics import EngineMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,10 @@ class Loaded:
     index: dict[str, Any]
     metrics: EngineMetrics | None = None
 
+    def coming(self) -> list[dict[str, Any]]:
+        """What some process is making for the index right now."""
+        return [part.model_dump() for part in pending_parts(self.attributor.index.folder.parent.parent)]
+
 
 def load(workspace: Workspace) -> Loaded:
     """Takes model, base, tokenizer and index from a workspace, which checks that they belong together.
@@ -42,7 +50,8 @@ def load(workspace: Workspace) -> Loaded:
     Raises:
         InfluenceError: something is missing, has changed, or does not belong together.
     """
-    config, attributor, model = workspace.config, workspace.attributor, workspace.model
+    with collection_paused():
+        config, attributor, model = workspace.config, workspace.attributor, workspace.model
     manifest = attributor.index.manifest
     return Loaded(
         config=config,

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from audit_service.artifacts.bento_models import find, state_location
+from audit_service.artifacts.bento_models import find
 from audit_service.artifacts.recorded_runs import replayable_run
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
 from audit_service.errors import JobNotDoneError
 from audit_service.jobs.store import ENDED, Job, JobStore

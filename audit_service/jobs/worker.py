@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from audit_service.artifacts.bento_models import state_location
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, load_config
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
+from audit_service.workflows.processes.priority import lowest_priority
 from audit_service.workspace import Workspace
 from influence_engine.errors import InfluenceError
 
@@ -94,14 +95,6 @@ class _StoredProgress:
         progress = {"stage": stage, "done": done, "total": total, "seconds_left": seconds_left(note)}
         if self._store.report_progress(self._job_id, progress):
             raise JobCancelledError
-
-
-def lowest_priority() -> None:
-    """Lets everything else on the machine go first."""
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def end_with_the_starter(store: JobStore) -> None:

@@ -1,4 +1,4 @@
-"""Alerts: drift beyond what baseline traffic shows, slow explanations, a stale index, lost records."""
+"""Alerts: drift beyond what baseline traffic shows, slow explanations, a stale index, lost records and values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from audit_service.config import MonitoringSettings
 from audit_service.monitoring.drift_baseline import Distribution, DriftBaseline
+from audit_service.monitoring.finite import LEFT_OUT
 from audit_service.monitoring.promql import RULES, quoted
 
 ALERTS = (
@@ -15,6 +16,7 @@ ALERTS = (
     "AuditExplainLatencyHigh",
     "AuditIndexStale",
     "AuditRecordsDropped",
+    "AuditValuesLeftOut",
 )
 
 
@@ -84,6 +86,17 @@ def service_alerts(settings: MonitoringSettings) -> list[dict[str, Any]]:
             description=(
                 "About {{ $value | humanize }} predictions of the last 15 minutes were answered but not recorded: "
                 "{{ $labels.reason }}."
+            ),
+        ),
+        _alert(
+            "AuditValuesLeftOut",
+            f"sum by (model, metric) (increase({LEFT_OUT}[15m])) > 0",
+            settings,
+            {},
+            summary="{{ $labels.model }} answers with numbers that are not finite",
+            description=(
+                "About {{ $value | humanize }} values of the last 15 minutes were NaN or infinite and are missing from "
+                "{{ $labels.metric }}."
             ),
         ),
     ]

@@ -15,6 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
 
 from audit_service.config import MonitoringSettings
+from audit_service.monitoring.finite import LEFT_OUT
 from audit_service.monitoring.metrics import CONFIDENCE_BUCKETS, bound
 from audit_service.monitoring.promql import RULES
 
@@ -121,6 +122,11 @@ def _overview(window: str) -> list[tuple[str, list[Graph]]]:
                     "Lost records",
                     "Predictions that were answered but not recorded, and samples that were not explained.",
                     {"{{reason}}": f"sum by (reason) (increase(audit_records_dropped_total{{{MODEL}}}[{window}]))"},
+                ),
+                Graph(
+                    "Values left out",
+                    "NaN and infinite values, such as a confidence, that went into no metric; the model may be broken.",
+                    {"{{metric}}": f"sum by (metric) (increase({LEFT_OUT}{{{MODEL}}}[{window}]))"},
                 ),
                 Graph(
                     "Accuracy",

@@ -3,12 +3,12 @@
 They are module-level, as multi-process mode needs; nothing is opened before a series is asked for. ``model`` is
 ``NAME:`` and the first twelve characters of the model's digest, so that a canary is judged by its own baseline. The
 few gauges tell what is loaded: of several processes the most recent one counts, and what is no longer so is set to
-zero (a gauge cannot be removed in multi-process mode).
+zero (a gauge cannot be removed in multi-process mode). None takes a number that is not finite (``finite``).
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from audit_service.monitoring.finite import Counter, Gauge, Histogram
 
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 """Upper bounds of the bins of a probability, in which confidence drift and calibration are counted."""
@@ -62,10 +62,7 @@ outside_index = Counter(
     ["model"],
 )
 reference_shares = Gauge(
-    "audit_reference_share_ratio",
-    "The reference's share of each bin of a signal.",
-    ["model", "signal", "bin"],
-    multiprocess_mode="mostrecent",
+    "audit_reference_share_ratio", "The reference's share of each bin of a signal.", ["model", "signal", "bin"]
 )
 explanations = Counter(
     "audit_explanations_total", "Explanations that were asked for.", ["model", "tier", "outcome", "cache"]
@@ -77,19 +74,10 @@ explanation_seconds = Histogram(
     buckets=DURATION_BUCKETS,
 )
 # Every worker of a service reads the same queue: the most recent look counts.
-jobs = Gauge("audit_jobs", "Jobs in the queue on disk, by state.", ["model", "state"], multiprocess_mode="mostrecent")
-index_info = Gauge(
-    "audit_index_info", "1 for the index in use.", ["model", "index", "dataset_digest"], multiprocess_mode="mostrecent"
-)
-index_rows = Gauge(
-    "audit_index_rows", "Training examples of the index in use.", ["model"], multiprocess_mode="mostrecent"
-)
-index_created = Gauge(
-    "audit_index_created_timestamp_seconds",
-    "When the index in use was built.",
-    ["model"],
-    multiprocess_mode="mostrecent",
-)
+jobs = Gauge("audit_jobs", "Jobs in the queue on disk, by state.", ["model", "state"])
+index_info = Gauge("audit_index_info", "1 for the index in use.", ["model", "index", "dataset_digest"])
+index_rows = Gauge("audit_index_rows", "Training examples of the index in use.", ["model"])
+index_created = Gauge("audit_index_created_timestamp_seconds", "When the index in use was built.", ["model"])
 fidelity = Histogram(
     "audit_influence_fidelity_ratio",
     "Measured over predicted change of the measurement; 1 is right, below 0 the direction was wrong.",

@@ -5,11 +5,13 @@ Nothing here raises: a metrics store that cannot be written costs metrics, never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from audit_service.monitoring import metrics
+from audit_service.monitoring.finite import number, share
 from audit_service.monitoring.values import OTHER, Children, admitted, quietly
 
 
@@ -31,20 +33,23 @@ class PredictionMetrics:
         self._clusters = quietly(lambda: [metrics.clusters.labels(model, str(number)) for number in range(clusters)])
 
     def predicted(self, label: object, confidence: float | None) -> None:
-        """Counts one prediction; a confidence that is missing, or no number, is left out."""
+        """Counts one prediction; a confidence that is no finite number is counted as left out."""
         try:
             if self._labels is not None and label is not None:
                 self._labels.get(label).inc()
             if self._confidence is not None and confidence is not None:
-                self._confidence.observe(min(float(confidence), 1.0))
+                self._confidence.observe(share(confidence))
         except Exception as error:
             quietly(_raises(error))
 
-    def clustered(self, numbers: Iterable[int]) -> None:
-        """Counts the nearest clusters of some predictions."""
+    def clustered(self, numbers: Iterable[int | None]) -> None:
+        """Counts the nearest clusters of some predictions; ``None`` is one whose features are not finite."""
         try:
             for number in numbers:
-                self._clusters[number].inc()
+                if number is None:
+                    self._clusters[0].leave_out()
+                else:
+                    self._clusters[number].inc()
         except Exception as error:
             quietly(_raises(error))
 
@@ -101,11 +106,11 @@ class InfluenceMetrics:
             outside: Whether the query lies outside what the index knows; ``None`` where that is not known.
         """
         try:
-            for (by, group, polarity), share in shares_by_group(groups).items():
+            for (by, group, polarity), part in shares_by_group(groups).items():
                 if by in self._groups:
-                    self._groups[by][polarity].get(f"{by}={group}").inc(share)
+                    self._groups[by][polarity].get(f"{by}={group}").inc(part)
             if self._top_share is not None:
-                self._top_share.observe(min(top_share, 1.0))
+                self._top_share.observe(share(top_share))
             if self._outside is not None and outside:
                 self._outside.inc()
         except Exception as error:
@@ -118,7 +123,8 @@ def other_group(by: str) -> str:
 
 
 def shares_by_group(groups: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], float]:
-    """``(by, group, polarity)`` -> share; for each ``by`` they sum to one (or all are zero).
+    """``(by, group, polarity)`` -> share; for each ``by`` they sum to one (or all are zero, or NaN where one is not
+    finite).
 
     Args:
         groups: An explanation's ``groups``: ``by``, ``group``, and the ``supporting`` and ``opposing`` parts of its
@@ -128,9 +134,16 @@ def shares_by_group(groups: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str,
     totals: dict[str, float] = {}
     for one in groups:
         for polarity, part in (("proponent", one["supporting"]), ("opponent", one["opposing"])):
-            found[one["by"], one["group"], polarity] = max(float(part), 0.0)
-            totals[one["by"]] = totals.get(one["by"], 0.0) + max(float(part), 0.0)
-    return {key: share / totals[key[0]] if totals[key[0]] > 0 else 0.0 for key, share in found.items()}
+            positive = max(number(part), 0.0)
+            found[one["by"], one["group"], polarity] = positive
+            totals[one["by"]] = totals.get(one["by"], 0.0) + positive
+    return {key: _share_of(part, totals[key[0]]) for key, part in found.items()}
+
+
+def _share_of(part: float, total: float) -> float:
+    if not math.isfinite(total):
+        return math.nan
+    return part / total if total > 0 else 0.0
 
 
 class ExplanationMetrics:
@@ -223,7 +236,7 @@ class EngineMetrics:
         """Observes the stages of one batch."""
         for stage, spent in timings_ms.items():
             if stage in self._stages:
-                quietly(partial(self._stages[stage].observe, spent / 1000))
+                quietly(partial(self._stages[stage].observe, number(spent) / 1000))
 
 
 class JobMetrics:
@@ -257,7 +270,7 @@ class JobMetrics:
         for tier, ratio in result["change"]["ratio"].items():
             cell = self._fidelity.get((tier, result["kind"]))
             if ratio is not None and cell is not None:
-                quietly(partial(cell.observe, ratio))
+                quietly(partial(cell.observe, number(ratio)))
 
 
 class OutcomeMetrics:
@@ -294,7 +307,7 @@ class OutcomeMetrics:
             for group in groups:
                 by_group.get(group).inc()
             if confidence is not None:
-                confidences.observe(min(confidence, 1.0))
+                confidences.observe(share(confidence))
 
         quietly(count)
 

@@ -11,6 +11,7 @@ from audit_service.config import MonitoringSettings
 from audit_service.monitoring import metrics
 from audit_service.monitoring.alerts import alert_groups
 from audit_service.monitoring.drift_baseline import DriftBaseline
+from audit_service.monitoring.finite import Metric
 from audit_service.monitoring.promql import RULES, explanations_in, outside_share, predictions_in
 from audit_service.monitoring.statistics import STATISTICS
 from audit_service.monitoring.values import admitted
@@ -96,6 +97,7 @@ def series_of(baseline: DriftBaseline, *, outcome_groups: Sequence[str] = ()) ->
             2 * labels,
             2 * len(admitted(outcome_groups)),
             2 * histogram(metrics.CONFIDENCE_BUCKETS),
+            sum(isinstance(one, Metric) for one in vars(metrics).values()),  # values left out of each
         )
     )
 

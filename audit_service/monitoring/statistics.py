@@ -151,9 +151,16 @@ class NearestCentre:
         self._twice = np.ascontiguousarray(2 * centres.T, dtype=np.float32)
         self._squares = (centres.astype(np.float32) ** 2).sum(1)
 
-    def of(self, features: Array) -> list[int]:
-        """For each row of ``features``, ``[examples, width]``, the number of its centre."""
-        nearest: list[int] = (self._squares - features @ self._twice).argmin(1).tolist()
+    def of(self, features: Array) -> list[int | None]:
+        """For each row of ``features``, ``[examples, width]``, the number of its centre; ``None`` where that is
+        not known, since a feature is not finite.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            distances = self._squares - features @ self._twice
+        nearest: list[int | None] = distances.argmin(1).tolist()
+        known = np.isfinite(distances).all(1)
+        if not known.all():  # argmin takes NaN for the least
+            return [one if is_known else None for one, is_known in zip(nearest, known, strict=True)]
         return nearest
 
 

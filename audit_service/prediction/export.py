@@ -23,16 +23,13 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from influence_engine.digests import folder_digests, verify_folder
-from influence_engine.errors import DigestMismatchError, ModelError, RecordError
-from influence_engine.files import read_json, remove_tree, write_json
+from audit_service.prediction.export_files import FORMAT, MANIFEST, MODEL, PROCESSOR
+from influence_engine.digests import folder_digests
+from influence_engine.errors import ModelError
+from influence_engine.files import remove_tree, write_json
 from influence_engine.progress import Progress, silent
-from influence_engine.tasks import Array, Example, ExportableTask, Task, matches_task_digest, task_digest
+from influence_engine.tasks import Array, Example, ExportableTask, Task, task_digest
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-PROCESSOR = "tokenizer"
 PARITY = 1e-4
 """Largest allowed difference between an output of ONNX Runtime and of torch."""
 
@@ -103,33 +100,6 @@ def export_onnx(
         remove_tree(aside)
     progress("export", 2, 2, f"largest difference to torch {gap:.1g}")
     return manifest
-
-
-def read_export(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an export, after checking every file against it.
-
-    Raises:
-        RecordError: there is no export, or one of an unknown format.
-        DigestMismatchError: a file has changed.
-    """
-    manifest: dict[str, Any] = read_json(Path(folder) / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise RecordError(
-            f"{Path(folder) / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}; "
-            "export again: bento-audit index build",
-            field=str(folder),
-        )
-    verify_folder(folder, manifest["files"])
-    return manifest
-
-
-def is_current(folder: str | os.PathLike[str], task: Task, model_digest: str) -> bool:
-    """Whether ``folder`` holds a whole export of this model for this task."""
-    try:
-        manifest = read_export(folder)
-    except (RecordError, DigestMismatchError):
-        return False
-    return manifest["model_digest"] == model_digest and matches_task_digest(task, manifest["task_digest"])
 
 
 class _Outputs(nn.Module):

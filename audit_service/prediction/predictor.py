@@ -10,7 +10,9 @@ from typing import Any
 import onnxruntime
 import torch
 
-from audit_service.prediction.export import MODEL, read_export, run_with_features
+from audit_service.prediction.export import run_with_features
+from audit_service.prediction.export_files import MODEL, read_export
+from audit_service.prediction.inputs import check_example
 from influence_engine.errors import DigestMismatchError, InputError, ModelError
 from influence_engine.tasks import (
     Array,
@@ -19,7 +21,6 @@ from influence_engine.tasks import (
     PredictingTask,
     ServingTask,
     Task,
-    characters,
     matches_task_digest,
 )
 
@@ -97,17 +98,3 @@ class OnnxPredictor:
             if number is None:
                 raise
             raise InputError(f"item {number}: {error.message}", field=f"{number}.{error.field}") from None
-
-
-def check_example(task: Any, example: Example, max_chars: int | None) -> None:
-    """Refuses what the task refuses, and texts that are too long.
-
-    Raises:
-        InputError: with the field it is about.
-    """
-    for name, value in example.items():
-        if max_chars is not None and (length := characters(value)) > max_chars:
-            raise InputError(f"{name!r} has {length} characters; at most {max_chars} are read", field=name)
-    check = getattr(task, "check", None)  # asking the protocol costs more than the check itself
-    if check is not None:
-        check(example, labelled=False)

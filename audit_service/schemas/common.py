@@ -21,6 +21,17 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+class ModelRequest(Request):
+    """Base of what is asked about one of the models that a service is audited for."""
+
+    config: str | None = Field(
+        None,
+        strict=True,
+        max_length=128,
+        description="The model, by the name of its config; left out, that of the prediction, or the service's own.",
+    )
+
+
 class Target(Request):
     """What is to be explained, instead of what was predicted; which of these there are is the task's affair."""
 

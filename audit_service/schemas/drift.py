@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from audit_service.schemas.common import Request
+from audit_service.schemas.common import ModelRequest
 
 
-class DriftRequest(Request):
-    """Asks what has moved; there is nothing to choose."""
+class DriftRequest(ModelRequest):
+    """Asks what has moved."""

@@ -12,15 +12,19 @@ from audit_service.schemas.common import (
     MAX_TOP_K,
     IndexIdentity,
     ModelIdentity,
+    ModelRequest,
     Part,
     Polarity,
-    Request,
     Target,
     Tier,
 )
 
+PartName = Literal["index", "replayed", "intervals", "drift_baseline"]
+"""A part of an index that is made while it answers: the ``index`` along the training trajectory in place of a
+provisional one, the ``replayed`` tier, 90% ``intervals`` from a check against retraining, the ``drift_baseline``."""
 
-class ExplainRequest(Request):
+
+class ExplainRequest(ModelRequest):
     """A question: which training examples made this prediction?"""
 
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
@@ -114,6 +118,19 @@ class Quality(BaseModel):
     )
 
 
+class PendingPart(BaseModel):
+    """A part of the index that is being made now, and will make later answers better."""
+
+    part: PartName
+    state: Literal["running", "waiting"] = "waiting"
+    stage: str | None = Field(None, description="What is being done for it; null while it waits.")
+    done: int = Field(0, description="Finished units of that stage.")
+    total: int = Field(0, description="Units of that stage.")
+    seconds_left: float | None = Field(
+        None, description="Of that stage, by what was done so far; null until that says something."
+    )
+
+
 class ExplainResponse(BaseModel):
     """One explanation."""
 
@@ -126,4 +143,5 @@ class ExplainResponse(BaseModel):
     groups: list[GroupShare] | None = None
     differences: Differences
     quality: Quality
+    coming: list[PendingPart] = Field([], description="What is being made now; the engine takes it up by itself.")
     timings_ms: dict[str, float]

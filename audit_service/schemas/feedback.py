@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from audit_service.schemas.common import Request
+from audit_service.schemas.common import ModelRequest, Request
 
 MAX_FEEDBACK = 1_000
 
@@ -21,7 +21,7 @@ class FeedbackItem(Request):
     )
 
 
-class FeedbackRequest(Request):
+class FeedbackRequest(ModelRequest):
     """True labels that have arrived; days later, in bulk."""
 
     items: list[dict[str, Any]] = Field(

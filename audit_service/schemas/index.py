@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from audit_service.schemas.common import Request
+from audit_service.schemas.common import ModelRequest
 
 
-class IndexRequest(Request):
-    """Asks what is loaded; there is nothing to choose."""
+class IndexRequest(ModelRequest):
+    """Asks what is loaded."""

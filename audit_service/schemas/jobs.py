@@ -7,7 +7,16 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from audit_service.schemas.common import MAX_TOP_K, ErrorDetail, IndexIdentity, ModelIdentity, Polarity, Request, Target
+from audit_service.schemas.common import (
+    MAX_TOP_K,
+    ErrorDetail,
+    IndexIdentity,
+    ModelIdentity,
+    ModelRequest,
+    Polarity,
+    Request,
+    Target,
+)
 
 
 class Selection(Request):
@@ -40,7 +49,7 @@ class Edit(Request):
     text: str = Field(strict=True, description="The text that it gets.")
 
 
-class JobRequest(Request):
+class JobRequest(ModelRequest):
     """A question that is answered by training again: what would this prediction be, had the training data differed?"""
 
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")

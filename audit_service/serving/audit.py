@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from audit_service.artifacts.bento_models import index_version_folder, open_predictor, state_location
+from audit_service.artifacts.bento_models import index_version_folder
+from audit_service.artifacts.onnx_models import open_predictor
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
 from audit_service.errors import error_body, status_of

@@ -8,11 +8,12 @@ a list), and in the body only where its schema has a field ``prediction_id``. Th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -20,9 +21,9 @@ from bentoml.exceptions import BentoMLException
 from starlette.responses import JSONResponse
 
 from audit_service.errors import error_body, status_of
-from audit_service.serving.audited_method import AuditedMethod, Pick
+from audit_service.serving.audited_method import AuditedMethod, Auditing, Pick
 from audit_service.serving.error_responses import error_response
-from audit_service.serving.request_context import RequestContext, current_request
+from audit_service.serving.request_context import RequestContext, request_to
 from audit_service.store.ids import new_id
 from audit_service.store.predictions import Reservation
 from influence_engine.errors import InfluenceError
@@ -39,25 +40,30 @@ def audited(
     confidence: Pick = None,
     scores: Pick = None,
     inputs: Mapping[str, str] | None = None,
+    config: str | None = None,
 ) -> Callable[[Method], Method]:
     """Records the predictions of a ``@bentoml.api`` method; goes below ``@bentoml.api``.
 
     Args:
-        label: Where the predicted label is in what the method returns: a field's name, dotted for nested ones, or a
-            function of the returned value. A method that is given lists and returns a list has one prediction an item;
-            a list that answers a single example is one prediction. A stream has one;
-            its label is in one of its last chunks, and a function is given all chunks.
+        label: Where the predicted label is in what the method returns: a field's name, dotted for nested ones, a
+            place in a tuple (``"0"``), or a function of the returned value. A method that is given lists and returns a
+            list has one prediction an item; a list that answers a single example is one prediction, and so is
+            anything else: a tuple, a dictionary, a model. A stream has one; its label is in one of its last chunks,
+            and a function is given all chunks.
         confidence: The same for the probability of the label, if the method returns it.
         scores: The same for the mapping of every label to its probability, if the method returns it.
         inputs: Where the task's fields are, ``{"text": "request.body"}``, where their names differ from those of the
             arguments and of the arguments' fields.
+        config: The config of the model that predicts here, where that is not the service's own: each model of a
+            service has one.
 
     Raises:
         TypeError: at the definition of the service's class, if a name cannot be found.
     """
 
     def decorate(function: Method) -> Method:
-        method = AuditedMethod(function, label, confidence, scores, inputs or {})
+        outputs = {"label": label, "confidence": confidence, "scores": scores}
+        method = AuditedMethod(function, outputs, inputs, config)
         wrapper = _wrap(function, method)
         wrapper.audited_method = method
         wrapper.__signature__ = inspect.signature(function)  # BentoML asks for it with every request
@@ -79,18 +85,21 @@ def _wrap(function: Any, method: AuditedMethod) -> Any:
 def _wrap_async(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        context = current_request.get()
+        context, audit = request_to(self), method.audit_in(self)
         if context is not None and context.batched:
             return await function(self, *args, **kwargs)
+        if audit is None:
+            with _carrying_errors():
+                return await function(self, *args, **kwargs)
         arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
         reserved = None
         try:
             if context is not None and context.idempotency_key:
-                reserved = await asyncio.to_thread(method.reserve, self, context, arguments)
+                reserved = await asyncio.to_thread(method.reserve, audit, context, arguments)
             result = await function(self, *args, **kwargs)
         except InfluenceError as error:
             return _answer(error, context)
-        return method.finish(self, context, reserved, arguments, result)
+        return method.finish(audit, context, reserved, arguments, result)
 
     return wrapper
 
@@ -98,18 +107,21 @@ def _wrap_async(function: Any, method: AuditedMethod) -> Any:
 def _wrap_sync(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        context = current_request.get()
+        context, audit = request_to(self), method.audit_in(self)
         if context is not None and context.batched:
             return function(self, *args, **kwargs)
+        if audit is None:
+            with _carrying_errors():
+                return function(self, *args, **kwargs)
         arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
         reserved = None
         try:
             if context is not None and context.idempotency_key:
-                reserved = method.reserve(self, context, arguments)
+                reserved = method.reserve(audit, context, arguments)
             result = function(self, *args, **kwargs)
         except InfluenceError as error:
             return _answer(error, context)
-        return method.finish(self, context, reserved, arguments, result)
+        return method.finish(audit, context, reserved, arguments, result)
 
     return wrapper
 
@@ -117,19 +129,22 @@ def _wrap_sync(function: Any, method: AuditedMethod) -> Any:
 def _wrap_async_stream(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     async def wrapper(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        context = current_request.get()
+        context, audit = request_to(self), method.audit_in(self)
+        if audit is None:
+            with _carrying_errors():
+                async for chunk in function(self, *args, **kwargs):
+                    yield chunk
+            return
         arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
-        try:
+        with _carrying_errors():
             reserved = None
             if context is not None and context.idempotency_key:
-                reserved = await asyncio.to_thread(method.reserve, self, context, arguments)
-            stream = _Stream(method, self, context, reserved, arguments)
+                reserved = await asyncio.to_thread(method.reserve, audit, context, arguments)
+            stream = _Stream(method, audit, context, reserved, arguments)
             with stream:
                 async for chunk in function(self, *args, **kwargs):
                     stream.chunks.append(chunk)
                     yield chunk
-        except InfluenceError as error:
-            raise _carried(error) from error
 
     return wrapper
 
@@ -137,19 +152,21 @@ def _wrap_async_stream(function: Any, method: AuditedMethod) -> Any:
 def _wrap_stream(function: Any, method: AuditedMethod) -> Any:
     @functools.wraps(function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        context = current_request.get()
+        context, audit = request_to(self), method.audit_in(self)
+        if audit is None:
+            with _carrying_errors():
+                yield from function(self, *args, **kwargs)
+            return
         arguments = {**dict(zip(method.arguments, args, strict=False)), **kwargs}
-        try:
+        with _carrying_errors():
             reserved = None
             if context is not None and context.idempotency_key:
-                reserved = method.reserve(self, context, arguments)
-            stream = _Stream(method, self, context, reserved, arguments)
+                reserved = method.reserve(audit, context, arguments)
+            stream = _Stream(method, audit, context, reserved, arguments)
             with stream:
                 for chunk in function(self, *args, **kwargs):
                     stream.chunks.append(chunk)
                     yield chunk
-        except InfluenceError as error:
-            raise _carried(error) from error
 
     return wrapper
 
@@ -160,12 +177,12 @@ class _Stream:
     def __init__(
         self,
         method: AuditedMethod,
-        service: Any,
+        audit: Auditing,
         context: RequestContext | None,
         reserved: Reservation | None,
         arguments: Mapping[str, Any],
     ) -> None:
-        self.method, self.service, self.arguments = method, service, arguments
+        self.method, self.audit, self.arguments = method, audit, arguments
         self.prediction_id = reserved.prediction_id if reserved else new_id()
         self.repeated = reserved is not None and reserved.repeated
         whole = any(callable(pick) for pick in method.outputs.values())
@@ -179,7 +196,7 @@ class _Stream:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if self.chunks or kind is None:  # a stream that failed before its first chunk answered nothing
             self.method.record_stream(
-                self.service, self.prediction_id, self.arguments, list(self.chunks), repeated=self.repeated
+                self.audit, self.prediction_id, self.arguments, list(self.chunks), repeated=self.repeated
             )
 
 
@@ -189,7 +206,13 @@ def _answer(error: InfluenceError, context: RequestContext | None) -> JSONRespon
     return error_response(error)
 
 
-def _carried(error: InfluenceError) -> BentoMLException:
-    """A stream cannot return a response of its own: its error goes through BentoML, and the middleware unpacks it."""
-    body = json.dumps(error_body(error.code, error.message, error.field))
-    return BentoMLException(body, error_code=HTTPStatus(status_of(error)))
+@contextlib.contextmanager
+def _carrying_errors() -> Iterator[None]:
+    """Where no response can be returned, in a stream or without the middleware, an error goes through BentoML; the
+    middleware unpacks it.
+    """
+    try:
+        yield
+    except InfluenceError as error:
+        body = json.dumps(error_body(error.code, error.message, error.field))
+        raise BentoMLException(body, error_code=HTTPStatus(status_of(error))) from error

@@ -51,15 +51,34 @@ class Auditing(Protocol):
         """Counts predictions that are missing from the record."""
 
 
+class AuditedService(Protocol):
+    """A service with audited methods; see ``service.AuditMixin``."""
+
+    def audit_of(self, config: str | None) -> Auditing | None:
+        """The audit by a config, or by the service's own; ``None`` where that is switched off."""
+
+
 class AuditedMethod:
-    """What ``@audited`` knows about one method."""
+    """What ``@audited`` knows about one method.
+
+    Args:
+        function: The method.
+        outputs: Where ``label``, ``confidence`` and ``scores`` are in what it returns.
+        inputs: Where the task's fields are, as far as that is said by hand.
+        config: The config that it is audited by; ``None`` for the service's own.
+    """
 
     def __init__(
-        self, function: Callable[..., Any], label: Pick, confidence: Pick, scores: Pick, inputs: Mapping[str, str]
+        self,
+        function: Callable[..., Any],
+        outputs: Mapping[str, Pick],
+        inputs: Mapping[str, str] | None = None,
+        config: str | None = None,
     ) -> None:
         self.function = function
-        self.outputs: dict[str, Pick] = {"label": label, "confidence": confidence, "scores": scores}
-        self.inputs = inputs
+        self.outputs = outputs
+        self.inputs = inputs or {}
+        self.config = config
         self.arguments = argument_names(function)
         self._paths: dict[tuple[str, ...] | None, dict[str, Path]] = {}
         # Where the annotation does not say, an answer that already holds the key shows that the schema has it.
@@ -79,19 +98,28 @@ class AuditedMethod:
             self._paths[key] = find_inputs(self.function, fields, self.inputs)
         return self._paths[key]
 
-    def reserve(self, service: Any, context: RequestContext, arguments: Mapping[str, Any]) -> Reservation:
+    def audit_in(self, service: AuditedService) -> Auditing | None:
+        """The audit that records this method of ``service``; ``None`` where it is switched off, or cannot be had."""
+        try:
+            return service.audit_of(self.config)
+        except Exception:  # the prediction goes out whatever becomes of its record
+            logger.exception("predictions of %s are not recorded", self.function.__qualname__)
+            return None
+
+    def reserve(self, audit: Auditing, context: RequestContext, arguments: Mapping[str, Any]) -> Reservation:
         """Reserves the id of a request that has an ``Idempotency-Key``."""
-        audit: Auditing = service.audit
         example = example_of(self.paths(audit.input_fields), arguments)
         return audit.reserve(context.idempotency_key or "", self.function.__name__, example)
 
-    def reserve_request(self, service: Any, context: RequestContext, request: Any) -> None:
+    def reserve_request(self, service: AuditedService, context: RequestContext, request: Any) -> None:
         """The same for a batchable method, from the request's JSON."""
-        context.reserved = self.reserve(service, context, self._arguments_of_json(request))
+        audit = self.audit_in(service)
+        if audit is not None:
+            context.reserved = self.reserve(audit, context, self._arguments_of_json(request))
 
     def finish(
         self,
-        service: Any,
+        audit: Auditing,
         context: RequestContext | None,
         reserved: Reservation | None,
         arguments: Mapping[str, Any],
@@ -102,28 +130,32 @@ class AuditedMethod:
             shown = _json_of(result) if isinstance(result, JSONResponse) else result
             if shown is None:
                 return result  # an error that the method answered itself is no prediction
-            many = isinstance(shown, (list, tuple)) and self._asked_for_several(service.audit, arguments)
-            ids = self._record(service, reserved, arguments, list(shown) if many else [shown], many)
+            # A tuple is one prediction: label and confidence, say.
+            many = isinstance(shown, list) and self._asked_for_several(audit, arguments)
+            ids = self._record(audit, reserved, arguments, shown if many else [shown], many)
             if context is not None:
                 context.prediction_ids.extend(ids)
-            if many and isinstance(result, (list, tuple)):
-                return type(result)(map(self._named, result, ids))
+            if many and isinstance(result, list):
+                return [*map(self._named, result, ids)]
             return self._named(result, ids[0]) if ids and not many else result
         except Exception:  # the prediction goes out whatever becomes of its record
             logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
-            _count_dropped(service)
+            _count_dropped(audit)
             return result
 
-    def record_response(self, service: Any, context: RequestContext, request: Any, response: Any) -> bool:
+    def record_response(self, service: AuditedService, context: RequestContext, request: Any, response: Any) -> bool:
         """Records one request's answer of a batchable method, from the JSON of both.
 
         Returns:
             Whether ids were written into ``response``.
         """
+        audit = self.audit_in(service)
+        if audit is None:
+            return False
         many = isinstance(response, list)
         items = response if many else [response]
         arguments = self._arguments_of_json(request)
-        context.prediction_ids.extend(self._record(service, context.reserved, arguments, items, many))
+        context.prediction_ids.extend(self._record(audit, context.reserved, arguments, items, many))
         named = False
         for item, prediction_id in zip(items, context.prediction_ids, strict=True):
             if isinstance(item, dict) and (self._names_id or "prediction_id" in item):
@@ -133,7 +165,7 @@ class AuditedMethod:
 
     def record_stream(
         self,
-        service: Any,
+        audit: Auditing,
         prediction_id: str,
         arguments: Mapping[str, Any],
         chunks: Sequence[Any],
@@ -142,18 +174,16 @@ class AuditedMethod:
     ) -> None:
         """Records a stream that has ended, or broken."""
         try:
-            audit: Auditing = service.audit
             outputs = self._stream_outputs(chunks)
             example = example_of(self.paths(audit.input_fields), arguments)
             audit.record(prediction_id, example, outputs, repeated=repeated)
         except Exception:  # the stream has gone out whatever becomes of its record
             logger.exception("a prediction of %s was not recorded", self.function.__qualname__)
-            _count_dropped(service)
+            _count_dropped(audit)
 
     def _record(
-        self, service: Any, reserved: Reservation | None, arguments: Mapping[str, Any], items: list[Any], many: bool
+        self, audit: Auditing, reserved: Reservation | None, arguments: Mapping[str, Any], items: list[Any], many: bool
     ) -> list[str]:
-        audit: Auditing = service.audit
         paths = self.paths(audit.input_fields)
         ids = []
         for number, item in enumerate(items):
@@ -199,9 +229,9 @@ class AuditedMethod:
         return result
 
 
-def _count_dropped(service: Any) -> None:
+def _count_dropped(audit: Auditing) -> None:
     with contextlib.suppress(Exception):  # what kept the prediction from the record may keep this from it, too
-        service.audit.dropped("not_recordable")
+        audit.dropped("not_recordable")
 
 
 def _pick(result: Any, pick: Pick) -> Any:

@@ -6,14 +6,20 @@ its own limits with ``{"error": "..."}``; Starlette answers an unknown path with
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, ParamSpec
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from audit_service.errors import error_body, status_of
+from audit_service.serving.request_context import request_to
 from influence_engine.errors import InfluenceError
+
+Arguments = ParamSpec("Arguments")
 
 CODES = {
     400: "invalid_request",
@@ -58,6 +64,32 @@ def uniform_body(
     if isinstance(found.get("detail"), list) and found["detail"]:
         return _validation(found["detail"], list(fields))
     return _nested(found["error"]) or error_body(CODES.get(status, f"http_{status}"), found["error"])
+
+
+def answering_errors(
+    method: Callable[Arguments, Coroutine[Any, Any, Any]],
+) -> Callable[Arguments, Coroutine[Any, Any, Any]]:
+    """Turns what an endpoint raises on purpose into the response it means, where there is a request to respond to.
+
+    Where BentoML runs several services in one process, another one calls the endpoint as it is, with a dictionary as
+    it would elsewhere: it is validated here.
+    """
+
+    @functools.wraps(method)
+    async def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
+        service, *given = args
+        try:
+            return await method(service, *map(validated, given), **kwargs)  # type: ignore[arg-type]
+        except InfluenceError as error:
+            if request_to(service) is None:
+                raise
+            return error_response(error)
+
+    def validated(value: Any) -> Any:
+        hint = typing.get_type_hints(method).get("request") if isinstance(value, dict) else None
+        return hint.model_validate(value) if isinstance(hint, type) and issubclass(hint, BaseModel) else value
+
+    return wrapper
 
 
 def error_response(error: InfluenceError) -> JSONResponse:

@@ -33,6 +33,11 @@ def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
             items.append(_unknown(one.prediction_id) if fate == "unknown" else {"fate": fate})
         else:
             items.append(one)
+    return counted(items)
+
+
+def counted(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer: what became of each item, and how many of each fate there are."""
     fates = [item.get("fate", "refused") for item in items]
     return {"items": items, **{fate: fates.count(fate) for fate in ("recorded", "repeated", "changed", "refused")}}
 

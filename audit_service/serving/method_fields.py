@@ -35,11 +35,14 @@ def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def fields_of(annotation: Any) -> list[str] | None:
-    """Names of the fields of a pydantic model, dataclass or TypedDict, also inside a list, a stream or an optional.
+    """Names of the fields of a pydantic model, dataclass, TypedDict or NamedTuple, also inside a list, a stream or an
+    optional.
 
     ``None`` where the annotation does not say.
     """
     origin = typing.get_origin(annotation)
+    if origin is tuple and typing.get_args(annotation)[1:] != (...,):
+        return None  # one value whose parts have numbers
     if origin is not None:
         known = (fields_of(inner) for inner in typing.get_args(annotation) if inner not in (type(None), ...))
         wraps = isinstance(origin, type) and issubclass(origin, (Sequence, typing.Iterable, typing.AsyncIterable))
@@ -52,6 +55,8 @@ def fields_of(annotation: Any) -> list[str] | None:
         return [one.name for one in dataclasses.fields(annotation)]
     if typing.is_typeddict(annotation):
         return list(annotation.__annotations__)
+    if inspect.isclass(annotation) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
+        return [*annotation._fields]
     return None
 
 
@@ -96,7 +101,7 @@ def check_output(function: Callable[..., Any], part: str, path: str) -> None:
     """
     fields = fields_of(type_hints(function).get("return", Any))
     first = path.split(".")[0]
-    if fields is None or first in fields:
+    if fields is None or first in fields or first.isdecimal():
         return
     near = difflib.get_close_matches(first, fields, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -107,7 +112,7 @@ def check_output(function: Callable[..., Any], part: str, path: str) -> None:
 
 
 def dig(value: Any, path: Sequence[str]) -> Any:
-    """Follows names through mappings and attributes.
+    """Follows names through mappings and attributes, and numbers through tuples and lists.
 
     Raises:
         KeyError: a name is not there.
@@ -115,6 +120,8 @@ def dig(value: Any, path: Sequence[str]) -> Any:
     for name in path:
         if isinstance(value, Mapping):
             value = value[name]
+        elif isinstance(value, (list, tuple)) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
         elif hasattr(value, name):
             value = getattr(value, name)
         else:

@@ -16,19 +16,37 @@ class RequestContext:
     """One request, while the service answers it.
 
     Attributes:
+        owner: The class of the service that was asked. It may call another audited service within the same process,
+            whose predictions are not this request's.
         batched: The method merges several requests into one call, so nothing within it belongs to this request only.
         idempotency_key: The request's ``Idempotency-Key``, or ``None``.
+        pickled: A service beside this one asks, by BentoML's own protocol.
         reserved: What this key stands for, once it is known (batched methods only).
         prediction_ids: Ids of the predictions in the response, in its order.
     """
 
-    __slots__ = ("batched", "idempotency_key", "prediction_ids", "reserved")
+    __slots__ = ("batched", "idempotency_key", "owner", "pickled", "prediction_ids", "reserved")
 
-    def __init__(self, *, batched: bool = False, idempotency_key: str | None = None) -> None:
+    def __init__(
+        self,
+        owner: type | None = None,
+        *,
+        batched: bool = False,
+        idempotency_key: str | None = None,
+        pickled: bool = False,
+    ) -> None:
+        self.owner = owner
         self.batched = batched
         self.idempotency_key = idempotency_key
+        self.pickled = pickled
         self.reserved: Reservation | None = None
         self.prediction_ids: list[str] = []
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar("bento_audit_request", default=None)
+
+
+def request_to(service: object) -> RequestContext | None:
+    """The request that ``service`` answers; ``None`` where it is called by other code."""
+    context = current_request.get()
+    return context if context is not None and context.owner in (None, type(service)) else None

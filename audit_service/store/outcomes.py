@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import BindParameter, Connection, bindparam, select
 
@@ -30,6 +30,7 @@ JUDGED = (
     .where(predictions.c.time >= bindparam("since"))
 )
 
+Item = TypeVar("Item")
 Fate = Literal["recorded", "repeated", "changed", "unknown"]
 
 
@@ -83,6 +84,16 @@ class OutcomeStore:
         with self._database.writing("the true labels could not be kept", alone=True) as connection:
             return [one for part in _parts(given) for one in _add(connection, part)]
 
+    def known(self, prediction_ids: Sequence[str]) -> set[str]:
+        """Those of some predictions that are on record here.
+
+        Raises:
+            ServiceError: the store cannot be read.
+        """
+        ids = [one for one in prediction_ids if storable(one)]
+        with self._database.reading("the predictions on record cannot be read") as connection:
+            return {row[0] for part in _parts(ids) for row in connection.execute(PREDICTED, {"ids": part})}
+
     def judged(self, since: float = 0.0) -> list[dict[str, Any]]:
         """Every prediction since a Unix time whose true label is known.
 
@@ -100,7 +111,7 @@ class OutcomeStore:
         ]
 
 
-def _parts(given: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
+def _parts(given: Sequence[Item]) -> Iterator[Sequence[Item]]:
     for start in range(0, len(given), AT_ONCE):
         yield given[start : start + AT_ONCE]
 

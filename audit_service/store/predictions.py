@@ -31,6 +31,7 @@ from audit_service.errors import (
     ServiceError,
     StoreUnavailableError,
 )
+from audit_service.monitoring.finite import finite, finite_json
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id, id_age_s
@@ -93,8 +94,8 @@ class PredictionRecord:
         service: Name of the service that answered.
         model_digest: Digest of the model that answered.
         label: What was predicted; ``None`` where a stream broke before it said so.
-        confidence: Probability of the label.
-        scores: Probability of every label, where the service tells it.
+        confidence: Probability of the label; ``None`` also where it was no finite number.
+        scores: Probability of every label, where the service tells it; ``None`` for one that was not finite.
         input: The task's fields of the example, or ``None`` where it is not kept.
         time: Unix time in seconds.
         input_state: ``kept``, ``not_kept`` or ``erased``.
@@ -105,7 +106,7 @@ class PredictionRecord:
     model_digest: str
     label: str | None
     confidence: float | None
-    scores: Mapping[str, float] | None
+    scores: Mapping[str, float | None] | None
     input: Mapping[str, Any] | None
     time: float = field(default_factory=time.time)
     input_state: Literal["kept", "not_kept", "erased"] = "kept"
@@ -137,6 +138,7 @@ class PredictionStore:
         place: The state folder, with the store and its key, or the location that names a server beside it; made if it
             is missing.
         keep_inputs_s: Seconds for which inputs are kept; 0 keeps none.
+        other_worker_s: Seconds for which ``get`` looks for a fresh id that is not there yet.
         dropped: Told why records were dropped, and how many.
     """
 
@@ -145,10 +147,12 @@ class PredictionStore:
         place: StateLocation | str | os.PathLike[str],
         *,
         keep_inputs_s: float = 30 * 86400.0,
+        other_worker_s: float = OTHER_WORKER_S,
         dropped: Callable[[str, int], None] = lambda reason, count: None,
     ) -> None:
         location = StateLocation.of(place)
         self.keep_inputs_s = keep_inputs_s
+        self.other_worker_s = other_worker_s
         self._dropped = dropped
         self._database = Database(location, PREDICTIONS)
         self._cipher = InputCipher(location.folder / "predictions.key")
@@ -189,17 +193,18 @@ class PredictionStore:
             PredictionNotFoundError: there is none.
             ServiceError: the store cannot be read.
         """
-        give_up = time.monotonic() + (OTHER_WORKER_S if is_fresh(prediction_id) else 0)
-        while True:
-            found = self._behind.waiting(prediction_id) or self._read(prediction_id)
-            if found is not None:
-                return found
-            if time.monotonic() >= give_up:
-                raise PredictionNotFoundError(
-                    f"no prediction has the id {prediction_id[:64]!r}; it is in the header X-Prediction-Id",
-                    field="prediction_id",
-                )
-            time.sleep(0.01)
+        return found_of([self], prediction_id)[1]
+
+    def find(self, prediction_id: str) -> PredictionRecord | None:
+        """The prediction with this id, if it is on record by now.
+
+        Raises:
+            ServiceError: the store cannot be read.
+        """
+        waiting = self._behind.waiting(prediction_id)
+        if waiting is not None:  # as it will be read when it has been written
+            return replace(waiting, confidence=finite(waiting.confidence), scores=_finite_scores(waiting.scores))
+        return self._read(prediction_id)
 
     def since(self, at: float) -> Iterator[PredictionRecord]:
         """Every prediction on record since a Unix time, oldest first.
@@ -296,8 +301,8 @@ class PredictionStore:
             "service": record.service,
             "model_digest": record.model_digest,
             "label": label,
-            "confidence": None if confidence is None or math.isnan(confidence) else confidence,
-            "scores": None if record.scores is None else json.dumps(record.scores, default=float),
+            "confidence": confidence if confidence is not None and math.isfinite(confidence) else None,
+            "scores": None if record.scores is None else json.dumps(_finite_scores(record.scores), default=float),
             "input": self._cipher.encrypt(record.prediction_id, record.input or {}) if kept else None,
             "input_state": "kept" if kept else "not_kept",
         }
@@ -321,6 +326,35 @@ class PredictionStore:
             time=at,
             input_state=state,
         )
+
+
+def found_of(stores: Sequence[PredictionStore], prediction_id: str) -> tuple[int, PredictionRecord]:
+    """The one of several stores that has a prediction, by its place, and the prediction.
+
+    Raises:
+        PredictionNotFoundError: none has it, also after waiting for another worker to write a fresh one.
+        ServiceError: a store cannot be read.
+    """
+    longest = max((store.other_worker_s for store in stores), default=0.0)
+    give_up = time.monotonic() + (longest if is_fresh(prediction_id) else 0)
+    while True:
+        for place, store in enumerate(stores):
+            found = store.find(prediction_id)
+            if found is not None:
+                return place, found
+        if time.monotonic() >= give_up:
+            raise PredictionNotFoundError(
+                f"no prediction has the id {prediction_id[:64]!r}; it is in the header X-Prediction-Id",
+                field="prediction_id",
+            )
+        time.sleep(0.01)
+
+
+def _finite_scores(scores: Any) -> Any:
+    """Scores as JSON can say them: ``None`` for one that is not finite."""
+    if isinstance(scores, Mapping):
+        return {name: finite(score) for name, score in scores.items()}
+    return finite_json(scores)
 
 
 def is_fresh(prediction_id: str) -> bool:

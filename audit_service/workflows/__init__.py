@@ -1,1 +1,1 @@
-"""The work that verbs, jobs, reports and pages share; nothing here reads a command line or prints."""
+"""The work that the command line, background jobs, reports and pages share; nothing here parses or prints."""

@@ -1,4 +1,4 @@
-"""What many explanations have in common: training examples, and groups of them, that drive several answers."""
+"""Aggregates influence over many explanations: training examples, and groups of them, that drive several answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ GROUPS_SHOWN = 20
 
 @dataclass
 class SharedInfluence:
-    """Sums over explanations for each of ``N`` training examples, in index order.
+    """Sums over explanations, for each of ``N`` training examples in index order.
 
     Attributes:
-        explained: How many explanations have been added.
+        explained: Number of explanations that have been added.
         influence: ``[N]``, double precision: sum of the example's influences, in the measurement's units.
         share: ``[N]``, double precision: sum of the example's shares of an explanation's whole absolute influence.
         proponents: ``[N]``, integers: explanations that returned the example as a proponent.
@@ -33,7 +33,7 @@ class SharedInfluence:
 
     @classmethod
     def none_of(cls, count: int) -> SharedInfluence:
-        """No explanation yet, of an index with ``count`` examples."""
+        """The sums over no explanation, for an index with ``count`` examples."""
         return cls(
             explained=0,
             influence=torch.zeros(count, dtype=torch.float64),
@@ -73,12 +73,12 @@ class SharedInfluence:
 def shared_examples(
     shared: SharedInfluence, rows: Sequence[int], described: Iterable[Mapping[str, Any]], text: str | None
 ) -> list[dict[str, Any]]:
-    """What to say about some training examples, in the order of ``rows``.
+    """The sums for some training examples with their descriptions, in the order of ``rows``.
 
     Args:
         shared: The sums.
         rows: Rows of the examples, as ``most_shared`` gives them.
-        described: What ``InfluenceIndex.describe`` says about them.
+        described: Their descriptions by ``InfluenceIndex.describe``.
         text: The field that holds an example's text, where the task has one.
 
     Returns:
@@ -105,7 +105,7 @@ def shared_examples(
 def shared_groups(
     shared: SharedInfluence, labels: Sequence[str | None], sources: Sequence[str | None], count: int = GROUPS_SHOWN
 ) -> list[dict[str, Any]]:
-    """Training examples by label and source, the groups with the largest share of the influence first.
+    """The sums for groups of training examples by label and source, those with the largest share of influence first.
 
     Args:
         shared: The sums.

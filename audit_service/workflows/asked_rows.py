@@ -23,7 +23,7 @@ TARGET = "target"
 
 @dataclass(frozen=True)
 class Asked:
-    """One row of the file: the fields of its input, and what is explained instead of what is predicted."""
+    """One row of the file: the fields of its input, and the target that is explained instead of the prediction."""
 
     line: int
     id: str | int | float | bool | None
@@ -32,10 +32,10 @@ class Asked:
 
 
 def read_rows(path: Path) -> Table:
-    """The rows of a file.
+    """The rows of a file of inputs.
 
     Raises:
-        SettingsError: it is a file of another format.
+        SettingsError: it is a file of an unknown format.
         DataError: it has no rows, or none that can be read.
     """
     table = input_table(path, "input")
@@ -52,9 +52,9 @@ class RowReader:
     """Turns the rows of a table into inputs and targets.
 
     Args:
-        workspace: Whose task and training data, by whose names columns may be called.
+        workspace: Workspace of the task and its training data, by whose column names columns may be called.
         table: The rows.
-        target: What is explained, whatever the rows say.
+        target: The target that is explained, whatever the rows say.
         only_wrong: Whether the rows' labels are what predictions are compared with.
 
     Raises:
@@ -78,7 +78,7 @@ class RowReader:
             raise no_column(table, name, what)
 
     def rows(self, check: Callable[[Asked], object]) -> list[Asked]:
-        """All rows.
+        """All rows as inputs and targets.
 
         Args:
             check: Refuses a row that cannot be explained, by a ``DataError``.
@@ -115,7 +115,7 @@ class RowReader:
         )
 
     def _named_target(self, row: Row, column: str | None) -> Target | None:
-        """What a cell names: labels spelt as in the training data or by the task's names; None for none."""
+        """The target that a cell names: a label as in the training data or by the task, or JSON; None for none."""
         value = None if column is None else row.values.get(column)
         if value is None:
             return None

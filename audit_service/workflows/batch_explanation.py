@@ -1,7 +1,7 @@
-"""Explains one input, or a file of them, without a server: by the code and in the shape that the server has.
+"""Explains one input, or a file of inputs, without a server, by the code and in the form of ``/audit/explain``.
 
-A file's explanations are written beside the file that they become, batch by batch, with the sums over all of them: a
-run that was interrupted goes on after the last batch that was written whole.
+The explanations of a file are written to a folder beside the file that they become, batch by batch, with the sums over
+all of them: a run that was interrupted goes on after the last batch that was written whole.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ BATCH = 16
 """Rows that share a forward and backward pass, and that an interruption can cost."""
 
 SHOWN = "text"
-"""Under this key answers have what a person sees of a training example, whatever its fields."""
+"""Key of what a person sees of a training example in answers, whatever its fields."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about an input, or about every row of a file.
+    """The question about an input, or about every row of a file.
 
     Attributes:
-        target: Explain this, a label's name or what else the task understands, whatever the rows say.
-        top_k: Training examples of each polarity.
-        polarity: Which of them.
+        target: Target to explain, a label's name or what else the task understands, whatever the rows say.
+        top_k: Number of training examples of each polarity.
+        polarity: Polarities of the training examples to return.
         group_by: Columns of the training examples that influence is summed by.
         tier: How influences are obtained.
         only_wrong: Leave out rows whose label is what the model predicts; of the others, explain what it predicts.
@@ -68,7 +68,7 @@ class Question:
 
 
 def explain_input(workspace: Workspace, fields: Mapping[str, Any], question: Question) -> dict[str, Any]:
-    """What ``/audit/explain`` would answer for an input, without ids; ``top_k`` examples of each polarity asked for.
+    """The explanation of an input as ``/audit/explain`` answers it, without ids; ``top_k`` examples of each polarity.
 
     Raises:
         InputError: the input or the target cannot be used.
@@ -84,10 +84,10 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
     """Explains every row of ``path`` and writes one explanation a line to ``out``, in the order of the rows.
 
     Args:
-        workspace: Whose model and index.
+        workspace: Workspace of the model and its index.
         path: A .jsonl, .csv or .parquet file. A field of the input is in the column that is named as the field, or as
             the training data's column for it; so are ``id`` and the label, where there are any.
-        out: The file to write. Until it is complete, what is done lies in the folder ``aside(out)``.
+        out: The file to write. Until it is complete, the explanations lie in ``partial_folder(out)``.
         question: What to explain of each row.
 
     Returns:
@@ -124,7 +124,7 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
         "options": asdict(question),
         "rows": json_digest([[row.line, row.target] for row in chosen]),
     }
-    written = _Aside(out, about)
+    written = _PartialFile(out, about)
     shared = written.restore(len(index))
     _explain_rest(loaded, chosen, question, written, shared, progress)
     strongest = shared.most_shared()
@@ -138,8 +138,8 @@ def explain_file(workspace: Workspace, path: Path, out: Path, question: Question
     return summary
 
 
-def aside(out: Path) -> Path:
-    """The folder that holds what is done of ``out`` as long as it is not complete."""
+def partial_folder(out: Path) -> Path:
+    """The folder that holds the explanations of ``out`` as long as they are not complete."""
     return out.with_name(f"{out.name}.partial")
 
 
@@ -193,17 +193,17 @@ def _explain_rest(
     loaded: Loaded,
     rows: Sequence[Asked],
     question: Question,
-    written: _Aside,
+    written: _PartialFile,
     shared: SharedInfluence,
     progress: Progress,
 ) -> None:
-    """Explains what is not written yet, writes it, and adds it to ``shared``."""
+    """Explains the rows that have not been written yet, writes them, and adds them to ``shared``."""
     attributor = loaded.attributor
     number_of = {handle: row for row, handle in enumerate(attributor.index.table.column("example_handle"))}
-    kept = shared.explained
-    note = f"after {kept:,} that were there already" if kept else ""
-    progress("explaining", 0, len(rows) - kept, note)
-    for start in range(kept, len(rows), BATCH):
+    done_before = shared.explained
+    note = f"after {done_before:,} that were there already" if done_before else ""
+    progress("explaining", 0, len(rows) - done_before, note)
+    for start in range(done_before, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         answers = _answers(loaded, batch, question)
         # Every training example's influence on these rows, not only the returned ones': the sums are exact.
@@ -211,7 +211,7 @@ def _explain_rest(
         shared.add(answers, scores, number_of)
         lines = [{"line": row.line, "id": row.id, **answer} for row, answer in zip(batch, answers, strict=True)]
         written.append(lines, shared)
-        progress("explaining", shared.explained - kept, len(rows) - kept, note)
+        progress("explaining", shared.explained - done_before, len(rows) - done_before, note)
 
 
 def _wrong(loaded: Loaded, rows: Sequence[Asked], progress: Progress) -> list[Asked]:
@@ -230,38 +230,38 @@ def _wrong(loaded: Loaded, rows: Sequence[Asked], progress: Progress) -> list[As
     return wrong
 
 
-class _Aside:
-    """What is done of a file of explanations: its lines so far, and the sums over them.
+class _PartialFile:
+    """A file of explanations that is not complete: its lines so far, and the sums over them.
 
     The sums say how many bytes of lines they cover and are written after them, whole or not at all; lines that they do
     not cover are of a batch that was cut off.
 
     Args:
         out: The file that it becomes.
-        about: Everything that determines the lines, by the names that a message calls them.
+        about: Everything that determines the lines, by its names in messages.
     """
 
     def __init__(self, out: Path, about: Mapping[str, Any]) -> None:
         self._out, self._about = out, about
-        self.folder = aside(out)
+        self.folder = partial_folder(out)
         self._lines = self.folder / "explanations.jsonl"
         self._sums = self.folder / "sums.safetensors"
 
     def restore(self, count: int) -> SharedInfluence:
-        """The sums over what an interrupted run has written, or over nothing, for ``count`` training examples.
+        """The sums over the lines of an interrupted run, or over nothing, for ``count`` training examples.
 
         Raises:
-            RecordError: it was another run.
+            RecordError: the interrupted run was of another file, model, index or question.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._sums.is_file():
             with safe_open(self._sums, "pt") as file:
-                kept = json.loads(file.metadata()["kept"])
+                covered = json.loads(file.metadata()["kept"])
                 sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            self._check_same(kept["about"])
-            if self._lines.is_file() and self._lines.stat().st_size >= kept["bytes"]:
-                os.truncate(self._lines, kept["bytes"])
-                return SharedInfluence(explained=kept["explained"], **sums)
+            self._check_same(covered["about"])
+            if self._lines.is_file() and self._lines.stat().st_size >= covered["bytes"]:
+                os.truncate(self._lines, covered["bytes"])
+                return SharedInfluence(explained=covered["explained"], **sums)
         self._lines.write_bytes(b"")
         return SharedInfluence.none_of(count)
 
@@ -271,12 +271,12 @@ class _Aside:
             file.writelines(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         sync_file(self._lines)
         size = self._lines.stat().st_size
-        kept = {"about": self._about, "explained": shared.explained, "bytes": size}
+        covered = {"about": self._about, "explained": shared.explained, "bytes": size}
         sums = {name: value for name, value in vars(shared).items() if isinstance(value, torch.Tensor)}
-        write_tensors(self._sums, sums, {"kept": json.dumps(kept)})
+        write_tensors(self._sums, sums, {"kept": json.dumps(covered)})
 
     def publish(self) -> None:
-        """The lines become the file."""
+        """Makes the lines the file."""
         sync_file(self._lines)
         os.replace(self._lines, self._out)
         sync_folder(self._out.parent)

@@ -1,4 +1,4 @@
-"""Counterfactual questions: predicts what a change of the training data does, trains again with it, and compares."""
+"""Counterfactual questions: predicts what a change of the training data does, trains again, and compares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from audit_service.artifacts.bento_models import state_folder
+from audit_service.artifacts.state_places import state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import query_of
 from audit_service.engine.loading import load
@@ -42,17 +42,17 @@ EXAMPLES_SHOWN = 100
 
 
 def retrainings_folder(config: AuditConfig) -> Path:
-    """Where retrained parameters are kept, by jobs and by the command line."""
+    """The folder that caches retrained parameters, for jobs and the command line."""
     return state_folder(config) / "retrainings"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What would this prediction be, had the training data differed? Exactly one of the three changes is given.
+    """The question what a prediction would be, had the training data differed; exactly one of three changes is given.
 
     Attributes:
         input: The fields of the example that is predicted.
-        target: What is measured, as the task names it; None takes what was predicted.
+        target: The target that is measured, as the task names it; None for what the model predicts.
         without: Training examples to train without.
         relabel: Training examples to train with another target for.
         edit: A training example to train with its text written otherwise.
@@ -68,7 +68,7 @@ class Question:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Question:
-        """From a job's content, as ``content`` made it."""
+        """The question of a job's content, as ``content`` returned it."""
         return cls(
             input=content["input"],
             target=content["target"],
@@ -79,7 +79,7 @@ class Question:
         )
 
     def content(self) -> dict[str, Any]:
-        """A JSON value that says all of it: equal for equal questions."""
+        """The question as a JSON value, equal for equal questions."""
         parts = {name: getattr(self, name) for name in ("without", "relabel", "edit")}
         return {
             "kind": "measure",
@@ -91,11 +91,11 @@ class Question:
 
 
 class Measuring:
-    """A config's model, index, recorded run and training data, ready to answer such questions.
+    """A config's model, index, recorded run and training data, ready to answer counterfactual questions.
 
     Args:
-        workspace: Whose they are.
-        keep_in: Where retrained parameters are kept; below the state folder if left out.
+        workspace: Workspace of the config.
+        keep_in: Folder that caches retrained parameters; below the state folder if left out.
         local: Whether examples may also be named by their own ids, which no API shows.
 
     Raises:
@@ -118,11 +118,11 @@ class Measuring:
             )
 
     def cost(self, question: Question) -> Cost:
-        """Time, memory and disk, predicted."""
+        """The predicted time, memory and disk of an answer."""
         return predict_cost(self.run, self.task, self.train, replay=question.replay)
 
     def query(self, question: Question) -> dict[str, Any]:
-        """The example that is measured; raises ``InputError`` where it cannot be."""
+        """The example that is measured; raises ``InputError`` where the input cannot be used."""
         item = EngineItem(input=dict(question.input), target=target_fields(question.target))
         return query_of(self.loaded, item)
 
@@ -211,7 +211,7 @@ class Measuring:
         return [one.example_id for one in explained.examples]
 
     def _label(self, given: Any) -> Any:
-        """What examples are to be labelled with; of other kinds than a name or a text, it may be written as JSON."""
+        """The target that examples are to get; of other kinds than a name or a text, it may be written as JSON."""
         field = target_field(fields_of(self.task))
         if field is None:
             raise SettingsError(
@@ -228,7 +228,7 @@ class Measuring:
             ) from None
 
     def _grouped(self, column: str) -> list[Example]:
-        """The training examples; with what the index groups them under as ``label``, where no field is called so."""
+        """The training examples, with the label that the index groups them under where they have no such field."""
         if column != "label" or any("label" in example for example in self.train):
             return [*self.train]
         return [{**example, "label": group_of(self.task, example)} for example in self.train]
@@ -264,10 +264,10 @@ class Measuring:
 
 
 class Countdown:
-    """Passes progress on as steps of one whole, with the seconds that are left in the note ``... s left``.
+    """Reports the progress of several stages with the time left until the last of them ends, as ``about ... s left``.
 
     Args:
-        progress: What to pass it on to.
+        progress: Called with every report.
         work: Stages in their order, with the seconds that each was predicted to take.
     """
 
@@ -277,7 +277,7 @@ class Countdown:
         self._begun, self._first = time.monotonic(), 0
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Passes a stage on; as ``Progress``, with the note replaced where the time left is known."""
+        """Reports a stage; a ``Progress`` whose note is replaced where the time left is known."""
         if stage != self._stage:
             self._stage, self._begun, self._first = stage, time.monotonic(), max(done - 1, 0)
         left = None
@@ -291,7 +291,7 @@ class Countdown:
 
 
 def seconds_left(note: str) -> float | None:
-    """What ``Countdown`` wrote into a note."""
+    """The seconds that ``Countdown`` wrote into a note; None where it wrote none."""
     head, _, tail = note.removeprefix("about ").partition(" ")
     return float(head) if tail == "s left" else None
 

@@ -1,9 +1,11 @@
-"""The demo: every stage that is not done yet, then a real server, asked over HTTP."""
+"""The demo: runs every stage that is not done yet, starts a real server, and asks it over HTTP."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,41 +14,44 @@ from typing import Any
 import httpx
 import yaml
 
+from audit_service.artifacts.bento_models import index_version_folder
 from audit_service.config import AuditConfig
-from audit_service.workflows import drift_baseline
-from audit_service.workflows.export import export_and_register
+from audit_service.workflows.export import export_if_it_can_be
 from audit_service.workflows.finetuning import run_finetuning
-from audit_service.workflows.index_building import build_index
-from audit_service.workflows.index_check import check_against_retraining
+from audit_service.workflows.index_building import BuildOrder, build_for_serving, first_index
 from audit_service.workflows.processes.bentoml_server import Server, ServerError, free_port, serving
-from audit_service.workflows.replay_directions import plan_directions, replay_directions
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
+from influence_engine.index import Manifest
+from influence_engine.index.index import CALIBRATION
+from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import UNSAID_FIELDS, input_fields
-from influence_engine.training.frozen_cache import FrozenCache
 
 HOST = "127.0.0.1"
 (SENTENCES,) = input_fields(UNSAID_FIELDS)
 """The field that packaged sentences are in."""
 
 DIRECTIONS = 8
-"""That the demo replays: the fewest that make an answer a replayed one."""
+"""Directions that the demo replays: the fewest that a replay basis may have."""
 
-SECONDS_OF_A_DEMO = 420.0
-"""Until its model is ready; installing and serving come on top of it."""
+SECONDS_OF_A_DEMO = 600.0
+"""Time limit from the first command to a replayed and checked answer, installation included."""
+
+SECONDS_TO_TAKE_UP = 75.0
+"""Of these, what the drift baseline and the engine need, which opens what was made and answers again."""
 
 SECONDS_TO_EXPLAIN = 120.0
-"""The engine loads in the background; until then it asks to be asked again."""
+"""Time limit for an explanation: the engine loads in the background, and until then answers with 503."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the server answered.
+class ServerAnswers:
+    """The answers of the server to one prediction and its explanation.
 
     Attributes:
         prediction: The answer of ``/predict``.
         explanation: The answers of ``/audit/explain`` for proponents and for opponents, as one.
-        seconds: Both together, waiting for the engine to load included.
+        seconds: Time of both, with the wait until the engine has loaded.
     """
 
     prediction: dict[str, Any]
@@ -54,22 +59,23 @@ class Asked:
     seconds: float
 
 
-def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: bool = False) -> dict[str, float]:
-    """Fetches, fine-tunes, indexes and exports what has not been done yet; a model trained elsewhere stays as it is.
+def prepare(workspace: Workspace, *, restart: bool = False) -> dict[str, float]:
+    """Runs the stages before a server can explain, unless they are done: fetch, fine-tune, a first index, export.
+
+    A model that was trained elsewhere is not fine-tuned.
 
     Args:
-        workspace: Of the demo's config; every stage goes on with what those before it opened and made.
-        announce: Called with a sentence on what is left out, and how to make up for it.
+        workspace: Workspace of the demo's config; every stage goes on with what those before it opened and made.
         restart: Delete an earlier run first.
 
     Returns:
         Seconds of every stage.
 
     Raises:
-        InfluenceError: a stage failed; those before it are kept.
+        InfluenceError: a stage failed; the results of those before it stay.
     """
     config, progress = workspace.config, workspace.progress
-    stopwatch = _Stopwatch()
+    stopwatch = Stopwatch()
     if config.model is None:
         examples = len(workspace.train) + len(workspace.held_out)
         progress("data and base model", examples, examples, os.path.basename(workspace.base_location))
@@ -77,37 +83,62 @@ def prepare(workspace: Workspace, announce: Callable[[str], None], *, restart: b
         run = run_finetuning(workspace, restart=restart)
         progress("fine-tuning", len(run.schedule), len(run.schedule))
         stopwatch.lap("fine-tuning")
-    index = build_index(workspace)
-    progress("index", len(index), len(index), f"{len(index):,} training examples")
-    stopwatch.lap("index")
-    if config.model is None:
-        _replay(workspace, sum(stopwatch.seconds.values()), announce)
-        stopwatch.lap("replay")
-    export_and_register(workspace)
+    first_index(workspace, BuildOrder())
+    stopwatch.lap("first index")
+    export_if_it_can_be(workspace)
     stopwatch.lap("export")
-    if config.data.validation is not None and not drift_baseline.is_there(config):
-        drift_baseline.build(workspace)
-    stopwatch.lap("reference")
     return stopwatch.seconds
 
 
-def _replay(workspace: Workspace, spent: float, announce: Callable[[str], None]) -> None:
-    """Replays the demo's directions and checks the answers, as far as a demo may take that long."""
-    kept = FrozenCache()
-    if workspace.index.basis is None:
-        plan = plan_directions(workspace, DIRECTIONS)
-        if spent + plan.seconds > SECONDS_OF_A_DEMO:
-            announce(
-                f"Not replayed here, since it would take about {plan.seconds:.0f} s: explanations are estimated. "
-                f"bento-audit index build {workspace.config.spelled} --directions {DIRECTIONS} does it later."
-            )
-            return
-        replay_directions(workspace, DIRECTIONS, kept)
-    check_against_retraining(workspace, kept)
+def prepare_whole(workspace: Workspace, announce: Callable[[str], None]) -> dict[str, float]:
+    """Runs all stages, also those that otherwise run beside the server; announces what is left out.
+
+    Raises:
+        InfluenceError: a stage failed; the results of those before it stay.
+    """
+    seconds = prepare(workspace)
+    stopwatch = Stopwatch()
+    build_for_serving(workspace, order_of(workspace.config, SECONDS_OF_A_DEMO), announce)
+    stopwatch.lap("index, replay, check and drift baseline")
+    return {**seconds, **stopwatch.seconds}
+
+
+def order_of(config: AuditConfig, seconds: float | None) -> BuildOrder:
+    """What the demo's index is to have; replay and check take a record."""
+    recorded = config.model is None
+    return BuildOrder(
+        directions=DIRECTIONS if recorded else 0,
+        check=recorded,
+        drift_baseline=config.data.validation is not None,
+        seconds=seconds,
+    )
 
 
 @contextlib.contextmanager
-def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
+def finishing(config: AuditConfig, seconds: float | None) -> Iterator[subprocess.Popen[bytes]]:
+    """Builds the rest of the demo's index in a process that gives way to the server, and shows its progress.
+
+    Args:
+        config: The demo's config.
+        seconds: As in ``BuildOrder``.
+    """
+    order = order_of(config, seconds)
+    command = [sys.executable, "-m", "audit_service.cli", "index", "build", config.spelled, "--idle"]
+    command += ["--directions", str(order.directions)]
+    command += ["--check"] if order.check else []
+    command += ["--reference"] if order.drift_baseline else []
+    command += [] if seconds is None else ["--within", f"{max(seconds, 1.0) / 60:.3f}"]
+    # A session of its own, since that is what Linux shares the processors out by.
+    process = subprocess.Popen(command, cwd=config.root, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def running_bento(config: AuditConfig, *, port: int) -> Iterator[Server]:
     """Runs the bento of the config's name as long as the context lasts, on ``port`` or the next free one.
 
     Raises:
@@ -128,14 +159,41 @@ def served(config: AuditConfig, *, port: int) -> Iterator[Server]:
         yield server
 
 
-def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> Asked:
-    """Asks for a prediction, and then why.
+def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k: int) -> ServerAnswers:
+    """Asks for the explanation again, as soon as the engine has taken up everything that was made for its index.
 
     Args:
-        address: Of the server.
-        text: What is predicted.
-        top_k: How many examples for and against.
-        field: The field of a request that the text is in.
+        config: The demo's config.
+        address: Address of the server.
+        first: Its first answers.
+        top_k: Number of proponents, and of opponents.
+
+    Raises:
+        ServerError: the server answered with an error, or the engine has not taken it up in time.
+    """
+    began = time.monotonic()
+    folder = index_version_folder(config)
+    checked = (folder / CALIBRATION).is_file()
+    digest = Manifest.read(folder / MANIFEST).build_digest
+    question = {"prediction_id": first.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
+    with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
+        while time.monotonic() - began < SECONDS_TO_EXPLAIN:
+            explanation = _post(client, "/audit/explain", question, began)
+            known = explanation["quality"]["agreement"] is not None or not checked
+            if known and explanation["index"]["digest"] == digest:
+                return ServerAnswers(first.prediction, explanation, time.monotonic() - began)
+            time.sleep(0.5)
+    raise ServerError("the engine has not taken up what was made for its index; its log says why")
+
+
+def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> ServerAnswers:
+    """Asks the server for a prediction and for its explanation.
+
+    Args:
+        address: Address of the server.
+        text: The text whose label is predicted.
+        top_k: Number of proponents, and of opponents.
+        field: The field of a request that holds the text.
 
     Raises:
         ServerError: the server answered with an error, or the engine was not ready in time.
@@ -145,7 +203,7 @@ def ask(address: str, text: str, *, top_k: int, field: str = SENTENCES.name) -> 
         prediction = _post(client, "/predict", {field: text}, began)
         question = {"prediction_id": prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
         explanation = _post(client, "/audit/explain", question, began)
-    return Asked(prediction, explanation, time.monotonic() - began)
+    return ServerAnswers(prediction, explanation, time.monotonic() - began)
 
 
 def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -> dict[str, Any]:
@@ -163,8 +221,8 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any], began: float) -
         time.sleep(min(float(response.headers.get("retry-after", 1)), 1.0))
 
 
-class _Stopwatch:
-    """Seconds since the last lap."""
+class Stopwatch:
+    """Seconds of every stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

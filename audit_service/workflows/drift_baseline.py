@@ -1,4 +1,4 @@
-"""Builds the drift baseline of a config's model and index from its held-out examples, or finds the one there is."""
+"""Builds the drift baseline of a config's model and index from its held-out examples, or reads an existing one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import index_version_folder, open_predictor
+from audit_service.artifacts.bento_models import index_version_folder
+from audit_service.artifacts.onnx_models import open_predictor
 from audit_service.config import AuditConfig
 from audit_service.drift.baseline_building import HeldOut, build_baseline
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all
@@ -28,7 +29,7 @@ def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
 
     Raises:
         DataError: the config names no held-out data, or too little.
-        SettingsError: an input of the task says nothing to explain.
+        SettingsError: the task does not say what to explain of an input without a target.
         InfluenceError: there is no model or no index.
     """
     config, progress = workspace.config, workspace.progress
@@ -42,16 +43,16 @@ def build(workspace: Workspace) -> tuple[DriftBaseline, Path]:
     examples = workspace.held_out[: config.monitoring.reference_examples]
     columns = _columns(config, loaded.attributor)
     try:
-        explained, seen = explain_all(loaded.attributor, examples, tier="best", group_by=columns, progress=progress)
+        explained, by_torch = explain_all(loaded.attributor, examples, tier="best", group_by=columns, progress=progress)
     except InputError as error:
         if error.field != "target":
             raise
         raise SettingsError(
-            f"drift is of what is explained of each input, and {type(task).__name__} names nothing to explain of an "
-            f"input alone: {error.message}",
+            f"drift is measured on explanations of inputs, and {type(task).__name__} does not say what to explain of "
+            f"an input without a target: {error.message}",
             field="task",
         ) from error
-    predicted = _served_predictions(workspace, examples) or seen
+    predicted = _served_predictions(workspace, examples) or by_torch
     names = list(labels_of(task) or ()) if predicts_labels(task) else []
     truths = [example.get(target_name(task)) if predicts_labels(task) else None for example in examples]
     unseen = None
@@ -92,6 +93,7 @@ def of_config(config: AuditConfig) -> DriftBaseline | None:
 
 
 def _served_predictions(workspace: Workspace, examples: Sequence[Any]) -> Predicted | None:
+    """Predictions by ONNX Runtime, with features; None for a task or a service without an export."""
     if not isinstance(workspace.task, PredictingTask):
         return None
     try:

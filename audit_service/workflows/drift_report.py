@@ -1,4 +1,4 @@
-"""Predicts and explains a file of inputs or the recorded predictions, and writes how they differ from the baseline."""
+"""Reports how a file of inputs, or the recorded predictions, differ from the drift baseline."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_service.artifacts.bento_models import open_predictor, state_folder, state_location
+from audit_service.artifacts.onnx_models import open_predictor
+from audit_service.artifacts.state_places import state_folder, state_location
 from audit_service.config.sections import seconds_of
 from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all, predict_with_torch
 from audit_service.monitoring.drift_baseline import DriftBaseline
-from audit_service.prediction.predictor import check_example
+from audit_service.prediction.inputs import check_example
 from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows import drift_baseline
@@ -34,7 +35,7 @@ def since_s(text: str) -> float:
 
 
 def report(workspace: Workspace, inputs: Path | None, since: float | None, most_explained: int) -> dict[str, Any]:
-    """The report over a file of inputs, or over the predictions on record since a Unix time.
+    """The drift report over a file of inputs, or over the predictions recorded since a Unix time.
 
     Raises:
         RecordError: there is no baseline.
@@ -56,7 +57,7 @@ def report(workspace: Workspace, inputs: Path | None, since: float | None, most_
     if not examples:
         where = str(inputs) if inputs is not None else f"the record in {state_folder(config)}"
         raise DataError(f"{where} holds no inputs to report on", field="inputs")
-    return _held_against(baseline, workspace, examples, outcomes, most_explained)
+    return _compared(baseline, workspace, examples, outcomes, most_explained)
 
 
 def read_inputs(workspace: Workspace, path: Path) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ def read_inputs(workspace: Workspace, path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _held_against(
+def _compared(
     baseline: DriftBaseline,
     workspace: Workspace,
     examples: Sequence[dict[str, Any]],
@@ -101,7 +102,7 @@ def _held_against(
 
 
 def _predicted(workspace: Workspace, examples: Sequence[dict[str, Any]]) -> Predicted:
-    """As served; with torch where the task cannot be, and so was not exported."""
+    """Predictions of the exported model; with torch for a task that cannot be exported."""
     if not (isinstance(workspace.task, ExportableTask) and isinstance(workspace.task, PredictingTask)):
         return predict_with_torch(workspace.attributor, examples, workspace.progress)
     catcher = FeatureCatcher()

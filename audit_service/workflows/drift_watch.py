@@ -1,4 +1,4 @@
-"""Drift seen live: a real server, baseline traffic, then another domain's, and what it says of both."""
+"""Drift seen live: sends a real server baseline traffic, then another domain's, and observes its drift monitoring."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import httpx
 from audit_service.config import AuditConfig
 from audit_service.monitoring.rules import render
 from audit_service.workflows import drift_baseline
-from audit_service.workflows.demo import SENTENCES, served
+from audit_service.workflows.demo import SENTENCES, running_bento
 from audit_service.workflows.processes.bentoml_server import Server, ServerError
 from audit_service.workflows.processes.prometheus import Prometheus, installed, prometheus
 from influence_engine.data import DataSettings, load_examples
@@ -27,15 +27,18 @@ BASELINE = "vader/movies"
 
 SAMPLE_RATE = 0.5
 ENOUGH_EXPLAINED = 0.8
-"""Of the explanations that the sampling rate leads to expect; chance may choose fewer."""
+"""Share of the expected sampled explanations that is waited for, since chance may choose fewer."""
 
 SECONDS_TO_EXPLAIN = 240.0
 SECONDS_TO_ALERT = 120.0
 CLIENTS = 4
 
+TRAFFIC_IN_JSON = {"baseline": "quiet"}
+"""Values of ``Observation.traffic`` that JSON has by another name: that of released versions."""
+
 
 def server_settings(events: int) -> dict[str, str]:
-    """Environment variables by which half of the predictions is explained, and no chosen one of so many dropped."""
+    """Environment variables of a server that explains half of ``events`` predictions and drops none of that sample."""
     return {
         "BENTO_AUDIT_MONITORING__SAMPLE_RATE": str(SAMPLE_RATE),
         "BENTO_AUDIT_MONITORING__SAMPLE_QUEUE": str(events),
@@ -44,11 +47,11 @@ def server_settings(events: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen after some traffic.
+    """The drift monitoring's state after some traffic.
 
     Attributes:
         traffic: ``baseline`` or ``shifted``.
-        source: The domain that it was of.
+        source: The domain of the traffic.
         drift: The answer of ``/audit/drift``.
         alerts: Drift alerts of Prometheus that fire.
     """
@@ -63,6 +66,10 @@ class Observation:
         """Whether any signal exceeds its threshold."""
         outside = self.drift["outside_index"]
         return any(one["moved"] for one in self.drift["signals"]) or bool(outside and outside["moved"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The observation as a JSON value, in which baseline traffic is called ``quiet``."""
+        return {**asdict(self), "traffic": TRAFFIC_IN_JSON.get(self.traffic, self.traffic)}
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,12 @@ class WatchedServer:
     prometheus: Prometheus | None
 
     def observe(self, domain: str, events: int, announce: Callable[[str], None]) -> Iterator[Observation]:
-        """Sends baseline traffic, then that of ``domain``, and says after each what was seen.
+        """Sends baseline traffic, then that of ``domain``, and observes the drift monitoring after each.
 
         Args:
             domain: Packaged sentences, such as ``vader/tweets``.
-            events: Inputs of each kind.
-            announce: Called with a line on what is sent.
+            events: Number of inputs of each kind.
+            announce: Called with a line on the traffic that is sent.
 
         Raises:
             DataError: a domain has no sentences.
@@ -110,7 +117,7 @@ def watched_server(config: AuditConfig, *, port: int) -> Iterator[WatchedServer]
         ServerError: it does not start.
     """
     text_field(config)
-    with served(config, port=port) as server, _scraped(config, server) as running:
+    with running_bento(config, port=port) as server, _scraped(config, server) as running:
         yield WatchedServer(config, server, running)
 
 
@@ -132,7 +139,7 @@ def text_field(config: AuditConfig) -> str:
 
 
 def texts_of(config: AuditConfig, domain: str, count: int) -> list[str]:
-    """Real sentences: of the baseline domain those that were held out, of another any.
+    """Real sentences of a domain: of the baseline domain those that were held out from training.
 
     Raises:
         DataError: there are none.
@@ -149,12 +156,12 @@ def send(address: str, field: str, texts: list[str]) -> None:
     """Has every text predicted.
 
     Args:
-        address: Of the server.
-        field: Of its requests that holds the text.
+        address: Address of the server.
+        field: Field of its requests that holds the text.
         texts: The texts.
 
     Raises:
-        ServerError: the server refused one.
+        ServerError: the server refused a text.
     """
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client, ThreadPoolExecutor(CLIENTS) as pool:
         for answer in pool.map(lambda text: client.post("/predict", json={field: text}), texts):
@@ -163,7 +170,7 @@ def send(address: str, field: str, texts: list[str]) -> None:
 
 
 def snapshot_of(address: str, enough: Callable[[dict[str, Any]], bool] = lambda found: True) -> dict[str, Any]:
-    """``/audit/drift`` of the server, once it is enough or time is over."""
+    """The answer of the server's ``/audit/drift``, once ``enough`` holds of it or the time limit is reached."""
     end = time.monotonic() + SECONDS_TO_EXPLAIN
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         while True:
@@ -174,7 +181,7 @@ def snapshot_of(address: str, enough: Callable[[dict[str, Any]], bool] = lambda 
 
 
 def settled(before: int, wanted: int) -> Callable[[dict[str, Any]], bool]:
-    """Whether the sampled explanations have come: so many more than before, or no further ones for ten seconds."""
+    """A condition that holds once ``wanted`` more explanations are there than ``before``, or no more came for 10 s."""
     last = [before, time.monotonic()]
 
     def enough(found: dict[str, Any]) -> bool:
@@ -192,7 +199,7 @@ def _scraped(config: AuditConfig, server: Server) -> Iterator[Prometheus | None]
     if not installed() or baseline is None:
         yield None
         return
-    # Ten seconds instead of minutes: this is to be seen.
+    # Ten seconds instead of minutes, so that alerts fire while somebody watches.
     settings = config.monitoring.model_copy(update={"alert_for": "10s"})
     folder = Path(config.state_folder) / "prometheus" / str(int(time.time()))
     targets = {"a": server.address.partition("://")[2]}
@@ -201,7 +208,7 @@ def _scraped(config: AuditConfig, server: Server) -> Iterator[Prometheus | None]
 
 
 def firing(running: Prometheus | None, *, wait: bool) -> list[dict[str, Any]]:
-    """The drift alerts that fire; with ``wait`` it waits for one."""
+    """The drift alerts that fire; with ``wait``, after waiting for one."""
     if running is None:
         return []
     end = time.monotonic() + (SECONDS_TO_ALERT if wait else 0)

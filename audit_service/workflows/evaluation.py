@@ -29,19 +29,20 @@ PLANTED = "planted.json"
 FEWEST_QUERIES = 4
 
 TRUTHS = {"removal": "recorded steps", "afresh": "new order"}
-"""What a kind of retraining is called where it is shown."""
+"""Names of the kinds of retraining for people."""
 
 
 @dataclass(frozen=True)
 class EvaluationCost:
-    """What an evaluation will take.
+    """Number of retrainings and time that an evaluation will take.
 
     Attributes:
         queries: Held-out examples whose measurements are compared; the first ``tuning`` of them choose the damping.
-        tuning: How many those are.
-        retrainings: In all.
-        kept: Of them, those measured before.
-        seconds: For the others, from a few steps that were really taken; frozen layers run once only, so it is less.
+        tuning: Number of queries that choose the damping.
+        retrainings: Number of retrainings in all.
+        kept: Number of retrainings whose measurements are cached.
+        seconds: At most, for the other retrainings, from a few steps that were really taken: outputs of frozen layers
+            are cached, too.
     """
 
     queries: int
@@ -52,32 +53,32 @@ class EvaluationCost:
 
 
 def evaluation_folder(config: AuditConfig) -> Path:
-    """Where results and retrainings lie."""
+    """The folder of results and cached retrainings."""
     return config.state_folder / "evaluation"
 
 
 def plan_evaluation(workspace: Workspace, plan: EvaluationPlan, queries: int) -> EvaluationCost:
-    """Predicts what ``run_evaluation`` will take; raises what that does."""
+    """Predicts the cost of ``run_evaluation``; raises as that does."""
     retraining = _retraining(workspace, queries)
     ids = retraining.run.example_ids
     plan.check(ids)
     tuning = plan.tuning_of(len(retraining.queries))
-    kept = sum(
-        retraining.kept(random_removals(ids, fraction, plan.subsets, seed=plan.seed), kind)
+    cached = sum(
+        retraining.cached(random_removals(ids, fraction, plan.subsets, seed=plan.seed), kind)
         for kind in plan.kinds
         for fraction in plan.fractions
     )
     if plan.single or plan.leave_out:
         attributor = workspace.attributor
         influences = attributor.scores(retraining.queries[tuning:], "estimated").double()
-        kept += retraining.kept(single_removals(plan, influences, attributor.index.example_ids))
+        cached += retraining.cached(single_removals(plan, influences, attributor.index.example_ids))
     each = plan_finetuning(workspace).seconds
     return EvaluationCost(
         queries=len(retraining.queries),
         tuning=tuning,
         retrainings=plan.retrainings,
-        kept=kept,
-        seconds=each * (plan.retrainings - kept),
+        kept=cached,
+        seconds=each * (plan.retrainings - cached),
     )
 
 
@@ -85,13 +86,13 @@ def run_evaluation(workspace: Workspace, plan: EvaluationPlan, queries: int, fol
     """Evaluates the config's index against retrainings of its run, and writes the results to ``folder``.
 
     Args:
-        workspace: Whose run, index and data.
-        plan: What to retrain; retrainings of an earlier evaluation are used again.
-        queries: Held-out examples to take, tuning ones included.
-        folder: Gets ``evaluation.json``.
+        workspace: Workspace of the run, index and data.
+        plan: Which retrainings to take; those of an earlier evaluation are used again.
+        queries: Number of held-out examples to take, tuning queries included.
+        folder: Folder for ``evaluation.json``.
 
     Raises:
-        RecordError: there is no recorded run, or none that can be executed again.
+        RecordError: there is no recorded run, or its steps cannot be executed again.
         DataError: there are no labelled held-out examples.
         SettingsError: the plan cannot be carried out.
     """
@@ -107,9 +108,9 @@ def run_planted(workspace: Workspace, share: float, folder: Path) -> PlantedErro
     """Plants wrong labels in the config's training examples, and counts how many the rankings of suspects find.
 
     Args:
-        workspace: Whose base model and data; its own run and index stay as they are.
-        share: Of the labels that are changed.
-        folder: Gets ``planted.json``; a run and an index of their own are kept below it.
+        workspace: Workspace of the base model and data; its own run and index stay as they are.
+        share: Share of the labels that are changed.
+        folder: Folder for ``planted.json`` and for the run and index with the wrong labels.
 
     Raises:
         SettingsError: the task's target is not one label.

@@ -18,12 +18,12 @@ OURS, OTHERS = "#1f6f8b", "#b8b8b8"
 
 
 def draw_evaluation(found: Evaluation, path: Path, unit: str = "log-odds") -> None:
-    """LDS of every method as bars with their intervals, one panel a truth, and single removals as points.
+    """Draws the LDS of every method as bars with intervals, one panel a ground truth, and single removals as points.
 
     Args:
-        found: What is drawn.
+        found: The results that are drawn.
         path: The PNG file.
-        unit: What influences are counted in; empty where the task does not say.
+        unit: Unit of the influences; empty where the task does not say.
     """
     panels = by_truth(found.rows)
     count = len(panels) + (found.single is not None)

@@ -1,4 +1,4 @@
-"""The model as it is served: exported to ONNX, and kept with model and index as the Bento models of a bento."""
+"""Exports a config's model to ONNX for serving, and registers model, index and export as Bento models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import nn
 from audit_service.artifacts.bento_models import Kind, find, keep_bento_model
 from audit_service.artifacts.model_files import save_model_folder
 from audit_service.monitoring.drift_baseline import BASELINE_FILE
-from audit_service.prediction.export import export_onnx, is_current, read_export
+from audit_service.prediction.export import export_onnx
+from audit_service.prediction.export_files import is_current, read_export
 from audit_service.workspace import Workspace
 from influence_engine.digests import file_digest
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
@@ -21,7 +22,7 @@ from influence_engine.index.index import BASIS, CALIBRATION
 from influence_engine.tasks import Example, ExportableTask
 
 EXAMPLES_CHECKED = 32
-"""Training examples, from the shortest to the longest, on which ONNX Runtime is held against torch."""
+"""Training examples, from the shortest to the longest, on which ONNX Runtime is compared with torch."""
 
 
 def export_and_register(workspace: Workspace) -> dict[str, Any] | None:
@@ -33,19 +34,29 @@ def export_and_register(workspace: Workspace) -> dict[str, Any] | None:
     Raises:
         ModelError: ONNX Runtime and torch disagree.
     """
+    manifest = export_if_it_can_be(workspace)
+    if manifest is not None:
+        register(workspace)
+    return manifest
+
+
+def export_if_it_can_be(workspace: Workspace) -> dict[str, Any] | None:
+    """Exports the model to ONNX, unless that export is there already; None for a task that cannot be exported.
+
+    Raises:
+        ModelError: ONNX Runtime and torch disagree.
+    """
     if not isinstance(workspace.task, ExportableTask):
         return None
-    manifest = export_for_serving(workspace, _of_all_sizes(workspace.train))
-    register(workspace)
-    return manifest
+    return export_for_serving(workspace, _of_all_sizes(workspace.train))
 
 
 def export_for_serving(workspace: Workspace, examples: Sequence[Example]) -> dict[str, Any]:
     """Exports the model to ``config.onnx_folder``, unless that export is there already.
 
     Args:
-        workspace: Whose model.
-        examples: Real examples on which ONNX Runtime is held against torch.
+        workspace: Workspace of the model.
+        examples: Real examples on which ONNX Runtime is compared with torch.
 
     Returns:
         The export's manifest.
@@ -57,14 +68,14 @@ def export_for_serving(workspace: Workspace, examples: Sequence[Example]) -> dic
     digest = workspace.model_digests["model"] or ""
     if is_current(folder, task, digest):
         return read_export(folder)
-    served = workspace.model
+    served_model = workspace.model
     return export_onnx(
-        _on_the_cpu(served.model),
+        _on_the_cpu(served_model.model),
         task,
         examples,
         folder,
         model_digest=digest,
-        processor=served.processor,
+        processor=served_model.processor,
         progress=workspace.progress,
     )
 
@@ -73,7 +84,7 @@ def register(workspace: Workspace) -> list[str]:
     """Makes the Bento models that ``bentoml build`` copies; those that are unchanged are left as they are.
 
     Returns:
-        Their tags.
+        Tags of the three Bento models.
 
     Raises:
         RecordError: model, index or export are not there yet.
@@ -95,7 +106,7 @@ def register(workspace: Workspace) -> list[str]:
 
 
 def _on_the_cpu(model: nn.Module) -> nn.Module:
-    """ONNX Runtime is held against torch on the CPU; a model that explains on a GPU stays there."""
+    """The model on the CPU, where ONNX Runtime is compared with torch; a model that explains on a GPU stays there."""
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     return model if on_cpu else copy.deepcopy(model).cpu()
 

@@ -1,4 +1,4 @@
-"""Fine-tunes the base model of a config with a record, or predicts what that will take."""
+"""Fine-tunes the base model of a config and records the run, or predicts time, disk and memory of that."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from influence_engine.training.schedule import checkpoint_steps, plan_schedule
 from influence_engine.training.settings import FinetuneSettings
 
 PROBED_STEPS = 5
+"""Steps that a prediction really takes."""
 
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """What a fine-tuning will take, said before it starts.
+    """Predicted time, disk and memory of a fine-tuning.
 
     Attributes:
-        examples: Training examples.
-        steps: Optimiser steps.
-        parameters: Trained parameters.
+        examples: Number of training examples.
+        steps: Number of optimiser steps.
+        parameters: Number of trained parameters.
         checkpoints: How often weights and optimiser state are saved.
-        seconds: From a few steps that were really taken.
-        disk_bytes: Of the record.
+        seconds: Time, from a few steps that were really taken.
+        disk_bytes: Size of the record.
         memory_bytes: The most that this process held while probing.
     """
 
@@ -50,7 +51,7 @@ def run_finetuning(workspace: Workspace, *, restart: bool = False) -> Run:
     """Fine-tunes the config's base model and records it; the same run, complete, is returned as it is.
 
     Args:
-        workspace: Whose base model and data; it goes on with the run.
+        workspace: Workspace of the base model and data; its run is this one afterwards.
         restart: Delete an earlier run of this config first.
 
     Raises:
@@ -62,13 +63,13 @@ def run_finetuning(workspace: Workspace, *, restart: bool = False) -> Run:
 
 
 def finetune_recorded(workspace: Workspace, task: Task, folder: Path, *, restart: bool = False) -> Run:
-    """Fine-tunes a base model with the config's settings and records it in ``folder``; what is there is kept.
+    """Fine-tunes a base model with the config's settings and records the run in ``folder``; a complete run is kept.
 
     Args:
-        workspace: Whose base model and data.
-        task: With the tokenizer that is used.
-        folder: Of the run.
-        restart: Delete what is there first.
+        workspace: Workspace of the base model and data.
+        task: The task, with the tokenizer that is used.
+        folder: Folder of the run.
+        restart: Delete an earlier run in that folder first.
 
     Raises:
         InfluenceError: as ``run_finetuning``.
@@ -95,11 +96,11 @@ def finetune_recorded(workspace: Workspace, task: Task, folder: Path, *, restart
 
 
 def plan_finetuning(workspace: Workspace, settings: FinetuneSettings | None = None) -> FinetunePlan:
-    """Takes a few steps without recording and predicts time, disk and memory of the whole.
+    """Takes a few steps without recording and predicts time, disk and memory of the whole fine-tuning.
 
     Args:
-        workspace: Whose base model and data.
-        settings: In place of the config's.
+        workspace: Workspace of the base model and data.
+        settings: Settings in place of the config's.
     """
     config, task, train = workspace.config, workspace.base_task, workspace.train
     settings = settings or config.finetune
@@ -146,6 +147,6 @@ class _Stopwatch:
 
     @property
     def seconds_a_step(self) -> float:
-        """The median; the first step is left out where there are others, since it warms up."""
+        """Median time of a step; the first is left out where there are others, since it warms up."""
         steps = [end - begin for begin, end in zip(self._ends, self._ends[1:], strict=False)]
         return statistics.median(steps[1:] or steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audit_service.workflows.replay_directions import CHECKED_EVERY, shared_out
+from audit_service.workflows.replay_directions import CHECKED_EVERY, split_held_out
 from audit_service.workspace import Workspace
 from influence_engine.errors import DataError
 from influence_engine.evaluation import Retraining, check_index
@@ -12,16 +12,16 @@ from influence_engine.index.calibration import Calibration
 from influence_engine.training.frozen_cache import FrozenCache
 
 MOST_CHECKED = 64
-"""Held-out examples that are measured at most."""
+"""Most held-out examples that are measured."""
 
 
 def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = None) -> Calibration:
-    """Trains again without some examples, and gives the index's answers the intervals that follow.
+    """Trains again without some examples, and stores with the index the intervals that follow for its influences.
 
-    What was found for this index before is not found again.
+    An index that was checked before is not checked again.
 
     Raises:
-        IndexFormatError: the config's folder holds no index; what is found is kept beside it.
+        IndexFormatError: the config's folder holds no index.
         RecordError: the model was trained elsewhere, or its run cannot be executed again; the message says why.
         DataError: there are too few held-out examples.
     """
@@ -30,7 +30,7 @@ def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = N
     if workspace.index.calibration is not None:
         return workspace.index.calibration
     run, task = workspace.run, workspace.task
-    _, for_check = shared_out(workspace)
+    _, for_check = split_held_out(workspace)
     queries = workspace.labelled(for_check)[:MOST_CHECKED]
     if len(queries) < FEWEST_QUERIES:
         raise DataError(

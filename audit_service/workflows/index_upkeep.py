@@ -1,4 +1,4 @@
-"""Keeping an index in order: are its files those that were written, and has it the parts that came later?"""
+"""Verifies the files of a config's index, and upgrades it with the parts that came after it was built."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from influence_engine.training.identity import first_difference
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What the current version of an index has, and what it was given or would be.
+    """The parts of an index's current version, and those that an upgrade added or would add.
 
     Attributes:
-        folder: The version's.
-        parts: Those it has now, by name: ``version``, ``made_by`` and ``created``.
+        folder: Folder of the version.
+        parts: The parts that it has now, by name: ``version``, ``made_by`` and ``created``.
         added: Names of the parts that were added.
         missing: Of a plan: parts that would be added, each with ``needs``, ``seconds``, ``read_bytes``, ``disk_bytes``.
     """
@@ -41,7 +41,7 @@ class Upgrade:
     missing: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The upgrade as a JSON value."""
         return {"folder": str(self.folder), "parts": self.parts, "added": self.added, "missing": self.missing}
 
 
@@ -55,7 +55,7 @@ def verify_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
     try:
         index = InfluenceIndex.open(folder, model_digest=model_digests(config)["model"])
     except Exception:
-        # A damaged file may not be readable at all, and whoever stumbles over it need not name it.
+        # A damaged file may not be readable at all, and the error that follows need not name it.
         verify_files(folder / VERSIONS / current_version(folder), progress)
         raise
     index.verify(progress)
@@ -63,7 +63,7 @@ def verify_index(config: AuditConfig, progress: Progress) -> InfluenceIndex:
 
 
 def planned_upgrade(config: AuditConfig, parts: Sequence[IndexPart] = KNOWN_PARTS) -> Upgrade:
-    """What ``upgrade_index`` would add to the config's index, and what it will take.
+    """The parts that ``upgrade_index`` would add to the config's index, with their cost.
 
     Raises:
         IndexFormatError: there is no index, or not of a format known here.
@@ -77,7 +77,7 @@ def planned_upgrade(config: AuditConfig, parts: Sequence[IndexPart] = KNOWN_PART
 
 
 def upgrade_index(workspace: Workspace, parts: Sequence[IndexPart] = KNOWN_PARTS) -> Upgrade:
-    """Adds to the config's index what came after it was built; one that has it all is left as it is.
+    """Adds to the config's index the parts that came after it was built; one that has them all is left as it is.
 
     Raises:
         InfluenceError: there is no index, or model or training data are not those that it was built from.
@@ -93,7 +93,7 @@ def _parts_of(version: Path) -> dict[str, dict[str, Any]]:
 
 
 def _context(workspace: Workspace, needs: frozenset[Need], version: Path) -> PartContext:
-    """What parts need beside the index's files, after checking that the index was built from it."""
+    """The model and training examples that parts need, after checking that the index was built from them."""
     if not needs:
         return PartContext(progress=workspace.progress)
     digests = Manifest.read(version / MANIFEST).digests

@@ -1,4 +1,4 @@
-"""Files of inputs that a verb is given: their format, and the columns that the task's fields are in."""
+"""Files of inputs for the command line: their format, and the columns that the task's fields are in."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def input_columns(workspace: Workspace, table: Table, what: str) -> dict[str, st
     """The column of every field of an input, by the field's name.
 
     Args:
-        workspace: Whose task.
+        workspace: Workspace of the task.
         table: The rows.
-        what: What the columns hold, for messages, with ``{kind}`` for what one field does.
+        what: What a column holds, for messages; ``{kind}`` stands for the kind of its field.
 
     Raises:
         DataError: a column is missing.
@@ -55,7 +55,7 @@ def input_columns(workspace: Workspace, table: Table, what: str) -> dict[str, st
 
 
 def no_column(table: Table, key: str, what: str) -> DataError:
-    """That a needed column is not there, and which are."""
+    """The error that a needed column is not there, with the columns that are."""
     return DataError(
         f"{table.location}: {what}. The columns are {listing(table.columns)}.{did_you_mean(key, table.columns)}",
         field=key,

@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana read: rules, alerts and dashboards, rendered for some configs and written to files."""
+"""Renders files for Prometheus and Grafana: rules, alerts and dashboards of some configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audit_service.workflows import drift_baseline
 
 @dataclass(frozen=True)
 class RenderedRules:
-    """Rules of some configs.
+    """Rendered rules of some configs.
 
     Attributes:
         text: The YAML.
@@ -40,7 +40,7 @@ def render_rules(configs: Sequence[AuditConfig], format: rules.Format) -> Render
 
     Args:
         configs: At least one; windows and links are those of the first.
-        format: See ``rules.render``.
+        format: ``prometheus`` for a file of rules, ``prometheus-operator`` for a ``PrometheusRule``.
 
     Raises:
         RecordError: a config has no index, or its baseline is damaged.

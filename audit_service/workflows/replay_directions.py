@@ -10,11 +10,11 @@ from influence_engine.tasks import Example
 from influence_engine.training.frozen_cache import FrozenCache
 
 CHECKED_EVERY = 4
-"""One held-out example in so many is for the check of the index, the others are for replayed directions."""
+"""One in so many held-out examples is for the check of the index; the others are for replayed directions."""
 
 
 def plan_directions(workspace: Workspace, width: int) -> ReplayPlan:
-    """Predicts what ``replay_directions`` will take, from one step that it walks back.
+    """Predicts the cost of ``replay_directions``, from one recorded step that is differentiated in reverse.
 
     Raises:
         RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
@@ -23,14 +23,14 @@ def plan_directions(workspace: Workspace, width: int) -> ReplayPlan:
 
 
 def replay_directions(workspace: Workspace, width: int, cache: FrozenCache | None = None) -> None:
-    """Gives the index a replay basis of ``width`` directions; ``cache`` is of this run, for the check that follows.
+    """Gives the index a replay basis of ``width`` directions; ``cache`` is for outputs of frozen layers, to be shared.
 
     Raises:
         RecordError: the model was trained elsewhere, or its run cannot be replayed; the message says why.
         DataError: there are no held-out examples to take directions from.
     """
     run = workspace.run
-    for_directions, _ = shared_out(workspace)
+    for_directions, _ = split_held_out(workspace)
     if not for_directions:
         raise DataError(
             f"{workspace.config.name!r} has no held-out examples to take directions from; name some in data.validation",
@@ -42,8 +42,8 @@ def replay_directions(workspace: Workspace, width: int, cache: FrozenCache | Non
     )
 
 
-def shared_out(workspace: Workspace) -> tuple[list[Example], list[Example]]:
-    """Held-out examples for directions, and those for the check: no answer is checked on what it was made from."""
+def split_held_out(workspace: Workspace) -> tuple[list[Example], list[Example]]:
+    """Held-out examples for directions, and others for the check: a basis is not checked on what it was made from."""
     held_out = workspace.held_out
     for_check = held_out[CHECKED_EVERY - 1 :: CHECKED_EVERY]
-    return [one for number, one in enumerate(held_out, 1) if number % CHECKED_EVERY], list(for_check)
+    return [example for number, example in enumerate(held_out, 1) if number % CHECKED_EVERY], list(for_check)

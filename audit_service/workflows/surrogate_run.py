@@ -14,14 +14,14 @@ from influence_engine.training import Run
 
 
 def train_surrogate(workspace: Workspace, *, restart: bool = False) -> tuple[Run, dict[str, Any]]:
-    """Fine-tunes the config's base model on the data of the served one, with a record, and compares the two.
+    """Fine-tunes the config's base model on the served model's data, with a record, and compares the two models.
 
     Args:
-        workspace: Of a model that was trained elsewhere; the config's ``finetune`` should say how that was done.
+        workspace: Workspace of a model that was trained elsewhere; the config's ``finetune`` should say how it was.
         restart: Delete an earlier surrogate first.
 
     Returns:
-        The surrogate's run, and how far its model agrees with the served one.
+        The surrogate's run, and how far the surrogate agrees with the served model.
 
     Raises:
         SettingsError: the model has a record of its own, or no base model is named.
@@ -39,11 +39,12 @@ def train_surrogate(workspace: Workspace, *, restart: bool = False) -> tuple[Run
             f"{config.name!r} has no held-out examples to compare the surrogate on; name some in data.validation",
             field="data.validation",
         )
-    served = workspace.model
+    served_model = workspace.model
     if restart:
         (config.surrogate_folder / AGREEMENT).unlink(missing_ok=True)
     run = finetune_recorded(workspace, workspace.task, config.surrogate_folder / "run", restart=restart)
-    found = agreement(served.model, run.load_model(), workspace.task, workspace.held_out, run.trainable)
-    about = {**found.to_dict(), "served": served.digests["model"], "twin": run.digests["model"]}
+    agreed = agreement(served_model.model, run.load_model(), workspace.task, workspace.held_out, run.trainable)
+    # These names are in files and answers of released versions.
+    about = {**agreed.to_dict(), "served": served_model.digests["model"], "twin": run.digests["model"]}
     write_json(config.surrogate_folder / AGREEMENT, about)
     return run, about

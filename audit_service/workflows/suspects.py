@@ -1,4 +1,4 @@
-"""Ranks training examples by the harm they do, predicts how long that takes, and writes the ranking to a file."""
+"""Ranks training examples by the harm they do to held-out predictions, and writes the ranking to a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from influence_engine.index.ordering import in_index_order
 from influence_engine.training.schedule import plan_schedule
 
 PROBED = 32
-"""Held-out and training examples that a dry run really computes influences and losses of."""
+"""Most held-out and training examples whose influences and losses a dry run computes."""
 
 MEASURED = tuple(field.name for field in fields(Suspect) if field.name != "fields")
 """The first columns of the file, after ``rank``; the fields of the examples follow."""
@@ -33,9 +33,9 @@ class Suspects:
 
     Attributes:
         ranked: Every training example, the most suspect first.
-        by: What they are ranked by.
-        held_out: How many held-out examples were asked.
-        seen_in_training: Ids of those that are training examples, too.
+        by: The measure that they are ranked by.
+        held_out: Number of held-out examples.
+        seen_in_training: Ids of held-out examples that are training examples, too.
         model: ``tag`` and ``digest``.
         index: ``tag``, ``digest``, ``method`` and ``rows``.
     """
@@ -48,7 +48,7 @@ class Suspects:
     index: dict[str, Any]
 
     def to_dict(self, top_k: int) -> dict[str, Any]:
-        """As a JSON value, with the first ``top_k`` suspects."""
+        """The ranking as a JSON value, with the first ``top_k`` suspects."""
         return {
             "by": self.by,
             "held_out": self.held_out,
@@ -62,16 +62,16 @@ class Suspects:
 
 @dataclass(frozen=True)
 class SuspectsPlan:
-    """What ranking will take, said before it starts.
+    """Predicted cost of a ranking.
 
     Attributes:
-        held_out: Held-out examples.
-        training: Training examples.
-        pairs: Influences to be computed: their product.
-        seconds: Of harm and losses, from a few that were really computed.
-        folds: Of the cross-validation; 0 for none.
-        trainings: Folds that are not on disk yet, each a training.
-        training_seconds: Of those, from a few steps that were really taken.
+        held_out: Number of held-out examples.
+        training: Number of training examples.
+        pairs: Number of influences to be computed: the product of the two.
+        seconds: Time for harm and losses, from a few that were really computed.
+        folds: Number of folds of the cross-validation; 0 for none.
+        trainings: Number of folds that are not cached yet, each a training.
+        training_seconds: Time of these trainings, from a few steps that were really taken.
     """
 
     held_out: int
@@ -95,9 +95,9 @@ def find_suspects(workspace: Workspace, *, by: Measure = "harm", folds: int = 0)
     """Ranks all training examples of a config.
 
     Args:
-        workspace: Whose model, index and data; ``data.validation`` are its held-out examples.
-        by: What to rank by.
-        folds: Of the cross-validation that the out-of-sample confidence is from; 0 leaves it out.
+        workspace: Workspace of the model, index and data; ``data.validation`` are its held-out examples.
+        by: The measure to rank by.
+        folds: Number of folds of the cross-validation for the out-of-sample confidence; 0 leaves it out.
 
     Raises:
         InfluenceError: there are no held-out examples, model or index are missing or do not belong together, or there

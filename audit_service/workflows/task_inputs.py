@@ -1,4 +1,4 @@
-"""Inputs and targets as somebody names them for a task of any kind: a text, fields as JSON, a label or part of it."""
+"""Parses inputs and targets for a task of any kind: a text, fields as JSON, a label's name or a target as JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from influence_engine.tasks import Example, ExampleField, Target, input_fields, 
 
 
 def input_of(workspace: Workspace, text: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The input that is asked about, by the fields of the workspace's task.
+    """The input that is explained, by the fields of the workspace's task.
 
     Args:
-        workspace: Whose task.
+        workspace: Workspace of the task.
         text: The text, where the input is one text and nothing else.
         given: The fields by their names.
 
@@ -49,12 +49,12 @@ def input_of(workspace: Workspace, text: str | None, given: Mapping[str, Any] | 
 
 
 def input_template(fields: Sequence[ExampleField]) -> str:
-    """How an input of these fields is written as JSON, with dots for what stands in it."""
+    """An input of these fields as JSON for messages, with dots in place of the values."""
     return "{" + ", ".join(f'"{field.name}": ...' for field in fields if field.role == "input") + "}"
 
 
 def usual_option(fields: Sequence[ExampleField]) -> str:
-    """How the command line is told an input of these fields."""
+    """The command-line option for an input of these fields, with dots in place of the values."""
     inputs = input_fields(fields)
     if len(inputs) == 1 and inputs[0].readable:
         return '--text "..."'
@@ -62,10 +62,10 @@ def usual_option(fields: Sequence[ExampleField]) -> str:
 
 
 def target_of(value: Any) -> Target:
-    """What is to be explained, from the word for it: a label's name, or a JSON object such as ``{"span": [0, 4]}``.
+    """The target that a label's name, or a JSON object such as ``{"span": [0, 4]}``, stands for.
 
     Raises:
-        InputError: it begins as an object and is none.
+        InputError: the value begins like a JSON object and is none.
     """
     found = value
     if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -85,5 +85,5 @@ def target_fields(target: Target | None) -> dict[str, Any] | None:
 
 
 def shown_input(task: object, example: Example) -> str:
-    """What a person sees of an input; its fields as JSON where the task does not say which it has."""
+    """What a person sees of an input: as the task shows it, else its fields as JSON."""
     return show(task, example) or json.dumps(dict(example), ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""The one front door: explains predictions by the training examples and the changes that made them."""
+"""``Attributor``: explains a model's predictions by training examples, and by what fine-tuning changed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ from influence_engine.tasks import (
 )
 
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
-"""How influences are obtained; ``best`` is the highest that the index holds ready."""
+"""How influences are obtained: ``estimated`` from the index alone, ``replayed`` with its replay basis, ``refined`` by
+a solve for every query, ``measured`` by training again (``influence_engine.counterfactual``, not this class).
+``best`` is ``replayed`` where the index has a replay basis, else ``estimated``."""
 
 MOST_EXAMPLES = 100
 """Largest ``top_k``."""
@@ -45,9 +47,12 @@ MOST_EXAMPLES = 100
 class Attributor:
     """Explains a model's predictions with an index.
 
+    The influence of a training example on a query is the change of the query's measurement, in the measurement's units,
+    that training with the example made: positive for a proponent, negative for an opponent.
+
     Args:
         model: The fine-tuned model; ``requires_grad`` marks what was trained, as when the index was built.
-        task: Its task.
+        task: The model's task.
         index: An index built for this model.
         base_model: The model before fine-tuning, for differences; left out, explanations have none.
         device: ``auto`` is the index's, to which the models are moved.
@@ -86,10 +91,10 @@ class Attributor:
 
         Args:
             train: The examples that the index was built from, in any order.
-            progress: Told of every batch.
+            progress: Called after every batch.
 
         Raises:
-            TierUnavailableError: the index follows the recorded steps; ``refined`` is of one step at the final weights.
+            TierUnavailableError: the index follows the recorded steps; ``refined`` is at the final weights only.
             DigestMismatchError: the examples are not those of the index.
         """
         if self.index.manifest.approximation != "final":
@@ -112,7 +117,7 @@ class Attributor:
             queries: Examples; one that names its target is explained for that, else for what the model predicts.
             top_k: Training examples to return for each, 1 to 100; with polarity ``each``, so many of either sign.
             tier: How to obtain the influences.
-            polarity: Which to return.
+            polarity: Whether to return the strongest of either sign, as many of each, or those of one sign.
             group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
                 ``consent``, or one of their metadata.
 
@@ -129,10 +134,10 @@ class Attributor:
             return []
         clock = Clock()
         self._check(queries)
-        keeping = contextlib.nullcontext({}) if self.difference is None else self.difference.caching()
-        with keeping as kept, self._trace(queries) as trace:
+        caching = contextlib.nullcontext({}) if self.difference is None else self.difference.caching()
+        with caching as cached, self._trace(queries) as trace:
             batch = choose_targets(self.task, trace.outputs, trace.batch)
-            measured, direction = measured_gradient(self.task, trace.outputs, batch)
+            measurements, direction = measured_gradient(self.task, trace.outputs, batch)
             gradients = trace.gradients_along(trace.outputs, direction)
         outputs, targets = trace.outputs.detach(), targets_of(self.task, batch)
         clock.lap("gradient")
@@ -150,15 +155,15 @@ class Attributor:
         refined = self._refined(queries) if answered == "refined" else None
         if refined is None:
             scores = scores * slope
-            found = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
+            returned = [self._top(*each, slope, top_k, polarity) for each in zip(scores, encoded, parts, strict=True)]
         else:
             estimated, scores = scores, refined.influences
-            found = [_strongest(each, top_k, polarity) for each in scores]
+            returned = [_strongest(each, top_k, polarity) for each in scores]
         clock.lap("search")
         errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
-        examples = self._fetch(found, answered, measured, errors, polarity)
+        examples = self._fetch(returned, answered, measurements, errors, polarity)
         clock.lap("fetch")
-        changes = self._changes(batch, gradients, measured, kept)
+        changes = self._changes(batch, gradients, measurements, cached)
         predictions = predictions_of(self.task, outputs, batch)
         clock.lap("differences")
         return [
@@ -166,7 +171,7 @@ class Attributor:
                 prediction=predictions[number],
                 base_prediction=changes.predictions[number],
                 target=targets[number],
-                measurement=float(measured[number]),
+                measurement=float(measurements[number]),
                 base_measurement=changes.measurement(number),
                 examples=examples[number],
                 groups=[
@@ -175,7 +180,7 @@ class Attributor:
                     for group in grouping.influences(scores[number], errors[number].error_90)
                 ],
                 modules=changes.modules(number),
-                modules_residual=changes.residual(number, float(measured[number])),
+                modules_residual=changes.residual(number, float(measurements[number])),
                 tier=answered,
                 quality=quality_of(
                     self.index,
@@ -201,10 +206,12 @@ class Attributor:
     ) -> Tensor:
         """Influence of every example of the index on each query, ``[Q, N]`` in index order, single precision.
 
+        Influences are in units of the measurement.
+
         Args:
             queries: As for ``attribute``.
             tier: How to obtain the influences.
-            damping: In place of the index's own, without its calibration; see ``InfluenceIndex.scores``.
+            damping: ``lambda`` in place of the index's own; influences are then not scaled by its calibration.
             batch_size: Queries of one pass.
 
         Raises:
@@ -236,7 +243,7 @@ class Attributor:
         return scores
 
     def measure(self, queries: Sequence[Example]) -> Tensor:
-        """Measurements ``[Q]`` with their graph from the trained parameters; targets as for ``attribute``."""
+        """Measurements ``[Q]`` with their autograd graph from the trained parameters; targets as for ``attribute``."""
         self._check(queries)
         batch = to_device(self.task.collate(queries), self.device)
         outputs = self.task.outputs(self.model, batch)
@@ -266,22 +273,22 @@ class Attributor:
     def _refined(self, queries: Sequence[Example]) -> Refined:
         assert self._refiner is not None  # the tier has been checked
         try:
-            asked = json_digest([dict(query) for query in queries])
-        except (TypeError, ValueError):  # examples of a task of one's own that are no JSON
-            asked = ""
-        # The last answer is kept, since whoever explains queries often wants all their scores next.
-        if not asked or self._solved is None or self._solved[0] != asked:
+            digest = json_digest([dict(query) for query in queries])
+        except (TypeError, ValueError):  # a user's own task may have examples that are not JSON
+            digest = ""
+        # The last solve is cached, since whoever explains queries often wants all their scores next.
+        if not digest or self._solved is None or self._solved[0] != digest:
             parts = [
                 self._refiner.refine(self.measure(queries[start : start + self._refiner.at_once]))
                 for start in range(0, len(queries), self._refiner.at_once)
             ]
-            self._solved = asked, Refined.joined(parts)
+            self._solved = digest, Refined.joined(parts)
         return self._solved[1]
 
     def _slope(self, tier: str) -> float:
-        """What a tier's influences are multiplied with, so that they say what retraining does."""
-        found = None if self.index.calibration is None else self.index.calibration.tiers.get(tier)
-        return 1.0 if found is None else found.slope
+        """Slope of measured on predicted changes that a tier's influences are scaled with; 1 without a calibration."""
+        error = None if self.index.calibration is None else self.index.calibration.tiers.get(tier)
+        return 1.0 if error is None else error.slope
 
     def _encoded(self, queries: Sequence[Example], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         self._check(queries)
@@ -322,13 +329,13 @@ class Attributor:
 
     def _fetch(
         self,
-        found: Sequence[tuple[list[int], list[float]]],
+        returned: Sequence[tuple[list[int], list[float]]],
         tier: str,
-        measured: Tensor,
+        measurements: Tensor,
         errors: Sequence[Errors],
         polarity: Polarity,
     ) -> list[list[Influential]]:
-        wanted = sorted({row for rows, _ in found for row in rows})
+        wanted = sorted({row for rows, _ in returned for row in rows})
         known = dict(zip(wanted, self.index.describe(wanted), strict=True))
         return [
             [
@@ -346,27 +353,27 @@ class Attributor:
                     ranks(influences, by_sign=polarity == "each"),
                     rows,
                     influences,
-                    self._probability_changes(measure, influences),
+                    self._probability_changes(measurement, influences),
                     strict=True,
                 )
             ]
-            for (rows, influences), measure, error in zip(found, measured, errors, strict=True)
+            for (rows, influences), measurement, error in zip(returned, measurements, errors, strict=True)
         ]
 
-    def _probability_changes(self, measured: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
-        without = measured - torch.tensor(influences, dtype=measured.dtype, device=measured.device)
-        before, after = probabilities_of(self.task, without), probabilities_of(self.task, measured)
+    def _probability_changes(self, measurement: Tensor, influences: Sequence[float]) -> Sequence[float | None]:
+        without = measurement - torch.tensor(influences, dtype=measurement.dtype, device=measurement.device)
+        before, after = probabilities_of(self.task, without), probabilities_of(self.task, measurement)
         if before is None or after is None:
             return [None] * len(influences)
         changes: list[float] = (after - before).tolist()
         return changes
 
     def _changes(
-        self, batch: Batch, gradients: Mapping[str, LayerGradient], measured: Tensor, kept: CachedPrefix
+        self, batch: Batch, gradients: Mapping[str, LayerGradient], measurements: Tensor, cached: CachedPrefix
     ) -> Changes:
         if self.difference is None:
-            return Changes([None] * len(measured), None, {})
-        outputs, base = self.difference.measure(self.task, batch, kept)
+            return Changes([None] * len(measurements), None, {})
+        outputs, base = self.difference.measure(self.task, batch, cached)
         changes = self.difference.split(gradients)
         split = dict(zip(changes, torch.stack(list(changes.values())).tolist(), strict=True))
         return Changes(predictions_of(self.task, outputs, batch), base.tolist(), split)
@@ -376,7 +383,7 @@ def _device_of(index: InfluenceIndex, name: str) -> torch.device:
     device = index.device if name == "auto" else choose_device(name)
     if device != index.device:
         raise SettingsError(
-            f"the index is on {index.device}, the model should be on {device}; open the index there", field="device"
+            f"the index is on {index.device}, the model should be on {device}; open both on one device", field="device"
         )
     return device
 

@@ -1,47 +1,32 @@
-"""Makes the replay basis of an index: directions from held-out inputs, replayed once, kept beside the vectors."""
+"""Makes the replay basis of an index: directions in parameter space, each replayed once, stored beside the vectors.
+
+A direction ``d`` is replayed by reverse differentiation of ``<d, theta_T>`` through the recorded optimiser steps with
+respect to every example's weight (``influence_engine.replay``). How directions are chosen and correct the index's
+estimates is derived in ``influence_engine.index.replay_basis``.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.attribution.attributor import Attributor
 from influence_engine.errors import DigestMismatchError, SettingsError
 from influence_engine.index.replay_basis import FEWEST_DIRECTIONS, ReplayBasis, choose_directions, fit_basis
 from influence_engine.options import with_defaults
-from influence_engine.progress import Progress, silent
 from influence_engine.replay import replay
+from influence_engine.replay.rows import REPLAY_DEFAULTS
 from influence_engine.tasks import Example, batches_of_like_size
 from influence_engine.training import Run
-from influence_engine.training.frozen_cache import FrozenCache
+from influence_engine.training.execution_options import RENAMED, ExecutionOptions
 
 DAMPING_FACTORS = (0.1, 0.18, 0.32, 0.56, 1.0, 1.8, 3.2, 5.6, 10.0)
-"""Of the index's own damping: the grid from which the replayed rows choose."""
+"""Multiples of the index's damping: the one whose estimated rows agree best with the replayed rows is taken."""
 
 _BATCH = 32
-
-
-class BasisOptions(TypedDict, total=False):
-    """How directions are replayed.
-
-    Attributes:
-        keep_in: A folder for unfinished replays; by default beside the index's versions.
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        frozen_cache: Outputs of frozen layers, shared by all executions of the run on one device.
-        progress: Called after every step.
-    """
-
-    keep_in: str | os.PathLike[str] | None
-    into: nn.Module | None
-    frozen_cache: FrozenCache | None
-    progress: Progress
-
-
-BASIS_DEFAULTS: BasisOptions = {"keep_in": None, "into": None, "frozen_cache": None, "progress": silent}
 
 
 def build_basis(
@@ -52,25 +37,27 @@ def build_basis(
     width: int,
     *,
     at_once: int = 1,
-    **options: Unpack[BasisOptions],
+    **options: Unpack[ExecutionOptions],
 ) -> ReplayBasis:
-    """Replays ``width`` directions of the attributor's index and keeps them there, for its ``replayed`` tier.
+    """Replays ``width`` directions and stores them with the attributor's index, for its ``replayed`` tier.
 
     Args:
         run: The recorded run that the index was built from.
-        attributor: Of the run's model and that index; it answers ``replayed`` afterwards.
+        attributor: Attributor of the run's model and that index; it answers ``replayed`` afterwards.
         train: The run's training examples.
         held_out: Inputs like those that will be asked about; some hundreds, never those that are evaluated.
         width: How many directions, at least 8.
         at_once: Directions in one backward pass; more take more memory.
-        options: ``keep_in``, ``into``, ``frozen_cache`` and ``progress`` of ``BasisOptions``.
+        options: ``ExecutionOptions``; by default ``keep_in`` is a folder beside the index's versions, ``device`` the
+            attributor's, and ``save_every_s`` 60.
 
     Raises:
         DigestMismatchError: the index is not of this run.
         SettingsError: too few directions, or more than the held-out inputs span.
         RecordError: the run cannot be replayed.
     """
-    chosen = with_defaults(build_basis, BASIS_DEFAULTS, options, renamed={"kept": "frozen_cache"})
+    defaults: ExecutionOptions = {**REPLAY_DEFAULTS, "device": str(attributor.device)}
+    chosen = with_defaults(build_basis, defaults, options, renamed=RENAMED)
     if width < FEWEST_DIRECTIONS:
         raise SettingsError(
             f"{width} directions are too few to call an answer replayed; ask for at least {FEWEST_DIRECTIONS}",
@@ -84,19 +71,9 @@ def build_basis(
     estimated = attributor.scores_by_damping(held_out, dampings)
     coefficients = choose_directions(estimated[index.manifest.damping], width)
     directions = measurement_directions(attributor, held_out, coefficients, run.trainable)
-    exact = replay(
-        run,
-        attributor.task,
-        train,
-        directions,
-        keep_in=chosen["keep_in"] or index.folder.parent.parent / "replays",
-        at_once=at_once,
-        into=chosen["into"],
-        device=str(attributor.device),
-        frozen_cache=chosen["frozen_cache"],
-        progress=chosen["progress"],
-    )
-    basis = fit_basis(exact, {damping: coefficients @ found for damping, found in estimated.items()})
+    chosen["keep_in"] = chosen["keep_in"] or index.folder.parent.parent / "replays"
+    exact = replay(run, attributor.task, train, directions, at_once=at_once, **chosen)
+    basis = fit_basis(exact, {damping: coefficients @ scores for damping, scores in estimated.items()})
     index.save_basis(basis)
     return basis
 
@@ -107,10 +84,10 @@ def measurement_directions(
     """``sum_v coefficients_jv grad f_v`` by parameter name, ``[K, *shape]``, on the CPU.
 
     Args:
-        attributor: Whose model measures.
+        attributor: Attributor of the model that measures.
         queries: ``V`` of them; one that names no target is measured on what the model predicts.
         coefficients: ``[K, V]``.
-        names: Of the trained parameters.
+        names: Names of the trained parameters.
     """
     parameters = [attributor.model.get_parameter(name) for name in names]
     totals = [torch.zeros(len(coefficients), *parameter.shape) for parameter in parameters]

@@ -14,10 +14,10 @@ from influence_engine.errors import InputError
 from influence_engine.index import InfluenceIndex
 
 DEFAULT_COLUMNS = ("label", "source")
-"""What influence is grouped by where nothing else is asked for."""
+"""Columns that influence is grouped by where nothing else is asked for."""
 
 MOST_GROUPS = 32
-"""Groups of one column; where there are more values, the rarest share the group ``__other__``."""
+"""Most groups of one column; where there are more values, the rarest share the group ``__other__``."""
 
 OTHER = "__other__"
 
@@ -27,9 +27,9 @@ class Grouping:
     """Training examples by the values of one column.
 
     Attributes:
-        column: Its name.
+        column: Name of the column.
         names: ``G`` groups in alphabetical order; ``""`` holds the examples without a value.
-        sizes: Examples of each.
+        sizes: Number of examples in each group.
         rows: ``[N]``, each example's group.
     """
 
@@ -53,11 +53,11 @@ class Grouping:
         return cls(column, names, [counts[name] for name in names], rows)
 
     def influences(self, scores: Tensor, error_90: Callable[[int, float], float | None]) -> list[dict[str, Any]]:
-        """What each group did to one query.
+        """Influence of each group on one query.
 
         Args:
             scores: ``[N]``, influence of every example.
-            error_90: Half of the 90% interval around the summed influence of so many examples.
+            error_90: Of a number of examples and their summed influence, half of the 90% interval around that sum.
 
         Returns:
             For each group ``by``, ``group``, ``examples``; its ``share`` of the sum of all absolute influences, split
@@ -88,7 +88,7 @@ class Groups:
     """Groupings of an index, each read when it is first asked for.
 
     Args:
-        index: Whose examples are grouped.
+        index: The index whose examples are grouped.
         device: Where scores will be.
     """
 
@@ -98,7 +98,7 @@ class Groups:
         self._known: dict[str, Grouping] = {}
 
     def by(self, column: str) -> Grouping:
-        """Examples by ``label``, ``source``, ``licence``, ``consent``, or a column of their metadata.
+        """The grouping by ``label``, ``source``, ``licence``, ``consent``, or a column of the examples' metadata.
 
         Raises:
             InputError: there is no such column; the message says which there are.

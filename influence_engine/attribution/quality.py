@@ -1,4 +1,4 @@
-"""How far an explanation can be trusted, from what the index knows about itself."""
+"""The quality of an explanation: intervals, shares and warnings that say how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Errors:
     """Intervals around one query's influences.
 
     Attributes:
-        calibration: Of the index, where it was checked against retraining.
+        calibration: The index's calibration, where it was checked against retraining.
         tier: How far the tier that answers was from retraining, where that is known.
         unit: Root mean square of the query's influences.
     """
@@ -31,7 +31,7 @@ class Errors:
 
     @classmethod
     def of(cls, calibration: Calibration | None, tier: str, unit: float) -> Errors:
-        """Of the tier of that name."""
+        """The intervals of a tier, by its name."""
         return cls(calibration, None if calibration is None else calibration.tiers.get(tier), unit)
 
     def error_90(self, examples: int, influence: float) -> float | None:
@@ -47,15 +47,15 @@ def quality_of(
     in_basis: float | None,
     errors: Errors,
 ) -> dict[str, Any]:
-    """What an explanation says about itself.
+    """The quality entry of an explanation: how far it can be trusted.
 
     Args:
-        index: That answered.
+        index: The index that answered.
         total: Sum of all absolute influences.
         returned: Influences of the returned examples.
         retained: Share of the query's gradient that the index keeps.
         in_basis: Share of the squared estimates that replayed directions span.
-        errors: Of this query.
+        errors: Intervals around this query's influences.
 
     Returns:
         ``share_returned``: share of ``total`` that the returned examples carry; ``share_in_basis`` (``None`` if
@@ -77,11 +77,11 @@ def quality_of(
     }
 
 
-def _warnings(errors: Errors, kept: float | None, *, outside: bool) -> list[str]:
+def _warnings(errors: Errors, influence_kept: float | None, *, outside: bool) -> list[str]:
     found = []
-    if kept is not None and kept < LITTLE:
+    if influence_kept is not None and influence_kept < LITTLE:
         found.append(
-            f"the index keeps {kept:.0%} of the influence on held-out examples; a larger index.dimensions or "
+            f"the index keeps {influence_kept:.0%} of the influence on held-out examples; a larger index.dimensions or "
             "index.coordinates keeps more"
         )
     if outside:
@@ -93,17 +93,17 @@ def _warnings(errors: Errors, kept: float | None, *, outside: bool) -> list[str]
         )
     if errors.tier is not None and errors.tier.agreement < GOOD_AGREEMENT:
         agreement = f"{errors.tier.agreement:.2f}"
-        found.append(f"in the index's check, predicted and retrained changes agreed by {agreement} only")
+        found.append(f"in the index's check, predicted and retrained changes had a cosine of {agreement} only")
     return found
 
 
 def refinement(refined: Refined, estimated: Tensor, number: int) -> dict[str, Any]:
-    """How a refined answer was obtained.
+    """The entry of a refined explanation's quality on its solve.
 
     Args:
-        refined: Of a batch of queries.
-        estimated: ``[N]``, what the index says.
-        number: Of the query in the batch.
+        refined: The solve's results for a batch of queries.
+        estimated: ``[N]``, the index's estimates of the query's influences.
+        number: The query's place in the batch.
 
     Returns:
         ``refinement``: the ``passes`` over the training examples; the ``last_change`` of the influences by a pass,

@@ -1,4 +1,4 @@
-"""What an explanation says: the training examples, groups and modules behind one prediction."""
+"""``Attribution``, the explanation of one prediction: the training examples, groups and modules behind it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Influential:
     """One training example of an explanation.
 
     Attributes:
-        rank: 1 is the strongest; where as many of each polarity were asked for, of its polarity.
-        row: In the index.
+        rank: 1 is the strongest; counted within its polarity where as many of each were asked for.
+        row: Row of the example in the index.
         influence: Change of the measurement that having had this example in training made; positive supports.
         error_90: Half of the 90% interval around ``influence``, where the index was checked against retraining.
         probability_change: The same change as one of the target's probability, where the task can say.
@@ -42,21 +42,21 @@ class Influential:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Why one prediction came out as it did.
+    """The explanation of one prediction.
 
     Attributes:
-        prediction: Of the fine-tuned model, as the task says it; ``None`` where it cannot say.
-        base_prediction: The same of the base model, where it is known.
+        prediction: The fine-tuned model's prediction, as the task says it; ``None`` where it cannot say.
+        base_prediction: The base model's prediction, where that model is known.
         target: What is explained, as the task names it; ``None`` where it has no names.
-        measurement: Of the fine-tuned model, in its own units (log-odds for a classification).
-        base_measurement: Of the base model.
+        measurement: The fine-tuned model's measurement of the target, in its units (log-odds for a classification).
+        base_measurement: The base model's measurement of the same target.
         examples: The most influential training examples, strongest first.
-        groups: Influence summed by columns of the training examples; see ``Grouping.influences``.
+        groups: Influence summed by columns of the training examples, as ``Grouping.influences`` returns it.
         modules: First-order split of ``measurement - base_measurement`` over layers, largest first.
         modules_residual: What the first-order split leaves of that difference.
-        tier: Of the influences.
-        quality: See ``quality_of``.
-        timings_ms: Of the batch that the query was answered in.
+        tier: How the influences were obtained.
+        quality: How far the explanation can be trusted, as ``quality_of`` returns it.
+        timings_ms: Milliseconds of each stage, of the whole batch that the query was answered in.
     """
 
     prediction: dict[str, Any] | None
@@ -73,17 +73,17 @@ class Attribution:
     timings_ms: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The explanation as a JSON value."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What fine-tuning changed in the answers of a batch.
+    """The changes that fine-tuning made to the measurements of a batch.
 
     Attributes:
-        predictions: Of the base model.
-        base: Its measurements; ``None`` where it is not known.
+        predictions: The base model's predictions.
+        base: The base model's measurements; ``None`` where there is no base model.
         split: First-order changes of the measurements by module.
     """
 
@@ -92,7 +92,7 @@ class Changes:
     split: Mapping[str, list[float]]
 
     def measurement(self, number: int) -> float | None:
-        """Of the base model."""
+        """The base model's measurement of one query; ``None`` where there is no base model."""
         return None if self.base is None else self.base[number]
 
     def modules(self, number: int) -> list[dict[str, Any]]:
@@ -101,17 +101,17 @@ class Changes:
         return sorted(changes, key=lambda change: -abs(change["change"]))
 
     def residual(self, number: int, measured: float) -> float | None:
-        """What the split leaves of the change to ``measured``."""
+        """The part of the change from the base model's measurement to ``measured`` that the split does not explain."""
         if self.base is None:
             return None
         return measured - self.base[number] - sum(change[number] for change in self.split.values())
 
 
 class Clock:
-    """Milliseconds between laps.
+    """A stopwatch for the stages of an explanation.
 
     Attributes:
-        laps: By name.
+        laps: Milliseconds of each stage, by its name.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Ends a lap."""
+        """Ends a stage."""
         now = time.perf_counter()
         self.laps[name] = (now - self._last) * 1000
         self._last = now

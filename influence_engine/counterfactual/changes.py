@@ -1,4 +1,4 @@
-"""What is changed in the training data: examples removed, with another target, or written otherwise."""
+"""Changes of the training data: examples removed, given another target, or with another input."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from influence_engine.errors import DataError, SettingsError
 from influence_engine.tasks import CheckingTask, Example, Task, editable_field, fields_of, target_field
 
 VALUES_SHOWN = 8
-"""How many values of a column a message names."""
+"""Most values of a column that a message names."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the training data, everything else as recorded.
+    """A change of the training data; everything else of the training stays as recorded.
 
     Attributes:
         kind: What is done to the examples.
-        replacements: By example id what takes the example's place; None where nothing does.
+        replacements: The example that takes another one's place, by the latter's id; None where it is removed.
     """
 
     kind: Literal["remove", "relabel", "edit"]
@@ -34,35 +34,35 @@ class Change:
 
     @property
     def removed(self) -> list[str]:
-        """Ids of the examples in whose place there is nothing, sorted."""
+        """Ids of the examples that are removed, sorted."""
         return [name for name in self.example_ids if self.replacements[name] is None]
 
     @property
     def replaced(self) -> dict[str, Example]:
-        """What takes the place of the others, by their ids."""
+        """The examples that take the place of others, by the ids of those."""
         return {name: example for name, example in sorted(self.replacements.items()) if example is not None}
 
     @cached_property
     def digest(self) -> str:
-        """Equal for equal changes."""
+        """A digest of the change: equal for equal changes."""
         given = {name: None if one is None else dict(one) for name, one in self.replacements.items()}
         return json_digest(given)
 
 
 def removal(example_ids: Iterable[str]) -> Change:
-    """Training without these.
+    """The change that removes some examples.
 
     Raises:
-        SettingsError: none is named.
+        SettingsError: no example is named.
     """
     return Change("remove", dict.fromkeys(_some(example_ids)))
 
 
 def relabelling(task: Task, train: Sequence[Example], targets: Mapping[str, Any]) -> Change:
-    """Training with other targets, by example id.
+    """The change that gives examples other targets, by example id.
 
     Raises:
-        SettingsError: none is named, or the task does not say which field holds the target.
+        SettingsError: no example is named, or the task does not say which field holds the target.
         DataError: an example is not there, has that target already, or the task knows no such target.
     """
     field = target_field(fields_of(task))
@@ -72,10 +72,10 @@ def relabelling(task: Task, train: Sequence[Example], targets: Mapping[str, Any]
 
 
 def editing(task: Task, train: Sequence[Example], inputs: Mapping[str, str]) -> Change:
-    """Training with the one input that can be written otherwise changed, by example id.
+    """The change that gives examples another input, by example id; of a task with a single field that can be edited.
 
     Raises:
-        SettingsError: none is named, or the task has no such input or several.
+        SettingsError: no example is named, or the task has no field that can be edited or several.
         DataError: an example is not there or reads so already, or the task refuses the new input.
     """
     field = editable_field(task)
@@ -85,7 +85,7 @@ def editing(task: Task, train: Sequence[Example], inputs: Mapping[str, str]) -> 
 
 
 def members(train: Sequence[Example], column: str, value: str) -> list[str]:
-    """Ids of the examples whose ``column``, of their own or of their metadata, has that value, in their order.
+    """Ids of the training examples with a ``value`` in a ``column``, a field or one of their metadata, in their order.
 
     Raises:
         SettingsError: no example has such a column or such a value in it; the message says what there is.

@@ -1,4 +1,4 @@
-"""What training again will take, said before it starts: from a few recorded steps that are really executed."""
+"""Predicts time, memory and disk of training again with a change, from a few recorded steps that are executed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from influence_engine.training import RecordedTraining, Run
 from influence_engine.training.step import Objective, trained_parameters, training_step
 
 PROBED_STEPS = 4
+"""Recorded steps that a prediction executes."""
 
 DERIVATIVE = 2.5
-"""A pass of ``first_order`` takes about so many trainings' time, and holds so many times the activations."""
+"""Time of a pass of ``first_order`` over that of a training, and memory of its activations over a training's."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What measuring one change takes.
+    """Time, memory and disk that measuring one change takes.
 
     Attributes:
-        steps: Of one training.
-        seconds: For a training with the change.
-        control_seconds: For the recorded steps without it, which are executed once a machine.
-        replay_seconds: For predicting by differentiation along the recorded steps, where that is asked for.
+        steps: Optimiser steps of one training.
+        seconds: Time of a training with the change.
+        control_seconds: Time of the recorded steps without a change, which each machine executes once.
+        replay_seconds: Time of a prediction by ``first_order``, where that is asked for.
         memory_bytes: The most that this process will hold.
-        disk_bytes: For the retrained parameters, or an unfinished retraining.
+        disk_bytes: Disk for the cached parameters, or for an unfinished retraining.
     """
 
     steps: int
@@ -57,11 +58,11 @@ def predict_cost(
 
     Args:
         run: A run that can be replayed.
-        task: The one it was trained with.
-        train: The examples it was trained on, in any order.
+        task: The task that the run was trained with.
+        train: The examples that the run was trained on, in any order.
         replay: Whether ``first_order`` predicts, too.
-        into: For a module that is not from ``transformers``: a freshly built one, which is filled.
-        device: Where it will be.
+        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
+        device: Where the training will be.
 
     Raises:
         RecordError: the run cannot be replayed; the message says why.
@@ -98,7 +99,7 @@ def predict_cost(
 
 
 def _activations(training: RecordedTraining, objective: Objective) -> int:
-    """Bytes that the backward pass of the largest micro-batch keeps."""
+    """Bytes that autograd saves for the backward pass of the largest micro-batch."""
     run, examples = training.run, training.examples
     sizes = [
         (max(len(str(examples[row])) for row in rows.tolist()) * len(rows), step.number, place)
@@ -111,6 +112,6 @@ def _activations(training: RecordedTraining, objective: Objective) -> int:
     parameters = {
         name: one.requires_grad_() for name, one in trained_parameters(objective.model, run.trainable).items()
     }
-    with SavedBytes(beside=[*objective.model.parameters(), *parameters.values()]) as kept:
+    with SavedBytes(beside=[*objective.model.parameters(), *parameters.values()]) as saved:
         objective.evaluate(parameters, batch, torch.ones(len(step.rows[place])))
-    return kept.total
+    return saved.total

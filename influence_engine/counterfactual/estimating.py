@@ -1,14 +1,16 @@
-"""What the index predicts for a change of the training data, before anything is trained.
+"""Predicts from an index alone, before anything is trained, what a change of the training data does to measurements.
 
-Removing examples takes their influences away. The rows of an index that follows the recorded steps are of the examples
-as they were, so it has none for what takes the place of one: there, the damped step of the final weights is taken,
-``-phi^T (G + lambda D)^-1 g a / Z`` (Koh and Liang 2017).
+Removing examples takes their influences away: the prediction is minus their sum. The rows of an index are of the
+examples as they were, so there is none for a replacement (another label, another text). Its influence is taken at the
+final weights, ``-phi^T (G + lambda D)^-1 g / N``, with the measurement's gradient ``phi``, the replacement's loss
+gradient ``g`` and ``N`` training examples: but for the optimiser's preconditioner ``D``, the influence function of Koh
+and Liang (2017, equation 2) with the damped Gauss-Newton matrix ``G`` in place of the Hessian.
 
-For another label, ``g`` is the gradient with it, which is large at the end of a training, where that with the label
-learnt has all but vanished; the old label's influence is the row's. For another text, ``g`` is the difference of the
-two gradients: they have much in common, and what they have must cancel. Each way measured better than the other one
-(for small transformers, cosine with training again 0.98 and 0.95 for labels, 0.65 and 0.85 for texts:
-``tests/influence_engine/empirical/test_first_order.py``).
+For another label, ``g`` is the gradient with the new label, which is large at the end of a training, where the gradient
+with the label that was learnt has all but vanished; the old label's influence is that of the index's row. For another
+text, ``g`` is the difference of the two texts' gradients: they have much in common, which must cancel. Each choice
+agreed better with training again than the other one did (cosines for small transformers: 0.98 rather than 0.95 for
+labels, 0.85 rather than 0.65 for texts; ``tests/influence_engine/counterfactual/test_first_order.py``).
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ class Estimate:
     """A predicted change of measurements.
 
     Attributes:
-        changes: ``[Q]``, double precision, in the measurement's units: with the change minus as it is.
-        tier: How it was obtained: ``estimated`` or ``replayed``.
-        method: In words.
+        changes: ``[Q]``, double precision, in the measurement's units: measurement with the change minus without it.
+        tier: How the prediction was obtained: ``estimated`` or ``replayed``.
+        method: The same in words.
         error_90: Half of the 90% interval around each change; None where the index was not checked against
-            retraining, and for what takes the place of an example.
+            retraining, and for changes with replacements.
     """
 
     changes: Tensor
@@ -63,12 +65,12 @@ def estimate(
     """Predicts what a change of the training data does to the measurements of queries.
 
     Args:
-        attributor: Of the model.
+        attributor: Attributor of the fine-tuned model and its index.
         queries: As for ``Attributor.attribute``.
-        change: Of the training data.
+        change: The change of the training data.
         train: The examples of the index, in any order.
         run: The recorded run, where there is one: an index that follows its steps has no damping of its own, and the
-            difference of gradients takes the record's, ``1 / sum of learning rates``.
+            influence of replacements then takes that of the run, ``1 / sum of learning rates``.
 
     Raises:
         DataError: the index does not hold a changed example.
@@ -99,6 +101,7 @@ def estimate(
     eigenvalues = index.encoder.eigenvalues.double().cpu()
     recorded = None if run is None else damping_of(run)
     damping = index.manifest.damping or recorded or heuristic_damping(eigenvalues)
+    # In the index's eigenbasis (G + lambda D)^-1 is diagonal; D is in the coordinates already.
     added = -(phi @ (gradient / (eigenvalues + damping))) / len(index)
     method = "difference of gradients at the final weights"
     if change.kind == "relabel":

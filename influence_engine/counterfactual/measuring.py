@@ -1,4 +1,4 @@
-"""Trains the recorded run again with a change of its data and reports what it did, beside what was predicted."""
+"""Executes a recorded run again with a change of its training data, and measures what the change does to queries."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.counterfactual.changes import Change
 from influence_engine.counterfactual.queries import Queries, probability
 from influence_engine.options import with_defaults
-from influence_engine.progress import Progress, silent
 from influence_engine.resources import choose_device
 from influence_engine.tasks import Example, Target, Task, projection_of
 from influence_engine.training import Run, reexecute
+from influence_engine.training.execution_options import INTERRUPTIBLE_DEFAULTS, InterruptibleOptions
 from influence_engine.training.step import put_parameters
 
 CACHED = 16
-"""Retrained parameters that a folder caches, the latest used ones; each takes the disk of the trained weights."""
+"""Retrainings whose parameters a folder caches, the latest used; each takes the disk of the trained weights."""
 
 CONTROL = "control: the recorded steps as they are"
 CHANGED = "training with the change"
@@ -30,18 +30,18 @@ CHANGED = "training with the change"
 
 @dataclass(frozen=True)
 class QueryChange:
-    """What a change of the training data did to one query.
+    """The effect of a change of the training data on one query.
 
     Attributes:
         target: What is measured, as the task names it.
-        before: The measurement as it is: after the recorded steps, executed on this machine.
+        before: The measurement without the change: after the recorded steps, executed on this machine.
         after: The measurement after training with the change.
         measured: ``after - before``.
         predicted: By tier, what was predicted for ``measured``.
         ratio: By tier, ``measured / predicted``: 1 is right; None where next to nothing was predicted.
         probability_before: The target's probability that ``before`` stands for; None where the task says none.
-        probability_after: That of ``after``.
-        probability_predicted: By tier, that of ``before + predicted``.
+        probability_after: The probability that ``after`` stands for.
+        probability_predicted: By tier, the probability that ``before + predicted`` stands for.
         label_before: What the model predicts, where the task can say.
         label_after: What it predicts after training with the change.
         flipped: Whether the two differ; None where the task cannot say.
@@ -63,18 +63,18 @@ class QueryChange:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a change of the training data did.
+    """The effect of a change of the training data.
 
     Attributes:
         kind: ``remove``, ``relabel`` or ``edit``.
         changed_examples: How many examples were changed.
-        training_examples: Of how many.
-        steps: Steps of the training.
-        queries: One a query.
+        training_examples: How many training examples there are.
+        steps: Optimiser steps of the training.
+        queries: The effect on each query.
         control_gap: Largest difference between a measurement of the recorded model and of the recorded steps executed
             on this machine without a change: what is below it means nothing. 0 where they agree bit for bit.
-        seconds: Of training with the change; of an interrupted one, since it went on.
-        control_seconds: Of training without it; next to nothing where that had been done before.
+        seconds: Time of training with the change; of an interrupted training, since it was resumed.
+        control_seconds: Time of training without the change; next to nothing where that was cached.
     """
 
     kind: str
@@ -87,27 +87,8 @@ class Measured:
     control_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The result as a JSON value."""
         return asdict(self)
-
-
-class MeasuringOptions(TypedDict, total=False):
-    """Where and on what a change is measured.
-
-    Attributes:
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        device: Where to train; ``"auto"``, the default, is the GPU if there is one.
-        save_every_s: Seconds of work that an interruption may cost.
-        progress: Called after every step.
-    """
-
-    into: nn.Module | None
-    device: str
-    save_every_s: float
-    progress: Progress
-
-
-MEASURING_DEFAULTS: MeasuringOptions = {"into": None, "device": "auto", "save_every_s": 20.0, "progress": silent}
 
 
 def measure(
@@ -119,22 +100,23 @@ def measure(
     *,
     keep_in: str | os.PathLike[str],
     predicted: Mapping[str, Tensor] | None = None,
-    **options: Unpack[MeasuringOptions],
+    **options: Unpack[InterruptibleOptions],
 ) -> Measured:
     """Executes the recorded steps with and without the change, and measures the queries on both models.
 
-    Without it, they are executed once a folder: on the machine that recorded the run they give the recorded weights
-    bit for bit; on another one, or with other threads, rounding differs, and both sides must be measured alike.
+    The steps without the change are executed once and cached: on the machine that recorded the run they give the
+    recorded weights bit for bit; on another one, or with other threads, rounding differs, and both models must be
+    trained alike.
 
     Args:
         run: A run that can be replayed.
         task: The task that the run was trained with.
         train: The examples that the run was trained on, in any order.
         queries: What is measured; each names its target, or is measured on what the recorded model predicts.
-        change: Of the training data.
-        keep_in: A folder for retrained parameters: an interrupted training goes on, a finished one is not done again.
+        change: The change of the training data.
+        keep_in: Folder that caches retrained parameters, so that an interrupted training goes on and none is repeated.
         predicted: By tier, the predicted changes, ``[Q]``.
-        options: ``into``, ``device``, ``save_every_s`` (20 s) and ``progress`` of ``MeasuringOptions``.
+        options: ``InterruptibleOptions``; ``save_every_s`` is 20 by default.
 
     Raises:
         RecordError: the run cannot be replayed; the message says why.
@@ -142,23 +124,23 @@ def measure(
         DataError: a changed example is not in the training data.
     """
     run.require_replayable()
-    chosen = with_defaults(measure, MEASURING_DEFAULTS, options)
+    chosen = with_defaults(measure, INTERRUPTIBLE_DEFAULTS, options)
     trainer = _Retrainer(run, task, train, Path(keep_in), chosen)
     model = run.load_model(chosen["into"]).to(choose_device(chosen["device"]))
     asked = Queries(model, task, queries)
     recorded, _ = asked.measured(model)
     begun = time.monotonic()
     put_parameters(model, trainer.parameters(None))
-    before, said_before = asked.measured(model)
+    before, predictions_before = asked.measured(model)
     middle = time.monotonic()
     put_parameters(model, trainer.parameters(change))
-    after, said_after = asked.measured(model)
+    after, predictions_after = asked.measured(model)
     ended = time.monotonic()
     trainer.tidy()
     rows = []
-    said = zip(said_before, said_after, strict=True)
-    for place, (target, one, other, both) in enumerate(zip(asked.targets, before, after, said, strict=True)):
-        expected = {tier: float(found[place]) for tier, found in (predicted or {}).items()}
+    predictions = zip(predictions_before, predictions_after, strict=True)
+    for place, (target, one, other, both) in enumerate(zip(asked.targets, before, after, predictions, strict=True)):
+        expected = {tier: float(changes[place]) for tier, changes in (predicted or {}).items()}
         rows.append(_row(task, target, float(one), float(other), expected, both))
     return Measured(
         kind=change.kind,
@@ -175,16 +157,19 @@ def measure(
 class _Retrainer:
     """Executes the recorded steps with a change of the data, or without, and caches the parameters on disk."""
 
-    def __init__(self, run: Run, task: Task, train: Sequence[Example], folder: Path, options: MeasuringOptions) -> None:
+    def __init__(
+        self, run: Run, task: Task, train: Sequence[Example], folder: Path, options: InterruptibleOptions
+    ) -> None:
         self.run, self.task, self.train, self.folder, self.options = run, task, train, folder, options
 
     def parameters(self, change: Change | None) -> dict[str, Tensor]:
-        """The trained parameters with a change, or without."""
-        named, progress = CONTROL if change is None else CHANGED, self.options["progress"]
+        """The parameters after the recorded steps with a change of the data, or without."""
+        stage_name, progress = CONTROL if change is None else CHANGED, self.options["progress"]
 
         def report(stage: str, done: int, total: int, note: str = "") -> None:
-            progress(named, done, total, note)
+            progress(stage_name, done, total, note)
 
+        options: InterruptibleOptions = {**self.options, "progress": report}
         removed = dict.fromkeys(change.removed, 0.0) if change is not None else {}
         return reexecute(
             self.run,
@@ -192,16 +177,13 @@ class _Retrainer:
             self.train,
             weights={**self.run.weights, **removed},
             replaced=change.replaced if change is not None else None,
-            into=self.options["into"],
-            device=self.options["device"],
             # Rounding differs with the number of threads, so each number has a cache of its own.
             keep_in=self.folder / f"threads-{torch.get_num_threads()}",
-            save_every_s=self.options["save_every_s"],
-            progress=report,
+            **options,
         )
 
     def tidy(self) -> None:
-        """Deletes what has not been used for longest, beyond ``CACHED``."""
+        """Deletes the cached parameters that have not been used for longest, all but ``CACHED``."""
         files = sorted(self.folder.rglob("retraining-*.safetensors"), key=lambda path: path.stat().st_mtime)
         for path in files[:-CACHED]:
             path.unlink(missing_ok=True)
@@ -213,9 +195,9 @@ def _row(
     before: float,
     after: float,
     predicted: dict[str, float],
-    said: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
+    predictions: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
 ) -> QueryChange:
-    labels = [projection_of(task, one).label for one in said]
+    labels = [projection_of(task, one).label for one in predictions]
     return QueryChange(
         target=target,
         before=before,
@@ -233,5 +215,5 @@ def _row(
 
 
 def fidelity_ratio(measured: float, predicted: float) -> float | None:
-    """Measured change over predicted change; None where next to nothing was predicted."""
+    """Ratio of measured to predicted change; None where next to nothing was predicted."""
     return None if abs(predicted) < 1e-6 else measured / predicted

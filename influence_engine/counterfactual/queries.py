@@ -1,4 +1,4 @@
-"""Measurements of queries on models that differ: of one model's prediction, not of each model's own."""
+"""Measurements of the same targets on several models: those of one model's predictions, not of each model's own."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ from torch import Tensor, nn
 
 from influence_engine.resources import to_device
 from influence_engine.tasks import (
-    Batch,
     Example,
     Target,
     Task,
-    choose_targets,
     predictions_of,
     probabilities_of,
     targets_of,
+    with_targets,
 )
 
 _BATCH = 32
 
 
-def with_targets(task: Task, model: nn.Module, batch: Batch) -> Batch:
-    """The batch with the model's own prediction as the target where a query names none."""
-    with torch.no_grad():
-        return choose_targets(task, task.outputs(model, batch), batch)
-
-
 class Queries:
-    """Queries whose targets are fixed: where one names none, it is what ``model`` predicts.
+    """Queries whose targets are fixed: where one names none, its target is what ``model`` predicts.
 
     Args:
         model: The recorded model, in evaluation mode.
-        task: Its task.
+        task: The model's task.
         queries: What is measured.
     """
 
@@ -48,7 +41,7 @@ class Queries:
 
     @property
     def targets(self) -> list[Target | None]:
-        """What is measured, as the task names it."""
+        """The targets that are measured, as the task names them."""
         return [target for batch in self._batches for target in targets_of(self.task, batch)]
 
     def measured(self, model: nn.Module) -> tuple[Tensor, list[dict[str, Any] | None]]:
@@ -66,5 +59,5 @@ class Queries:
 
 def probability(task: Task, measurement: float) -> float | None:
     """The probability that a measurement stands for; ``None`` where the task says none."""
-    found = probabilities_of(task, torch.tensor(measurement, dtype=torch.float64))
-    return None if found is None else float(found)
+    value = probabilities_of(task, torch.tensor(measurement, dtype=torch.float64))
+    return None if value is None else float(value)

@@ -1,7 +1,8 @@
-"""The single-example form: train a little on one example and measure what it does to others.
+"""The empirical influence function: a few steps on one example alone, and what they change in measurements of others.
 
-This is the empirical influence function of Matelsky, Ungar and Kording (arXiv 2406.00509), and it needs no record: it
-says what the fine-tuned model would learn from an example now, not what it has learnt from it.
+It is that of Matelsky, Ungar and Kording (arXiv 2406.00509), but for where it starts: from the model given, as a rule
+the fine-tuned one, and not from the model before fine-tuning. It says what that model would learn from an example now,
+not what it has learnt from it, and needs no record of a training.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from influence_engine.training.step import Objective, UpdateRule, put_parameters
 
 @dataclass(frozen=True)
 class SingleStep:
-    """What training on one example did.
+    """The effect of training on one example.
 
     Attributes:
-        own_loss_before: The example's loss.
-        own_loss_after: The same after the steps.
-        changes: ``[Q]``, double precision: by how much the queries' measurements rose, in their units.
+        own_loss_before: The example's loss before the steps.
+        own_loss_after: The example's loss after the steps.
+        changes: ``[Q]``, double precision: increases of the queries' measurements, in the measurement's units.
     """
 
     own_loss_before: float
@@ -49,12 +50,12 @@ def train_on_one(
 
     Args:
         model: The fine-tuned model; ``requires_grad`` marks what is trained.
-        task: Its task.
-        example: With its target.
+        task: The model's task.
+        example: The training example, with its target.
         queries: What is measured; one that names no target is measured on what the model predicts before the steps.
-        learning_rate: Of each step.
-        steps: How many.
-        optimizer: ``sgd`` without momentum, or ``adamw`` without decay, from a fresh state.
+        learning_rate: Learning rate of each step.
+        steps: Number of steps.
+        optimizer: ``sgd`` without momentum, or ``adamw`` without weight decay, from a fresh state.
 
     Raises:
         SettingsError: no step, a learning rate that is not positive, or another optimiser.

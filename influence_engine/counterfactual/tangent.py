@@ -1,15 +1,16 @@
-"""The effect of a change of the training data, by carrying its derivative along the recorded steps.
+"""Predicts the effect of a change of the training data by forward-mode differentiation along the recorded steps.
 
-At every step in which a changed example was used, its weight falls from 1 while that of what takes its place rises
-from 0. The derivative of parameters and optimiser state with respect to this is carried forward (forward-mode
-differentiation) from the first step to the last, through clipping and the optimiser: one pass for all queries and all
-changed examples, where reverse differentiation takes one for each query.
+At every step in which a changed example was used, its weight falls from 1 while that of its replacement rises from 0.
+The derivative of parameters and optimiser state along this change of weights is propagated from the first step to the
+last, through clipping and the optimiser: one pass for all queries and all changed examples, where reverse
+differentiation (replay) takes one for each query.
 
-The derivative is averaged over two points of the linear path from the recorded example weights to the changed ones
-(Gauss-Legendre: what is cubic in the change is predicted, too). At its very beginning, the derivative of another text
-is no prediction at all where embeddings are trained: the first gradient that Adam ever sees of a word moves its
-embedding by a whole learning rate, however small it is. Halfway to another label, the gradients of a word that only
-this example has cancel. Between the nodes such jumps are passed over: where they matter, the prediction is too small.
+The derivative is averaged over the two Gauss-Legendre nodes of the linear path from the recorded example weights to the
+changed ones, which is exact where the measurement is a polynomial of at most degree four along the path. At the
+beginning of the path, the derivative for another text is no prediction at all where embeddings are trained: the first
+gradient that Adam ever sees of a word moves its embedding by a whole learning rate, however small the gradient is.
+Halfway to another label, the gradients of a word that only this example has cancel. Between the nodes such jumps are
+passed over: where they matter, the prediction is too small.
 """
 
 from __future__ import annotations
@@ -22,18 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.counterfactual.changes import Change
-from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import RecordError
 from influence_engine.gradients.forward_mode import derivative_along, forward
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, Example, Task
+from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.training import Run, in_recorded_order
 from influence_engine.training.clipping import clipped
 from influence_engine.training.execution import collate_step, weights_by_row
+from influence_engine.training.execution_options import MODEL_DEFAULTS, ModelOptions
 from influence_engine.training.optimizers import Parameters
 from influence_engine.training.reexecution import with_replacements
-from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.schedule import Step
 from influence_engine.training.step import (
     Objective,
@@ -57,36 +57,36 @@ def first_order(
     change: Change,
     *,
     at: Sequence[float] = NODES,
-    **options: Unpack[RetrainingOptions],
+    **options: Unpack[ModelOptions],
 ) -> Tensor:
-    """Derivative of the measurements along the change, ``[Q]`` in double precision: a prediction of what it does.
+    """Derivative of the measurements along the change, ``[Q]`` in double precision: the prediction of its effect.
 
-    Where dropout was recorded, what takes an example's place is dropped from in its own way.
+    Where dropout was recorded, a replacement has dropout masks of its own.
 
     Args:
         run: A run that can be replayed.
         task: The task that the run was trained with.
         train: The examples that the run was trained on, in any order.
         queries: What is measured; each names its target, or is measured on what the model predicts.
-        change: Of the training data.
+        change: The change of the training data.
         at: Where on the linear path from the recorded example weights (0) to the changed ones (1) derivatives are
-            taken, each in one pass; they are averaged. At 0 alone, for a removal, it is what exact replay gives.
-        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
+            taken, each in one pass; they are averaged. At 0 alone, for a removal, the result is that of exact replay.
+        options: ``ModelOptions``.
 
     Raises:
-        RecordError: the run cannot be replayed, or its model cannot be differentiated in this way; the message says so.
+        RecordError: the run cannot be replayed, or its model cannot be differentiated in forward mode.
         DigestMismatchError: task, tokenizer or data are not the recorded ones.
-        DataError: a changed example is not there, or the task refuses what takes its place.
+        DataError: a changed example is not there, or the task refuses its replacement.
     """
     run.require_replayable()
-    chosen = with_defaults(first_order, RETRAINING_DEFAULTS, options)
+    chosen = with_defaults(first_order, MODEL_DEFAULTS, options)
     into, progress = chosen["into"], chosen["progress"]
     examples = in_recorded_order(run, task, train)
-    with_replacements(run, task, examples, change.replaced)  # refuses what cannot be trained on
+    with_replacements(run, task, examples, change.replaced)  # refuses replacements that cannot be trained on
     model = run.load_base(into).to(choose_device(chosen["device"]))
     set_dropout(model, run.dropout)
     total = len(at) * len(run.schedule)
-    found = []
+    derivatives = []
     try:
         for number, place in enumerate(at):
 
@@ -95,20 +95,21 @@ def first_order(
 
             changed = _Changed(run, examples, change, place)
             objective = Objective(model, task, first_position=run.first_position)
-            parameters, tangents = _carried(run, objective, changed, report)
-            measured = run.load_model(into).to(_device(parameters))
-            found.append(_measured(measured, task, queries, parameters, tangents))
+            parameters, tangents = _propagated(run, objective, changed, report)
+            model_at_end = run.load_model(into).to(_device(parameters))
+            derivatives.append(_measured(model_at_end, task, queries, parameters, tangents))
     except NotImplementedError as error:
         raise RecordError(
-            f"{type(model).__name__} cannot be differentiated along its steps: {error}; measure the change instead"
+            f"{type(model).__name__} cannot be differentiated in forward mode along its steps: {error}; measure the "
+            "change by training again instead"
         ) from error
-    return torch.stack(found).mean(0)
+    return torch.stack(derivatives).mean(0)
 
 
-def _carried(
+def _propagated(
     run: Run, objective: Objective, changed: _Changed, report: Callable[[int], None]
 ) -> tuple[Parameters, Parameters]:
-    """The parameters after the last step, and their derivative."""
+    """The parameters after the last step, and their derivative along the change of the example weights."""
     optimizer = run.optimizer
     parameters = trained_parameters(objective.model, run.trainable)
     state = optimizer.initial_state(parameters)
@@ -132,7 +133,7 @@ def _carried(
 
 
 class _Changed:
-    """The data set with what takes the changed examples' places behind it, and how weights change."""
+    """The training examples, then the replacements; all weights at a place of the linear path, and their tangent."""
 
     def __init__(self, run: Run, examples: Sequence[Example], change: Change, at: float) -> None:
         rows = {example_id: row for row, example_id in enumerate(run.example_ids)}
@@ -151,7 +152,7 @@ class _Changed:
         self.weights = weights + at * self.tangent
 
     def extended(self, step: Step) -> Step:
-        """The step with a further micro-batch: last, so that the others draw the random numbers that they drew."""
+        """The step with a last micro-batch of replacements; those before it draw the recorded random numbers."""
         rows, shares = torch.cat(step.rows), torch.cat(step.shares)
         successors = self._successor[rows]
         there = successors >= 0

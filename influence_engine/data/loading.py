@@ -1,4 +1,4 @@
-"""The way in: settings in, a checked data set out."""
+"""Loads a data set: reads the source that settings name, checks its rows, and selects the examples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from influence_engine.progress import Progress, silent
 
 @dataclass(frozen=True)
 class DataSet:
-    """Examples, what they are as a whole, and what was found on the way.
+    """Examples with their digest and a report of what was found while they were read.
 
     Attributes:
         examples: Mappings with ``example_id``, the task's fields, ``source``, ``licence``, ``consent``, ``metadata``.
@@ -55,10 +55,10 @@ def load_examples(
     """Reads, checks and selects the examples of one source, in the order of the source.
 
     Args:
-        settings: The source, its columns, and what to keep.
-        task: Says which fields examples have and judges them by ``check``, as far as it can.
+        settings: The source, its columns, and which examples to select.
+        task: Says which fields examples have and checks them, as far as it can; None for one that does neither.
         base_folder: The project; relative paths are below it, and packages are fetched to ``data`` in it.
-        progress: Told of fetching.
+        progress: Called while a package is fetched.
 
     Raises:
         DataError: the source cannot be read, a column is missing, there are bad rows (listed with their lines) and

@@ -1,4 +1,4 @@
-"""What was found in a source: rows that cannot be used, duplicates, conflicting targets."""
+"""``DataReport`` on a source: rows that cannot be used, duplicates, conflicting targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from influence_engine.digests import json_digest
 
 SHOWN = 20
-"""At most this many bad rows, and this many groups of duplicates, are listed; all are counted."""
+"""Most bad rows, and most groups of duplicates, that are listed; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Repeats:
     Attributes:
         count: How many such inputs there are.
         rows: How many rows hold them.
-        lines: For the first ``SHOWN`` of them, the lines of their rows.
+        lines: The lines of the rows of each, for the first ``SHOWN`` inputs.
     """
 
     count: int
@@ -38,7 +38,7 @@ class Repeats:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found while a data set was read.
+    """The report on a data set and its source.
 
     Attributes:
         source: Name of the source.
@@ -46,10 +46,10 @@ class DataReport:
         rows: Rows read.
         kept: Examples in the data set: usable, in the part, in the sample.
         bad_count: Rows that cannot be used.
-        bad_rows: The first ``SHOWN`` of them.
+        bad_rows: The first ``SHOWN`` rows that cannot be used.
         duplicates: Inputs that occur several times with the same target, among the examples kept.
         conflicts: Inputs that occur with different targets, among the examples kept.
-        targets: Examples kept, by target, where targets are names.
+        targets: Number of examples kept by target, where targets are names.
     """
 
     source: str
@@ -63,11 +63,11 @@ class DataReport:
     targets: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as a JSON value."""
         return asdict(self)
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """The report in a few lines for people."""
         targets = ", ".join(f"{count:,} {name}" for name, count in self.targets.items())
         lines = [f"{self.source}: {self.kept:,} of {self.rows:,} rows kept" + (f" ({targets})" if targets else "")]
         if self.bad_count:
@@ -84,7 +84,7 @@ class DataReport:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``."""
+    """A count with its noun: ``1 row``, ``2,000 rows``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -101,7 +101,7 @@ def find_repeats(
 
     Args:
         examples: The examples.
-        lines: Their lines.
+        lines: The examples' lines in the source.
         fields: The task's fields; all but ``target`` are the input.
         target: The field with the target.
     """
@@ -123,6 +123,6 @@ def _repeats(groups: list[list[int]]) -> Repeats:
 
 
 def count_targets(examples: Sequence[Mapping[str, Any]], target: str) -> dict[str, int]:
-    """Examples by target, the most frequent first; empty where targets are not names."""
+    """Numbers of examples by target, the most frequent first; empty where targets are not names."""
     counts = Counter(example[target] for example in examples if isinstance(example.get(target), str))
     return dict(counts.most_common())

@@ -1,4 +1,4 @@
-"""From a row of a source to an example of a task."""
+"""Turns a row of a source into an example of a task."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Builder:
 
     Attributes:
         table: The table.
-        settings: What becomes of its columns.
-        task: Judges examples, if it has ``check``.
+        settings: Say what the table's columns mean.
+        task: Checks examples, if it is a ``CheckingTask``.
         fields: Field of the task -> column.
         roles: ``id``, ``source``, ``licence``, ``consent`` -> column, where the table has one.
         target: The field that training teaches.
@@ -48,7 +48,7 @@ class Builder:
 
     @classmethod
     def for_table(cls, table: Table, settings: DataSettings, task: object) -> Builder:
-        """Finds the columns.
+        """The builder for a table, whose columns it finds.
 
         Raises:
             DataError: a column is missing; the message names it, those there are, and the nearest.
@@ -149,7 +149,7 @@ def _json_problem(value: Any) -> str | None:
 
 
 def row_id(source: str, line: int) -> str:
-    """The id of a row without one of its own: stable, and telling nothing of what the row holds."""
+    """The id of a row that has none of its own: stable, and independent of what the row holds."""
     return hashlib.sha256(f"{source}|{line}".encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Which examples of a source belong to a data set: parts and samples, chosen by id and so by nothing else."""
+"""Selects the examples of a data set from a source: parts and samples, by a hash of an example's id alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PARTS: tuple[tuple[Part, float], ...] = (("train", 0.8), ("validation", 0.1), ("
 
 
 def place(example_id: str, purpose: str) -> float:
-    """Where in [0, 1) a hash puts an id; another purpose gives an independent place."""
+    """A pseudo-random number in [0, 1) from a hash of an id; another purpose gives an independent number."""
     digest = hashlib.sha256(f"{purpose}|{example_id}".encode("utf-8", errors="surrogatepass")).digest()
     # 53 bits are what a float holds exactly; with all 64 the largest would round up to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def part_of(example_id: str) -> Part:
-    """The part an example belongs to. It stays there whatever rows come or go beside it."""
+    """The part that an example belongs to, whatever other rows the source has."""
     position = place(example_id, "part")
     bound = 0.0
     for part, share in PARTS[:-1]:

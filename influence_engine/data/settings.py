@@ -1,4 +1,4 @@
-"""Where examples come from, and what becomes of their columns."""
+"""Settings of a data set: where its examples come from, and what the columns of the source mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPANIONS = {
     "delimiter": ("csv",),
     "min_rating": ("packaged",),
 }
-"""Keys that only go with some sources."""
+"""Keys that go with some sources only."""
 
 Part = Literal["train", "validation", "test"]
 PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news"]
@@ -57,9 +57,10 @@ class DataSettings(BaseModel):
         dataset: A folder written by ``save_to_disk`` of the package ``datasets``.
         packaged: Real data inside a Python package: sentences with the mean of twenty people's sentiment ratings.
         min_rating: Packaged sentences whose mean rating, in [-4, 4], is nearer to 0 are left out as neutral.
-        columns: Our name -> the column's name. Keys are the task's fields, ``id``, ``source``, ``licence`` and
-            ``consent``. What is not named here is looked up under its own name; other columns become metadata.
-        labels: Raw label -> the task's label, such as ``{0: negative, 1: positive}``.
+        columns: Field of an example -> column of the source. Keys are the task's fields, ``id``, ``source``,
+            ``licence`` and ``consent``. What is not named here is looked up under its own name; other columns become
+            metadata.
+        labels: Label in the source -> the task's label, such as ``{0: negative, 1: positive}``.
         source: Where examples come from that do not say so themselves; by default the name of the data.
         licence: The licence of the examples that have none of their own.
         consent: The consent under which examples without a note of their own were given.
@@ -107,5 +108,5 @@ class DataSettings(BaseModel):
 
     @property
     def kind(self) -> str:
-        """Which of ``SOURCES`` is named."""
+        """The one of ``SOURCES`` that is named."""
         return next(name for name in SOURCES if getattr(self, name) is not None)

@@ -28,7 +28,7 @@ class BaseDifference:
         self.base = base.eval().requires_grad_(False)
         tuned = dict(model.named_parameters())
         for name, parameter in base.named_parameters():
-            shared = not tuned[name].requires_grad and torch.equal(tuned[name], parameter)
+            shared = not tuned[name].requires_grad and _equal(tuned[name], parameter)
             # Weights read from a file are memory-mapped: with a copy of the few that differ, the mapping is released.
             parameter.data = tuned[name].data if shared else parameter.data.clone()
         for buffer in base.buffers():
@@ -67,3 +67,8 @@ class BaseDifference:
             gradients: The fine-tuned model's gradients of the measurements, by layer name.
         """
         return {name: gradient.inner(self._displacements[name]) for name, gradient in gradients.items()}
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    same_memory = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    return same_memory or torch.equal(a, b)

@@ -1,4 +1,12 @@
-"""Do the explanations say what retraining does? LDS, and what it is compared with."""
+"""Evaluation of influences against retraining: linear datamodeling score, baselines, label errors, suspects.
+
+* ``truth``: ``Retraining``, measurements after training without some examples.
+* ``comparison``: ``evaluate``, the linear datamodeling score (LDS) of the index's tiers and of ``baselines``.
+* ``checking``: ``check_index``, six retrainings that calibrate an index's influences and give them intervals.
+* ``planted``: ``find_planted_errors``, recall of label errors that were planted.
+* ``suspects``: ``rank_suspects``, training examples by the harm they do to held-out predictions.
+* ``folds``: ``CrossValidation``, out-of-sample confidence in the training labels.
+"""
 
 from influence_engine.evaluation.checking import check_index, nonlinearity
 from influence_engine.evaluation.comparison import Evaluation, EvaluationPlan, evaluate, single_removals

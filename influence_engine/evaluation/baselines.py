@@ -1,7 +1,7 @@
-"""What influences are compared with: text search, embeddings, and gradients without curvature.
+"""Baselines that influences are compared with: text search, embeddings, training loss, gradients without curvature.
 
 All of them are ``[Q, N]`` with positive for support, like influences, but in units of their own. Similarities know
-nothing of labels; they are signed by them: an example with the query's target label supports it, any other opposes it.
+nothing of labels and are signed by them: an example with the query's target label supports it, any other opposes it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ _QUERIES_AT_ONCE = 16
 
 
 def signed_by_label(similarity: Tensor, train: Sequence[Example], queries: Sequence[Example], label: str) -> Tensor:
-    """The similarity where an example has the query's label, its negative elsewhere."""
-    same = torch.tensor([[one[label] == query[label] for one in train] for query in queries])
+    """Similarities ``[Q, N]``, negated where an example has not the query's label; ``label`` is the target field."""
+    same = torch.tensor([[example[label] == query[label] for example in train] for query in queries])
     return torch.where(same, similarity, -similarity)
 
 
 def bm25(train: Sequence[str], queries: Sequence[str], *, k1: float = 1.5, b: float = 0.75) -> Tensor:
     """Okapi BM25 of every training text for every query (Robertson and Zaragoza 2009), ``[Q, N]``.
 
-    Words are runs of letters and digits in lower case. The document frequency enters as
-    ``log(1 + (N - n + 0.5) / (n + 0.5))``, which is never negative.
+    Words are runs of letters and digits in lower case.
     """
     documents = [_words(text) for text in train]
     mean_length = sum(map(len, documents)) / len(documents)
@@ -43,14 +42,15 @@ def bm25(train: Sequence[str], queries: Sequence[str], *, k1: float = 1.5, b: fl
     scores = torch.zeros(len(queries), len(documents))
     for row, query in enumerate(queries):
         for word in _words(query):
-            found = frequencies.get(word, 0)
-            if not found:
+            frequency = frequencies.get(word, 0)
+            if not frequency:
                 continue
-            rarity = math.log(1 + (len(documents) - found + 0.5) / (found + 0.5))
+            # Deviation: 1 is added within the logarithm, so that the weight of a frequent word is never negative.
+            weight = math.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))
             for column, count in enumerate(counts):
                 if word in count:
                     length = 1 - b + b * len(documents[column]) / mean_length
-                    scores[row, column] += rarity * count[word] * (k1 + 1) / (count[word] + k1 * length)
+                    scores[row, column] += weight * count[word] * (k1 + 1) / (count[word] + k1 * length)
     return scores
 
 
@@ -67,7 +67,9 @@ def embedding_similarity(base: nn.Module, task: Task, train: Sequence[Example], 
 def gradient_products(
     model: nn.Module, task: Task, tracked: TrackedLayers, train: Sequence[Example], queries: Sequence[Example]
 ) -> tuple[Tensor, Tensor]:
-    """``-<grad measurement_q, grad loss_i>`` and its cosine, ``[Q, N]`` each: exact, over all trained parameters.
+    """Gradient product ``-<grad measurement_q, grad loss_i>`` and its cosine, ``[Q, N]`` each.
+
+    The products are exact, over all trained parameters, at the final weights.
 
     Every query's gradient is materialised, ``16`` at a time; the training gradients stay factors.
     """
@@ -84,8 +86,8 @@ def gradient_products(
             batch = train[first : first + _BATCH]
             gradients = _gradients(model, task, tracked, batch, loss=True)
             for place in range(len(chosen)):
-                found = [g.inner(dense[name][place]) for name, g in gradients.items() if name in dense]
-                products[start + place, first : first + len(batch)] = torch.stack(found).sum(0).cpu()
+                by_layer = [g.inner(dense[name][place]) for name, g in gradients.items() if name in dense]
+                products[start + place, first : first + len(batch)] = torch.stack(by_layer).sum(0).cpu()
             if start == 0:
                 squares = torch.stack([g.squared_norms() for g in gradients.values()]).sum(0)
                 norms[first : first + len(batch)] = squares.sqrt().cpu()
@@ -94,10 +96,10 @@ def gradient_products(
 
 
 def training_losses(model: nn.Module, task: Task, examples: Sequence[Example], progress: Progress = silent) -> Tensor:
-    """Loss of each example on its own label, ``[N]``, in double precision.
+    """Loss of each example on its own target, ``[N]``, in double precision.
 
     Raises:
-        DataError: one is not a number; the message names the example.
+        DataError: a loss is not finite; the message names the example.
     """
     losses = torch.empty(len(examples), dtype=torch.float64)
     # Examples of like size share a batch: less of it is padding.
@@ -108,10 +110,11 @@ def training_losses(model: nn.Module, task: Task, examples: Sequence[Example], p
         with torch.no_grad():
             losses[rows] = task.loss(task.outputs(model.eval(), batch), batch).double().cpu()
         progress("training losses", start + len(rows), len(order))
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        example_id = examples[bad[0]]["example_id"]
-        raise DataError(f"the loss of training example {example_id!r} is {float(losses[bad[0]])}", field="loss")
+    not_finite = (~losses.isfinite()).nonzero().flatten().tolist()
+    if not_finite:
+        row = not_finite[0]
+        message = f"the loss of training example {examples[row]['example_id']!r} is {float(losses[row])}, not finite"
+        raise DataError(message, field="loss")
     return losses
 
 

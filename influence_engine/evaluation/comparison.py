@@ -1,4 +1,4 @@
-"""An evaluation: every method against honest retrainings, at several removals, with intervals."""
+"""Compares attribution methods with retraining: the linear datamodeling score of each, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from influence_engine.progress import Progress, silent
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What an evaluation retrains.
+    """The retrainings of an evaluation, and the methods that it compares with them.
 
     Attributes:
         fractions: Shares of the training examples that a removal takes.
         subsets: Retrainings at each fraction.
-        kinds: What counts as truth; see ``truth.Kind``.
-        tuning: So many first queries choose the damping and are not reported; ``None`` is a quarter of them.
+        kinds: Kinds of retraining that are taken as ground truth: the recorded steps (``removal``), or a new order
+            (``afresh``).
+        tuning: Number of first queries that choose the damping and are not reported; ``None`` is a quarter of all.
         single: Examples left out one at a time, half of them the strongest of the reported queries, half random.
-        leave_out: Ids of others to leave out one at a time.
+        leave_out: Ids of further examples to leave out one at a time.
         refined: Also evaluate the refined tier; needs an index of approximation ``final``.
-        seed: Of the random removals.
+        seed: Seed of the random removals.
     """
 
     fractions: Sequence[float] = (0.05,)
@@ -46,14 +47,14 @@ class EvaluationPlan:
 
     @property
     def retrainings(self) -> int:
-        """How many there are in all."""
+        """Number of retrainings in all."""
         return len(self.fractions) * self.subsets * len(self.kinds) + self.single + len(set(self.leave_out))
 
     def tuning_of(self, queries: int) -> int:
         """How many of so many queries choose the damping.
 
         Raises:
-            SettingsError: none would, or none would be left to report.
+            SettingsError: no query would choose it, or none would be left to report.
         """
         tuning = queries // 4 if self.tuning is None else self.tuning
         if not 0 < tuning < queries:
@@ -64,10 +65,10 @@ class EvaluationPlan:
         return tuning
 
     def check(self, example_ids: Sequence[str]) -> None:
-        """Checks that the examples to leave out are there.
+        """Checks that the examples to leave out exist.
 
         Raises:
-            SettingsError: one is not; the message names it.
+            SettingsError: one does not; the message names it.
         """
         known = set(example_ids)
         for example_id in self.leave_out:
@@ -80,13 +81,18 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class LdsRow:
-    """One method against one kind of truth.
+    """The linear datamodeling score of one method against one ground truth.
 
     Attributes:
-        lds: The linear datamodeling score, with the 90% interval from ``low`` to ``high``.
-        slope: Of measured on predicted changes; only of ours, which have units.
-        coverage: Share of the measured changes within the 90% intervals that the index's answers have; None where it
-            was not checked.
+        method: Name of the method.
+        kind: Kind of retraining.
+        fraction: Share of the training examples that each retraining left out.
+        retrainings: Number of retrainings.
+        lds: The score, with the 90% interval from ``low`` to ``high``.
+        ms_a_query: Milliseconds that the method took for a query.
+        slope: Slope of measured on predicted changes; only for the index's tiers, whose influences have units.
+        coverage: Share of the measured changes within the 90% intervals of the index's answers; None where the index
+            was not checked against retraining.
     """
 
     method: str
@@ -106,13 +112,13 @@ class SingleRemovals:
     """Estimated against measured change for examples left out one at a time.
 
     Attributes:
-        examples: How many.
-        rank_correlation: Over examples, mean over queries.
-        signs_right: Share of estimates above the median size whose sign is the measured one.
-        slope: Of measured on estimated, through zero; 1 means right units.
-        example_ids: ``K``, those that were named first.
-        estimated: ``[K][Q]``, for a plot.
-        measured: ``[K][Q]``.
+        examples: Number of examples, ``K``.
+        rank_correlation: Spearman correlation over examples, mean over queries.
+        signs_right: Share of the estimates above the median size that have the measured sign.
+        slope: Slope of measured on estimated changes, through zero; 1 means right units.
+        example_ids: ``K`` ids; the examples that the plan names come first.
+        estimated: Estimated changes, ``[K][Q]``, for a plot.
+        measured: Measured changes, ``[K][Q]``.
     """
 
     examples: int
@@ -126,16 +132,16 @@ class SingleRemovals:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        queries: Reported ones.
-        examples: Training examples.
-        rows: By truth, best method first.
+        queries: Number of queries reported.
+        examples: Number of training examples.
+        rows: One for each method and ground truth, grouped by the latter, best method first.
         approximation: The index's: ``unrolled``, ``segments`` or ``final``.
-        damping: Of the index's manifest.
-        damping_tuned: What the tuning queries chose, by kind and fraction; only for ``final``.
-        single: Where examples were left out one at a time.
+        damping: The index's damping.
+        damping_tuned: Dampings that the tuning queries chose, by kind and fraction; only for ``final``.
+        single: Results for examples left out one at a time, where the plan has such.
     """
 
     queries: int
@@ -147,7 +153,7 @@ class Evaluation:
     single: SingleRemovals | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The results as a JSON value."""
         return asdict(self)
 
 
@@ -162,14 +168,14 @@ def evaluate(
     """Compares all methods with retrainings of the recorded run.
 
     Args:
-        attributor: Of the run's model.
-        retraining: With the queries, tuning ones first; what it has measured before is not measured again.
-        plan: What to retrain.
-        base: See ``methods.attribute_all``.
-        progress: Told of every method; ``retraining`` has its own.
+        attributor: Attributor of the run's model and index.
+        retraining: Retrainings of the run with the queries, tuning queries first; cached measurements are used again.
+        plan: Which retrainings to take.
+        base: The model before fine-tuning, for the similarity of embeddings; left out, so is that baseline.
+        progress: Called after every step; ``retraining`` has its own.
 
     Raises:
-        SettingsError: the plan leaves no query to report, a fraction removes nothing, or no example has one of the ids.
+        SettingsError: the plan leaves no query to report, a fraction removes nothing, or no example has an id it names.
         TierUnavailableError: the refined tier of an index that follows the recorded steps.
     """
     queries = retraining.queries
@@ -192,13 +198,13 @@ def evaluate(
             compared = list(methods)
             if grid:
                 first = measured[:, :tuning]
-                tried = {d: rank_agreement(one.influences[:tuning], removed, first) for d, one in grid.items()}
-                best = max(tried, key=lambda damping: tried[damping])
+                scores = {d: rank_agreement(one.influences[:tuning], removed, first) for d, one in grid.items()}
+                best = max(scores, key=lambda damping: scores[damping])
                 tuned[f"{kind}/{fraction:g}"] = best
                 compared.append(grid[best])
-            context = _Context(kind, fraction, removed, measured[:, tuning:], recorded[tuning:], calibration)
-            found = [_row(one.reported(tuning), context) for one in compared]
-            rows += sorted(found, key=lambda row: -row.lds)
+            truth = _GroundTruth(kind, fraction, removed, measured[:, tuning:], recorded[tuning:], calibration)
+            compared_rows = [_row(one.reported(tuning), truth) for one in compared]
+            rows += sorted(compared_rows, key=lambda row: -row.lds)
     return Evaluation(
         queries=len(queries) - tuning,
         examples=len(ids),
@@ -211,7 +217,9 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Context:
+class _GroundTruth:
+    """Retrainings that methods are compared with: ``removed`` is ``[S, N]``, ``measured`` ``[S, Q]``."""
+
     kind: Kind
     fraction: float
     removed: Tensor
@@ -220,7 +228,7 @@ class _Context:
     calibration: Calibration | None
 
 
-def _row(one: Attributed, truth: _Context) -> LdsRow:
+def _row(one: Attributed, truth: _GroundTruth) -> LdsRow:
     score = linear_datamodeling_score(one.influences, truth.removed, truth.measured)
     row = LdsRow(
         method=one.method,
@@ -246,8 +254,8 @@ def single_removals(plan: EvaluationPlan, influences: Tensor, example_ids: Seque
     """The examples that an evaluation leaves out one at a time.
 
     Args:
-        plan: Names some, and says how many others.
-        influences: ``[Q, N]``, estimated, of the reported queries.
+        plan: Names some of them, and says how many others there are.
+        influences: ``[Q, N]``, estimated influences on the reported queries.
         example_ids: ``N``, in the order of ``influences``.
     """
     named = list(dict.fromkeys(plan.leave_out))
@@ -262,14 +270,14 @@ def single_removals(plan: EvaluationPlan, influences: Tensor, example_ids: Seque
 
 
 def _single(
-    ours: Attributed,
+    estimates: Attributed,
     retraining: Retraining,
     recorded: Tensor,
     ids: Sequence[str],
     plan: EvaluationPlan,
     tuning: int,
 ) -> SingleRemovals:
-    influences = ours.influences[tuning:].double()
+    influences = estimates.influences[tuning:].double()
     chosen = single_removals(plan, influences, ids)
     measured = recorded[tuning:] - retraining.measurements(chosen)[:, tuning:]
     estimated = membership(chosen, ids) @ influences.T
@@ -286,7 +294,7 @@ def _single(
 
 
 def by_truth(rows: Sequence[LdsRow]) -> Mapping[tuple[Kind, float], list[LdsRow]]:
-    """Rows by kind of truth and fraction, as they come."""
+    """Rows by kind of retraining and fraction, in their order."""
     grouped: dict[tuple[Kind, float], list[LdsRow]] = {}
     for row in rows:
         grouped.setdefault((row.kind, row.fraction), []).append(row)

@@ -1,7 +1,8 @@
-"""How well a ranking puts the examples that are looked for first, with intervals.
+"""Retrieval metrics of a ranking of examples, with intervals: recall, average precision, area under the ROC curve.
 
-A ranking is what it found: ``[N]`` truth values, the first-ranked example first. Intervals are by bootstrap over the
-examples: they say what other examples would have changed, not what another training or other errors would have.
+A ranking is given by its relevance: ``[N]`` booleans, the first-ranked example first, true for an example that is
+looked for. Intervals are by bootstrap over the examples: they say what other examples would have changed, not what
+another training or other errors would have.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Figure:
-    """A share or a probability.
+    """A metric with its interval.
 
     Attributes:
-        value: Of the ranking as it is.
+        value: The metric of the ranking.
         low: Lower end of the 90% interval over resampled examples.
-        high: Its upper end.
+        high: Upper end of that interval.
     """
 
     value: float
@@ -30,42 +31,43 @@ class Figure:
     high: float
 
 
-def recall(found: Tensor, share: float) -> float:
-    """Of what is looked for, the share among the first ``share`` of the ranking; by chance ``share``."""
-    return float(found[: round(share * len(found))].sum() / found.sum().clamp_min(1))
+def recall(relevant: Tensor, share: float) -> float:
+    """Share of the relevant examples among the first ``share`` of the ranking; by chance ``share``."""
+    return float(relevant[: round(share * len(relevant))].sum() / relevant.sum().clamp_min(1))
 
 
-def average_precision(found: Tensor) -> float:
-    """Mean, over what is looked for, of its share among all down to it; by chance about its share in the whole."""
-    places = found.nonzero().flatten() + 1
+def average_precision(relevant: Tensor) -> float:
+    """Mean precision at the ranks of the relevant examples; by chance about their share of all examples."""
+    places = relevant.nonzero().flatten() + 1
     return float((torch.arange(1, len(places) + 1) / places).sum() / max(len(places), 1))
 
 
-def area_under_curve(found: Tensor) -> float:
-    """Probability that one that is looked for ranks before one that is not: under the ROC curve. By chance 0.5."""
-    pairs = found.sum() * (~found).sum()
-    after = (~found).flip(0).cumsum(0).flip(0)
-    return float(after[found].sum() / pairs) if pairs else 0.5
+def area_under_curve(relevant: Tensor) -> float:
+    """Area under the ROC curve: probability that a relevant example ranks before another one; by chance 0.5."""
+    pairs = relevant.sum() * (~relevant).sum()
+    after = (~relevant).flip(0).cumsum(0).flip(0)
+    return float(after[relevant].sum() / pairs) if pairs else 0.5
 
 
-def figures(found: Tensor, measures: Mapping[str, Callable[[Tensor], float]], *, seed: int = 0) -> dict[str, Figure]:
-    """What each measure says of a ranking, with its interval.
+def figures(relevant: Tensor, metrics: Mapping[str, Callable[[Tensor], float]], *, seed: int = 0) -> dict[str, Figure]:
+    """Metrics of a ranking with their intervals.
 
     Args:
-        found: ``[N]``.
-        measures: By name; each is a number of such a tensor.
-        seed: Of the bootstrap.
+        relevant: ``[N]``, the ranking's relevance.
+        metrics: Functions of such a tensor, by name.
+        seed: Seed of the bootstrap.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in measures}
+    drawn: dict[str, list[float]] = {name: [] for name in metrics}
     for _ in range(_RESAMPLES):
-        counts = torch.randint(len(found), (len(found),), generator=generator).bincount(minlength=len(found))
-        resampled = found.repeat_interleave(counts)
-        for name, measure in measures.items():
-            drawn[name].append(measure(resampled))
+        count = len(relevant)
+        counts = torch.randint(count, (count,), generator=generator).bincount(minlength=count)
+        resampled = relevant.repeat_interleave(counts)
+        for name, metric in metrics.items():
+            drawn[name].append(metric(resampled))
     ends = torch.tensor([0.05, 0.95], dtype=torch.float64)
     result = {}
-    for name, measure in measures.items():
+    for name, metric in metrics.items():
         low, high = torch.tensor(drawn[name], dtype=torch.float64).quantile(ends).tolist()
-        result[name] = Figure(measure(found), low, high)
+        result[name] = Figure(metric(relevant), low, high)
     return result

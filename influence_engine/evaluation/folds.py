@@ -1,6 +1,6 @@
-"""How sure of each training label a model is that has not seen it: cross-validation, kept on disk fold by fold.
+"""Out-of-sample confidence in each training label, by cross-validation whose folds are cached on disk.
 
-This is the "self-confidence" that confident learning ranks possible label errors by (Northcutt, Jiang and Chuang 2021).
+It is the "self-confidence" that confident learning ranks possible label errors by (Northcutt, Jiang and Chuang 2021).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
 from influence_engine.tasks import Example, Task, confidence_in_own, group_of, predictions_of, predicts_labels
 from influence_engine.training import FinetuneSettings, Run, finetune, in_recorded_order
-from influence_engine.training.retraining_options import RETRAINING_DEFAULTS, RetrainingOptions
+from influence_engine.training.execution_options import MODEL_DEFAULTS, ModelOptions
 from influence_engine.training.validation import BATCH
 
 
 class CrossValidation:
-    """Fine-tunes a run's base once for every fold, without that fold's examples, and asks for the labels left out.
+    """Fine-tunes a run's base model once for every fold, without the fold's examples, and predicts their labels.
 
     Every label is spread evenly over the folds. Which fold an example is in depends on ids, labels and ``seed`` only.
 
     Args:
-        run: The recorded run: its base and its settings are used.
-        task: Its task; it predicts labels.
-        train: Its training examples, in any order.
+        run: The recorded run, whose base model and settings are used.
+        task: The run's task; it predicts labels.
+        train: The run's training examples, in any order.
         cache: A folder; the result of each fold is cached there under a digest of all that it depends on, so that an
             interrupted cross-validation goes on with the fold that was interrupted.
-        folds: How many; each example is left out of one of as many trainings.
-        seed: Of the folds.
-        options: ``into``, ``device`` and ``progress`` of ``RetrainingOptions``.
+        folds: Number of folds; each example is left out of one of as many trainings.
+        seed: Seed of the folds.
+        options: ``ModelOptions``.
 
     Raises:
         RecordError: the run is of another trainer, which left no settings to train with.
@@ -55,9 +55,9 @@ class CrossValidation:
         *,
         folds: int = 5,
         seed: int = 0,
-        **options: Unpack[RetrainingOptions],
+        **options: Unpack[ModelOptions],
     ) -> None:
-        chosen = with_defaults(CrossValidation, RETRAINING_DEFAULTS, options)
+        chosen = with_defaults(CrossValidation, MODEL_DEFAULTS, options)
         if run.settings is None:
             raise RecordError(
                 f"the run in {run.folder} was recorded by {run.manifest['recorded_by']}, which leaves no settings to "
@@ -99,15 +99,15 @@ class CrossValidation:
         Raises:
             RecordError: a file in the cache is damaged; the message names it.
         """
-        found: dict[str, float] = {}
+        confidences: dict[str, float] = {}
         for fold in range(len(self.left_out)):
             path = self._path(fold)
             if path.exists():
-                self.progress(self._stage(fold), 1, 1, "done before")
+                self.progress(self._stage(fold), 1, 1, "cached")
             else:
                 write_json(path, self._confidence(fold))
-            found.update(self._read(path, fold))
-        return found
+            confidences.update(self._read(path, fold))
+        return confidences
 
     def _path(self, fold: int) -> Path:
         identity = {
@@ -131,7 +131,7 @@ class CrossValidation:
     def _confidence(self, fold: int) -> dict[str, float]:
         absent = set(self.left_out[fold])
         remaining = [example for example in self.examples if example["example_id"] not in absent]
-        asked = [example for example in self.examples if example["example_id"] in absent]
+        left_out = [example for example in self.examples if example["example_id"] in absent]
 
         def report(stage: str, done: int, total: int, note: str = "") -> None:
             self.progress(self._stage(fold), done, total, note)
@@ -147,11 +147,11 @@ class CrossValidation:
             device=str(self.device),
             progress=report,
         ).model
-        return self._probabilities(model, asked)
+        return self._probabilities(model, left_out)
 
     def _probabilities(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
         model.to(self.device)
-        found = {}
+        probabilities = {}
         with torch.no_grad():
             for start in range(0, len(examples), BATCH):
                 chunk = examples[start : start + BATCH]
@@ -159,8 +159,8 @@ class CrossValidation:
                 predicted = predictions_of(self.task, self.task.outputs(model, batch), batch)
                 for example, prediction in zip(chunk, predicted, strict=True):
                     assert prediction is not None  # the task predicts labels
-                    found[example["example_id"]] = confidence_in_own(self.task, prediction, example)
-        return found
+                    probabilities[example["example_id"]] = confidence_in_own(self.task, prediction, example)
+        return probabilities
 
     def _stage(self, fold: int) -> str:
         return f"fold {fold + 1} of {len(self.left_out)}"

@@ -1,4 +1,4 @@
-"""The linear datamodeling score (Park et al. 2023): do influences rank what retraining does?"""
+"""The linear datamodeling score (LDS; Park et al. 2023): do influences rank the effects of retraining?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Score:
     """A mean over queries with its bootstrap interval.
 
     Attributes:
-        mean: Over queries.
+        mean: Mean of ``per_query``.
         low: Lower end of the 90% interval over resampled queries and retrainings.
-        high: Its upper end.
-        per_query: ``[Q]``.
+        high: Upper end of that interval.
+        per_query: ``[Q]``, the score of each query.
     """
 
     mean: float
@@ -34,10 +34,10 @@ def linear_datamodeling_score(influences: Tensor, removed: Tensor, measured: Ten
     """Spearman correlation, over retrainings, of predicted and measured changes, averaged over queries.
 
     Args:
-        influences: ``[Q, N]``, change that having an example made; positive supports.
+        influences: ``[Q, N]``, change of the measurement that training with an example made; positive supports.
         removed: ``[S, N]``, 1 where a retraining left an example out.
         measured: ``[S, Q]``, measurements after each retraining.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     predicted = _predicted(influences, removed)
     per_query = spearman(predicted, measured.double())
@@ -58,12 +58,14 @@ def rank_agreement(influences: Tensor, removed: Tensor, measured: Tensor) -> flo
 
 
 def _predicted(influences: Tensor, removed: Tensor) -> Tensor:
-    """``[S, Q]``."""
+    """Predicted changes of the measurements, ``[S, Q]``."""
+    # Park et al. add up the influences of the examples that are trained on. Minus those of the examples that are left
+    # out differs from that by a constant of each query, which ranks do not see.
     return -(removed.double() @ influences.double().T)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Rank correlation of each column, ``[columns]``; ties share their mean rank; 0 where a column is constant."""
+    """Spearman correlation of each column, ``[columns]``; ties share their mean rank; 0 where a column is constant."""
     a, b = (_centred(_ranks(values)) for values in (first, second))
     return (a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-30)
 

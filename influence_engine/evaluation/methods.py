@@ -1,4 +1,4 @@
-"""The ways to attribute that an evaluation compares: ours, and what they must beat."""
+"""The attribution methods that an evaluation compares: the index's tiers, and the baselines that they must beat."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ REFINED = "refined"
 REPLAYED = "replayed"
 TUNED = "estimated, damping tuned"
 DAMPING_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the index's own damping; the grid of which held-out queries choose one."""
+"""Multiples of the index's damping, of which tuning queries choose one."""
 
 
 @dataclass(frozen=True)
 class Attributed:
-    """What one method says.
+    """The influences that one method gives.
 
     Attributes:
-        method: Its name.
-        influences: ``[Q, N]``, positive supports; only ours are in the measurement's units.
-        seconds: For all queries, without what is computed once (the index).
-        tier: Of ours, whose numbers are in the measurement's units; None of others.
+        method: Name of the method.
+        influences: ``[Q, N]``, positive supports; in the measurement's units for the index's tiers only.
+        seconds: Time for all queries, without what is computed once (the index).
+        tier: The tier of the index; None for baselines.
     """
 
     method: str
@@ -46,7 +46,7 @@ class Attributed:
     tier: str | None = None
 
     def reported(self, tuning: int) -> Attributed:
-        """Without the first ``tuning`` queries; the seconds are for those that remain."""
+        """The influences without the first ``tuning`` queries; the seconds are for the queries that remain."""
         rest = self.influences[tuning:]
         return replace(self, influences=rest, seconds=self.seconds * len(rest) / len(self.influences))
 
@@ -60,15 +60,15 @@ def attribute_all(
     refined: bool = False,
     progress: Progress = silent,
 ) -> list[Attributed]:
-    """Every method on the same queries.
+    """The influences of every method on the same queries; the estimated tier comes first.
 
     Args:
-        attributor: Ours.
+        attributor: Attributor of the index whose tiers are compared.
         train: The examples of its index, in any order.
-        queries: Each names its target.
-        base: The model before fine-tuning, for the similarity of embeddings; left out, so is that.
-        refined: Also solve for each query with passes over all training examples.
-        progress: Told of these passes.
+        queries: Queries, each of which names its target.
+        base: The model before fine-tuning, for the similarity of embeddings; left out, so is that baseline.
+        refined: Also the refined tier, which takes passes over all training examples.
+        progress: Called during these passes.
 
     Raises:
         TierUnavailableError: ``refined``, of an index that follows the recorded steps.
@@ -77,23 +77,23 @@ def attribute_all(
     task, model = attributor.task, attributor.model
     label, text = target_field(fields_of(task)), editable_field(task)
     signs = label is not None and label.kind == "label" and names_its_target(task)
-    found = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"), ESTIMATED)]
+    methods = [_timed(ESTIMATED, lambda: attributor.scores(queries, "estimated"), ESTIMATED)]
     if refined:
         attributor.refine_with(train, progress=progress)
-        found.append(_timed(REFINED, lambda: attributor.scores(queries, "refined"), REFINED))
+        methods.append(_timed(REFINED, lambda: attributor.scores(queries, "refined"), REFINED))
     basis = attributor.index.basis
     if basis is not None:
         name = f"{REPLAYED}, {basis.width} directions"
-        found.append(_timed(name, lambda: attributor.scores(queries, "replayed"), REPLAYED))
+        methods.append(_timed(name, lambda: attributor.scores(queries, "replayed"), REPLAYED))
 
     def signed(similarity: Tensor) -> Tensor:
         return signed_by_label(similarity, rows, queries, target_name(task))
 
     if text is not None and signs:
-        texts = [[str(one[text.name]) for one in examples] for examples in (rows, queries)]
-        found.append(_timed("BM25, signed by label", lambda: signed(bm25(*texts))))
+        texts = [[str(example[text.name]) for example in examples] for examples in (rows, queries)]
+        methods.append(_timed("BM25, signed by label", lambda: signed(bm25(*texts))))
     if base is not None and signs:
-        found.append(
+        methods.append(
             _timed("base embedding, signed by label", lambda: signed(embedding_similarity(base, task, rows, queries)))
         )
     products: list[Tensor] = []
@@ -102,28 +102,34 @@ def attribute_all(
         products.extend(gradient_products(model, task, attributor.tracked, rows, queries))
         return products[0]
 
-    found.append(_timed("gradient dot", dot))
-    found.append(Attributed("gradient cosine", products[1], found[-1].seconds))
+    methods.append(_timed("gradient dot", dot))
+    methods.append(Attributed("gradient cosine", products[1], methods[-1].seconds))
     if signs:
-        found.append(
+        methods.append(
             _timed(
                 "training loss, signed by label",
                 lambda: signed(training_losses(model, task, rows).float().expand(len(queries), -1)),
             )
         )
-    return found
+    return methods
 
 
 def with_dampings(attributor: Attributor, queries: Sequence[Example], seconds: float) -> dict[float, Attributed]:
-    """Ours at every damping of the grid; a query costs what it costs at the index's own, ``seconds`` for all.
+    """The estimated tier's influences at every damping of the grid.
 
-    Nothing where the index follows the trajectory: there is no damping to choose.
+    Args:
+        attributor: As for ``attribute_all``.
+        queries: As for ``attribute_all``.
+        seconds: Time for all queries at the index's own damping; at another one it is the same.
+
+    Returns:
+        Influences by damping; nothing where the index follows the trajectory, which leaves no damping to choose.
     """
     if attributor.index.manifest.approximation != "final":
         return {}
     grid = [factor * attributor.index.manifest.damping for factor in DAMPING_FACTORS]
-    found = attributor.scores_by_damping(queries, grid)
-    return {damping: Attributed(TUNED, influences, seconds) for damping, influences in found.items()}
+    scores = attributor.scores_by_damping(queries, grid)
+    return {damping: Attributed(TUNED, influences, seconds) for damping, influences in scores.items()}
 
 
 def _timed(method: str, compute: Callable[[], Tensor], tier: str | None = None) -> Attributed:

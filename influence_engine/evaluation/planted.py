@@ -1,8 +1,8 @@
-"""Planted label errors: how many wrong labels are found among the first examples that somebody would look at?
+"""Planted label errors: how many of them are among the first examples of each ranking of suspects?
 
 Some labels are changed on purpose, the model is fine-tuned on them and recorded, and the training examples are ranked
-as suspects are. The recall at a share of examples inspected is what a cleaning of the data would have gained; by chance
-it is that share.
+by each measure of ``suspects``. The recall at a share of examples inspected is what a cleaning of the data would have
+gained; by chance it is that share.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from influence_engine.tasks import Example, Task, target_name
 from influence_engine.training import FinetuneSettings, finetune
 
 INSPECTED = (0.05, 0.1, 0.2, 0.3)
-"""Shares of the training examples that somebody looks at."""
+"""Shares of the training examples that are inspected."""
 
 MEASURES: tuple[Measure, ...] = ("harm", "self_influence", "loss")
 
 
 @dataclass(frozen=True)
 class PlantedErrors:
-    """What was found of the planted errors.
+    """Recall and other metrics of each ranking of suspects for the planted errors.
 
     Attributes:
-        examples: Training examples.
-        planted: Of them, those whose label was changed.
-        recall: By measure, share of the planted ones among the first ``INSPECTED`` shares of the ranking.
-        figures: By measure, that recall by share (``recall 5%``), ``average precision`` and ``area under curve``.
+        examples: Number of training examples.
+        planted: Number of examples whose label was changed.
+        recall: By measure, share of the planted errors among the first ``INSPECTED`` shares of the ranking.
+        figures: By measure, that recall by share (``recall 5%``), ``average precision`` and ``area under curve``, with
+            intervals.
     """
 
     examples: int
@@ -52,14 +53,14 @@ class PlantedErrors:
     figures: dict[str, dict[str, Figure]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The results as a JSON value."""
         return asdict(self)
 
 
 def with_wrong_labels(
     train: Sequence[Example], label: str, share: float, *, seed: int = 0
 ) -> tuple[list[Example], set[str]]:
-    """The examples with a share of the labels changed to another one of theirs, and the ids of those.
+    """The examples with a share of the labels changed to another label of theirs, and the ids of the changed examples.
 
     Raises:
         DataError: there is but one label, or the share changes none.
@@ -75,19 +76,19 @@ def with_wrong_labels(
     changed: list[Example] = []
     for row, example in enumerate(train):
         if row in chosen:
-            others = [one for one in labels if one != str(example[label])]
+            others = [other for other in labels if other != str(example[label])]
             example = {**example, label: values[draw.choice(others)]}
         changed.append(example)
     return changed, {str(train[row]["example_id"]) for row in chosen}
 
 
 class PlantingOptions(TypedDict, total=False):
-    """What is planted, and how the model is trained and indexed.
+    """Options of an evaluation with planted errors.
 
     Attributes:
-        share: Of the labels that are changed; 0.1 by default.
-        finetuning: How to fine-tune.
-        indexing: How to index.
+        share: Share of the labels that are changed; 0.1 by default.
+        finetuning: Settings of the fine-tuning.
+        indexing: Settings of the index.
         into: For a model that is not from ``transformers``: a freshly built module, which is filled.
         folds: Trainings of a cross-validation, whose ``out_of_sample_confidence`` then is one more ranking; 0 for none.
         seed: Chooses the examples and their new labels.
@@ -125,16 +126,16 @@ def find_planted_errors(
     """Plants label errors, fine-tunes and indexes with them, and counts how many the rankings find.
 
     Args:
-        task: Whose examples have one label each, in the target field.
-        base: As for ``finetune``.
-        train: Training examples; they are left as they are.
+        task: A task whose examples have one label each, in the target field.
+        base: The base model, as for ``finetune``.
+        train: Training examples; these are not changed themselves.
         held_out: Labelled examples that harm is measured on, with their true labels.
-        folder: Keeps run and index, so that an interrupted call goes on.
-        options: All of ``PlantingOptions``.
+        folder: Folder for run and index, so that an interrupted call goes on.
+        options: Those of ``PlantingOptions``.
 
     Raises:
         DataError: labels are missing, or none can be changed.
-        SettingsError: that many folds cannot be made; see ``CrossValidation``.
+        SettingsError: there are fewer than two folds or more than examples, or the task predicts no labels.
     """
     chosen = with_defaults(find_planted_errors, PLANTING_DEFAULTS, options)
     into, folds, seed, progress = chosen["into"], chosen["folds"], chosen["seed"], chosen["progress"]
@@ -153,10 +154,10 @@ def find_planted_errors(
     attributor = Attributor(run.load_model(into), task, index)
     suspects = rank_suspects(attributor, held_out, wrong, out_of_sample_confidence=confidence, progress=progress)
     rankings = {
-        measure: _found(suspects, measure, planted)
+        measure: _relevance(suspects, measure, planted)
         for measure in (*MEASURES, *(("out_of_sample_confidence",) if folds else ()))
     }
-    measures: dict[str, Callable[[Tensor], float]] = {
+    metrics: dict[str, Callable[[Tensor], float]] = {
         **{f"recall {share:.0%}": partial(recall, share=share) for share in INSPECTED},
         "average precision": average_precision,
         "area under curve": area_under_curve,
@@ -164,12 +165,14 @@ def find_planted_errors(
     return PlantedErrors(
         examples=len(train),
         planted=len(planted),
-        recall={measure: {share: recall(found, share) for share in INSPECTED} for measure, found in rankings.items()},
-        figures={measure: figures(found, measures, seed=seed) for measure, found in rankings.items()},
+        recall={
+            measure: {share: recall(relevant, share) for share in INSPECTED} for measure, relevant in rankings.items()
+        },
+        figures={measure: figures(relevant, metrics, seed=seed) for measure, relevant in rankings.items()},
     )
 
 
-def _found(suspects: Sequence[Suspect], measure: Measure, planted: set[str]) -> Tensor:
-    """Whether each is a planted one, ``[N]``, the most suspect first."""
+def _relevance(suspects: Sequence[Suspect], measure: Measure, planted: set[str]) -> Tensor:
+    """Whether each example is a planted error, ``[N]``, the most suspect first."""
     ranked = sorted(suspects, key=lambda suspect: suspect.rank_by(measure) or len(suspects))
     return torch.tensor([suspect.example_id in planted for suspect in ranked])

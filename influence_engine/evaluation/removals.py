@@ -1,4 +1,4 @@
-"""Which training examples are left out of a retraining."""
+"""Sets of training examples that a retraining leaves out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from influence_engine.errors import SettingsError
 
 @dataclass(frozen=True)
 class Removal:
-    """A set of training examples to train without, or with less of them.
+    """A set of training examples to train without, or at less weight.
 
     Attributes:
-        example_ids: Which; sorted, so that equal sets are equal.
-        weight: What remains of each in the objective.
+        example_ids: Ids of the examples, sorted, so that equal sets are equal.
+        weight: Weight of each of them in the objective; 0 leaves it out.
     """
 
     example_ids: tuple[str, ...]
@@ -26,12 +26,12 @@ class Removal:
 
     @classmethod
     def of(cls, example_ids: Sequence[str], *, weight: float = 0.0) -> Removal:
-        """The set of these ids."""
+        """The removal of the examples with these ids."""
         return cls(tuple(sorted(set(example_ids))), weight)
 
 
 def random_removals(example_ids: Sequence[str], fraction: float, count: int, *, seed: int) -> list[Removal]:
-    """``count`` random sets of a ``fraction`` of the examples, the same for the same seed.
+    """``count`` random removals of a ``fraction`` of the examples, the same for the same seed.
 
     Raises:
         SettingsError: the fraction removes nothing or everything.
@@ -48,7 +48,7 @@ def random_removals(example_ids: Sequence[str], fraction: float, count: int, *, 
 
 
 def membership(removals: Sequence[Removal], example_ids: Sequence[str]) -> Tensor:
-    """``[S, N]``: 1 where a removal takes an example, in the order of ``example_ids``."""
+    """Membership of examples in removals, ``[S, N]``: 1 where a removal takes an example, in the order of the ids."""
     rows = {example_id: row for row, example_id in enumerate(example_ids)}
     result = torch.zeros(len(removals), len(example_ids), dtype=torch.float64)
     for number, removal in enumerate(removals):

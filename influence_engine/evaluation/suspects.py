@@ -1,8 +1,8 @@
-"""Which training examples harm held-out predictions: what to look at first when training data are cleaned.
+"""Ranks training examples by the harm they do to held-out predictions: where to start when training data are cleaned.
 
-An example is suspect where training with it made a model less sure of the truth about examples that it was not trained
-on. Beside that harm stand what is cheaper and often used for the same purpose: the training loss, the self-influence
-(Koh and Liang 2017) and the out-of-sample confidence that confident learning ranks by (``folds.py``).
+An example is suspect where training with it lowered the log-odds of the true labels of held-out examples. Other
+measures that are used for the same purpose stand beside that harm: the training loss, the self-influence (Koh and Liang
+2017) and the out-of-sample confidence that confident learning ranks by (``folds``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from influence_engine.tasks import Example
 from influence_engine.training.identity import check_examples
 
 Measure = Literal["harm", "loss", "self_influence", "out_of_sample_confidence"]
-"""What suspects are ranked by: the largest first, of the confidence the smallest."""
+"""Measures that suspects are ranked by: the largest first, of the confidence the smallest first."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Suspect:
     """One training example and why it may deserve a look.
 
     Attributes:
-        example_id: Of the data set.
-        row: In the index.
-        label: As in the index.
+        example_id: Its id in the data set.
+        row: Its row in the index.
+        label: Its label, as in the index.
         source: Where it is from.
-        harm: By how much training with it lowered the held-out examples' log-odds of their true labels (in general:
-            their measurement), on average; positive is harmful.
-        harmed_share: Share of the held-out examples for which it did.
+        harm: By how much training with it lowered the held-out examples' measurements (for classification: the log-odds
+            of their true labels), on average, in the measurement's units; positive is harmful.
+        harmed_share: Share of the held-out examples whose measurement it lowered.
         loss: Training loss under the fine-tuned model.
         self_influence: By how much training with it lowered its own loss; large where it had to be memorised.
         out_of_sample_confidence: Probability of its label under a model not trained on it; None where not computed.
@@ -66,7 +66,7 @@ class Suspect:
     fields: dict[str, Any]
 
     def rank_by(self, measure: Measure) -> int | None:
-        """Its rank by that measure; None where that has not been computed."""
+        """The example's rank by a measure; None where that has not been computed."""
         rank: int | None = getattr(self, f"rank_by_{measure}")
         return rank
 
@@ -81,27 +81,29 @@ def rank_suspects(
     batch_size: int = 32,
     progress: Progress = silent,
 ) -> list[Suspect]:
-    """Every training example, the most suspect first.
+    """All training examples as suspects, the most suspect first.
 
     The harm of example ``i`` is ``-mean_q influence_i(q)`` over the held-out examples ``q``, each with its true label
     as the target.
 
     Args:
-        attributor: Of the fine-tuned model.
+        attributor: Attributor of the fine-tuned model.
         held_out: Labelled examples that the model was not trained on.
         train: The examples of the index, in any order.
-        by: What they are sorted by.
-        out_of_sample_confidence: By example id, from ``CrossValidation``.
+        by: The measure that they are sorted by.
+        out_of_sample_confidence: Confidence in the given label by example id, from ``CrossValidation``.
         batch_size: Held-out examples at once; ``[batch_size, N]`` scores are in memory at a time.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Raises:
         DataError: no held-out examples, or one without a label; a loss that is not a number.
         DigestMismatchError: ``train`` is not what the index was built from.
-        SettingsError: to be sorted by a confidence that is not given.
+        SettingsError: they are to be sorted by a confidence that is not given.
     """
     if by == "out_of_sample_confidence" and out_of_sample_confidence is None:
-        raise SettingsError("ranking by out_of_sample_confidence needs it computed; see CrossValidation", field="by")
+        raise SettingsError(
+            "ranking by out_of_sample_confidence needs the confidences: CrossValidation computes them", field="by"
+        )
     check_examples(attributor.task, held_out, "held-out")
     index = attributor.index
     examples = in_index_order(index, attributor.task, train)
@@ -140,7 +142,7 @@ def rank_suspects(
 def seen_in_training(held_out: Sequence[Example], train: Sequence[Example]) -> list[str]:
     """Ids of held-out examples that are training examples, too: equal in all fields of the task.
 
-    What such an example says of harm is what training with itself did.
+    The harm to such an example is also that of training with itself.
     """
     trained = {json_digest(_fields(example)) for example in train}
     return [str(example["example_id"]) for example in held_out if json_digest(_fields(example)) in trained]
@@ -162,7 +164,7 @@ def _harm(
 
 
 def _ranks(values: Tensor) -> list[int]:
-    """1 for the smallest; of equal ones the first row comes first."""
+    """Ranks from 1 for the smallest value; of equal values the first row comes first."""
     ranks = torch.empty(len(values), dtype=torch.long)
     ranks[values.argsort(stable=True)] = torch.arange(1, len(values) + 1)
     return ranks.tolist()

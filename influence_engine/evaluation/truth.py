@@ -1,4 +1,4 @@
-"""What really happens without some training examples: retraining, kept on disk so that it is done once."""
+"""Ground truth: measurements after training without some examples, cached on disk."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from influence_engine.digests import json_digest
 from influence_engine.evaluation.removals import Removal
 from influence_engine.options import with_defaults
 from influence_engine.resources import choose_device, to_device
-from influence_engine.tasks import Batch, Example, Task, choose_targets
+from influence_engine.tasks import Batch, Example, Task, with_targets
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training import Run, finetune, reexecute
+from influence_engine.training.execution_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.frozen_cache import FrozenCache
-from influence_engine.training.retraining_options import RENAMED, RETRAINING_DEFAULTS, RetrainingOptions
 from influence_engine.training.step import put_parameters
 
 Kind = Literal["removal", "afresh"]
-"""``removal``: the recorded steps with weight 0 for what is removed, what replay differentiates. ``afresh``: a new
-training on what remains, in a new order."""
+"""``removal``: the recorded steps with weight 0 for the removed examples, whose derivative replay computes. ``afresh``:
+a new training on the remaining examples, in a new order."""
 
 _BATCH = 64
 
@@ -35,12 +35,11 @@ class Retraining:
 
     Args:
         run: The recorded run.
-        task: Its task.
-        train: Its training examples.
-        queries: What is measured: what each names, else what the recorded model predicts of it.
-        cache: A folder; each retraining's measurements are kept there by a digest of all that they depend on.
-        options: ``into``, ``device``, ``frozen_cache`` (shared with replays of the run) and ``progress`` of
-            ``RetrainingOptions``.
+        task: The run's task.
+        train: The run's training examples.
+        queries: Queries; each is measured on the target that it names, else on what the recorded model predicts.
+        cache: Folder that caches each retraining's measurements, under a digest of all that they depend on.
+        options: ``RetrainingOptions``; ``frozen_cache`` can be shared with replays of the run.
     """
 
     def __init__(
@@ -71,23 +70,23 @@ class Retraining:
         """Measurements of all queries after each removal, ``[S, Q]`` in double precision.
 
         Args:
-            removals: What to train without.
-            kind: How.
-            seed: Of the new orders of ``afresh``; removal ``s`` is trained with ``seed + s``.
+            removals: Sets of examples to train without.
+            kind: How to train.
+            seed: Seed of the new orders of ``afresh``; removal ``s`` is trained with ``seed + s``.
         """
         rows = []
         for number, removal in enumerate(removals):
             path = self._path(removal, kind, seed + number)
             if not path.exists():
-                batches = self._batches  # first: a module of one's own is filled anew for every model
+                batches = self._batches  # first: an ``into`` is one module, which every model is loaded into
                 measured = self._measured(self._retrained(removal, kind, seed + number), batches)
                 write_tensors(path, {"measurements": measured})
             rows.append(load_file(path)["measurements"])
             self.progress(f"retraining ({kind})", number + 1, len(removals))
         return torch.stack(rows)
 
-    def kept(self, removals: Sequence[Removal], kind: Kind = "removal", *, seed: int = 1) -> int:
-        """How many of these have been measured before."""
+    def cached(self, removals: Sequence[Removal], kind: Kind = "removal", *, seed: int = 1) -> int:
+        """How many of the retrainings have their measurements in the cache."""
         return sum(self._path(removal, kind, seed + number).exists() for number, removal in enumerate(removals))
 
     def recorded(self) -> Tensor:
@@ -120,21 +119,21 @@ class Retraining:
         remaining = [example for example in self.train if example["example_id"] not in removed]
         settings = self.run.settings
         assert settings is not None
-        # The same start: only the order is new, and what is missing.
+        # The same initial weights: only the order is new, and the removed examples are missing.
         model = self.run.load_base(self._into)
         changed = settings.model_copy(update={"seed": settings.seed + seed})
         return finetune(self.task, model, remaining, settings=changed, device=str(self.device)).model
 
     @cached_property
     def _batches(self) -> list[Batch]:
-        """The queries; where one names no target, what the recorded model predicts is it, for every retrained model."""
+        """The queries with the targets of all models: the named ones, else what the recorded model predicts."""
         recorded = self.run.load_model(self._into).to(self.device).eval()
-        found = []
-        with torch.no_grad():
-            for start in range(0, len(self.queries), _BATCH):
-                batch = to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
-                found.append(choose_targets(self.task, self.task.outputs(recorded, batch), batch))
-        return found
+        return [
+            with_targets(
+                self.task, recorded, to_device(self.task.collate(self.queries[start : start + _BATCH]), self.device)
+            )
+            for start in range(0, len(self.queries), _BATCH)
+        ]
 
     def _measured(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         model = model.to(self.device).eval()

@@ -7,6 +7,7 @@ which can be differentiated twice, and weights are 32-bit floats.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,23 @@ def load_model(folder: str | os.PathLike[str], head: Head | None = None) -> nn.M
         if found != head.outputs:
             raise ModelError(f"{source} has {found} outputs, the task has {head.outputs}{_named(head)}", field="task")
     return model.eval()
+
+
+def import_classes(folder: str | os.PathLike[str]) -> None:
+    """Imports the classes that ``load_model`` will need for a folder, which takes seconds and reads no weights.
+
+    Nothing is checked: what is wrong with the folder, ``load_model`` says.
+    """
+    import transformers
+
+    folder = Path(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        import peft  # noqa: F401
+
+        folder = folder / ADAPTER_BASE
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        getattr(transformers, config["architectures"][0], None)
 
 
 def load_into(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:

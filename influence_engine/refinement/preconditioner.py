@@ -1,4 +1,4 @@
-"""The index's damped inverse as the preconditioner: the solve's first direction is the estimated tier's solution."""
+"""The index's damped inverse as the solve's preconditioner: its first direction is the estimated tier's solution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class IndexPreconditioner:
     By the Woodbury identity it is ``1/lambda I + V (1/(eigenvalues + lambda) - 1/lambda) V^T``.
 
     Args:
-        encoder: Of the index, with its weights not packed for MKL-DNN.
+        encoder: The index's encoder, with its weights not packed for MKL-DNN.
         damping: ``lambda``.
         space: The space of the vectors.
     """
@@ -38,7 +38,7 @@ class IndexPreconditioner:
         matrices = self._space.matrices(vectors)
         coordinates = torch.cat([self._project(name, matrices[name]) for name in self._projections], 1)
         changed = (coordinates @ self._basis.T * self._change) @ self._basis
-        sizes = [one.size for one in self._projections.values()]
+        sizes = [projection.size for projection in self._projections.values()]
         parts = dict(zip(self._projections, torch.split(changed, sizes, 1), strict=True))
         expanded = [
             (self._expand(name, parts[name]) if name in parts else torch.zeros_like(matrices[name])).flatten(1)
@@ -47,15 +47,16 @@ class IndexPreconditioner:
         return vectors / self._damping + torch.cat(expanded, 1)
 
     def _project(self, name: str, matrix: Tensor) -> Tensor:
-        one = self._projections[name]
-        rows = matrix[:, one.left] if one.left.dim() == 1 else one.left.T @ matrix
-        return (rows @ one.right).flatten(1)
+        projection = self._projections[name]
+        left = projection.left
+        rows = matrix[:, left] if left.dim() == 1 else left.T @ matrix
+        return (rows @ projection.right).flatten(1)
 
     def _expand(self, name: str, coordinates: Tensor) -> Tensor:
-        one = self._projections[name]
-        rows = coordinates.reshape(-1, one.left.shape[-1], one.right.shape[-1]) @ one.right.T
-        if one.left.dim() > 1:
-            return one.left @ rows
+        left, right = self._projections[name].left, self._projections[name].right
+        rows = coordinates.reshape(-1, left.shape[-1], right.shape[-1]) @ right.T
+        if left.dim() > 1:
+            return left @ rows
         whole = rows.new_zeros(len(rows), *self._space.shapes[name])
-        whole[:, one.left] = rows
+        whole[:, left] = rows
         return whole

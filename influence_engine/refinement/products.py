@@ -32,8 +32,8 @@ class PreconditionedSpace:
 
     Args:
         tracked: The layers.
-        preconditioner: The optimiser's, as the index stores it, by layer name.
-        device: Of the model.
+        preconditioner: ``D`` as the index stores it, by layer name.
+        device: Device of the model.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TrainingProducts:
     """Products with ``G`` and with all loss gradients, by passes over all training examples.
 
     Args:
-        passes: Over the model, which is in evaluation mode.
+        passes: Gradient passes over the model, which is in evaluation mode.
         examples: The training examples, in the index's order.
         space: The space of the vectors.
     """
@@ -145,7 +145,7 @@ class TrainingProducts:
 
 
 def _curved(task: Task, outputs: Tensor, batch: Batch, changes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The losses' gradient ``[B, ...]`` by the outputs, and their Hessian times each of the ``changes``."""
+    """The losses' gradient ``[B, ...]`` with respect to the outputs, and their Hessian times each ``changes``."""
     leaf = outputs.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(task.loss(leaf, batch).sum(), leaf, create_graph=True)

@@ -1,7 +1,8 @@
 """Influence at the final weights without the index's approximations: conjugate gradients with exact products.
 
-But for the optimiser's ``D``, this is the influence function of Koh and Liang (2017, equation 2) with the damped
-Gauss-Newton matrix in place of the Hessian, its inverse applied by conjugate gradients (their section 3).
+This is the influence function of Koh and Liang (2017, equation 2), its inverse applied by conjugate gradients (their
+section 3), with two deviations: the Gauss-Newton matrix ``G`` in place of the Hessian, and the damping ``lambda D``
+with the optimiser's preconditioner ``D`` in place of a multiple of the identity.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from influence_engine.refinement.preconditioner import IndexPreconditioner
 from influence_engine.refinement.products import PreconditionedSpace, TrainingProducts
 from influence_engine.tasks import Example, Task
 
-STAGE = "solving"
+STAGE = "solving for refined influences"
 
 MAX_BYTES = 1024**3
-"""Memory of the vectors that are solved for at once."""
+"""Memory of the vectors of one solve, which bounds how many queries it is for."""
 
 _VECTORS = 6
 """Vectors that a solve holds for a query: right side, residual, direction, product, preconditioned residual, spare."""
@@ -33,7 +34,7 @@ _VECTORS = 6
 
 @dataclass(frozen=True)
 class Refined:
-    """The result of a solve.
+    """The result of a solve by conjugate gradients.
 
     Attributes:
         influences: ``[Q, N]``, in the index's order, in units of the measurement.
@@ -49,9 +50,9 @@ class Refined:
     def joined(cls, parts: Sequence[Refined]) -> Refined:
         """The results of several batches of queries as one."""
         return cls(
-            torch.cat([one.influences for one in parts]),
-            torch.cat([one.changes for one in parts]),
-            sum(one.passes for one in parts),
+            torch.cat([part.influences for part in parts]),
+            torch.cat([part.changes for part in parts]),
+            sum(part.passes for part in parts),
         )
 
 
@@ -64,10 +65,10 @@ class Refiner:
 
     Args:
         model: The fine-tuned model, in evaluation mode.
-        task: Its task.
+        task: The model's task.
         index: An index of approximation ``final``.
         train: The training examples, in any order.
-        tolerance: A solve ends when an iteration changes the influences by less, relative to their norm.
+        tolerance: A solve ends when an iteration changes the influences by less than this, relative to their norm.
         most_passes: Number of iterations, each a pass over all examples, after which a solve ends in any case.
         progress: Called after every batch.
 
@@ -100,20 +101,19 @@ class Refiner:
         return max(1, MAX_BYTES // (4 * _VECTORS * self.space.size))
 
     def refine(self, measured: Tensor) -> Refined:
-        """The influences on measurements ``[Q]``, at most ``at_once``, that have their graph."""
+        """The influences on measurements ``[Q]``, at most ``at_once``, that have their autograd graph."""
         parameters = list(self.space.parameters.values())
         gradients = [
-            torch.autograd.grad(one, parameters, retain_graph=place + 1 < len(measured), allow_unused=True)
-            for place, one in enumerate(measured)
+            torch.autograd.grad(measurement, parameters, retain_graph=place + 1 < len(measured), allow_unused=True)
+            for place, measurement in enumerate(measured)
         ]
         with torch.no_grad():
-            return self._solve(torch.stack([self.space.of_gradient(one) for one in gradients]))
+            return self._solve(torch.stack([self.space.of_gradient(gradient) for gradient in gradients]))
 
     def _solve(self, right: Tensor) -> Refined:
         """Preconditioned conjugate gradients (Nocedal and Wright 2006, algorithm 5.3), one solve for each query.
 
-        Deviations: ``beta`` is that of Polak and Ribiere, cut off at 0, since the preconditioner is applied with
-        rounding; and a solve ends by the change of the influences instead of the residual.
+        Two deviations, marked below: ``beta``, and by what a solve ends.
         """
         count = len(self._products)
         along = right.new_zeros(len(right), count)  # [Q, N]: inner products of the solutions with the loss gradients
@@ -134,11 +134,13 @@ class Refiner:
             product += self._damping * direction[active]
             step = (energy[active] / _inner(direction[active], product).clamp_min(1e-30)).unsqueeze(1)
             along[active] += step * slopes
+            # Deviation: a solve ends by the change of the influences, which are what is asked for, not by the residual.
             changes[active] = (step * slopes).norm(dim=1) / along[active].norm(dim=1).clamp_min(1e-30)
             before = residual[active]
             residual[active] = before - step * product
             preconditioned = self._precondition(residual[active])
             new = _inner(residual[active], preconditioned)
+            # Deviation: beta of Polak and Ribiere, cut off at 0, since the preconditioner is applied with rounding.
             beta = (_inner(residual[active] - before, preconditioned) / energy[active].clamp_min(1e-30)).clamp_min(0)
             direction[active] = preconditioned + beta.unsqueeze(1) * direction[active]
             energy[active] = new
@@ -148,5 +150,5 @@ class Refiner:
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
-    """Inner products of the rows of two matrices ``[Q, P]``, ``[Q]``."""
+    """Inner products ``[Q]`` of the rows of two matrices ``[Q, P]``."""
     return (first * second).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class ReplayPlan:
         directions: Number of directions.
         steps: Number of recorded steps.
         seconds: Estimated from one step that was timed in reverse.
+        seconds_a_direction: What each direction beyond the first adds to that.
         disk_bytes: Of an interrupted replay, where ``keep_in`` is given.
         memory_bytes: Beyond the memory that is in use already.
     """
@@ -36,8 +38,15 @@ class ReplayPlan:
     directions: int
     steps: int
     seconds: float
+    seconds_a_direction: float
     disk_bytes: int
     memory_bytes: int
+
+    def within(self, seconds: float, fewest: int) -> int:
+        """How many of the directions can be replayed in so many seconds; 0 where ``fewest`` of them cannot."""
+        beyond = (seconds - self.seconds) / max(self.seconds_a_direction, 1e-9)
+        fitting = self.directions + min(math.floor(beyond), 0)
+        return fitting if fitting >= fewest else 0
 
     def __str__(self) -> str:
         return (
@@ -100,6 +109,7 @@ def plan_replay(
         directions=directions,
         steps=total,
         seconds=total * (trained + once + (directions - 1) * further),
+        seconds_a_direction=total * further,
         disk_bytes=carried + directions * len(training.examples) * 4,
         # The directions and the adjoint; the states of a checkpoint interval; a step's graph, its gradients, the
         # optimiser's adjoint, and one direction's results.

@@ -21,7 +21,7 @@ from typing import Unpack
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.digests import json_digest, weights_digest
 from influence_engine.errors import SettingsError
@@ -31,14 +31,14 @@ from influence_engine.replay.reverse import Adjoint, reverse_step
 from influence_engine.tasks import Example, Task
 from influence_engine.training import RecordedTraining, Run
 from influence_engine.training.checkpoint_intervals import RecordedStates
+from influence_engine.training.execution_options import EXECUTION_DEFAULTS, RENAMED, ExecutionOptions
 from influence_engine.training.frozen_cache import FrozenCache
 from influence_engine.training.optimizers import Parameters
-from influence_engine.training.reexecution import EXECUTION_DEFAULTS, RENAMED, ExecutionOptions
 from influence_engine.training.retraining_cache import WorkCheckpoint
 
 STAGE = "replaying the recorded steps"
 
-_DEFAULTS: ExecutionOptions = {**EXECUTION_DEFAULTS, "save_every_s": 60.0}
+REPLAY_DEFAULTS: ExecutionOptions = {**EXECUTION_DEFAULTS, "save_every_s": 60.0}
 
 
 def replay(
@@ -48,7 +48,6 @@ def replay(
     directions: Mapping[str, Tensor],
     *,
     at_once: int = 1,
-    into: nn.Module | None = None,
     **options: Unpack[ExecutionOptions],
 ) -> Tensor:
     """Exact rows of directions, ``[K, N]`` in the order of ``run.example_ids``, single precision, on the CPU.
@@ -59,9 +58,7 @@ def replay(
         train: The examples that the run was trained on, in any order.
         directions: By name of each trained parameter ``[K, *shape]``.
         at_once: Directions in one backward pass; more take more memory.
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        options: ``device``, ``frozen_cache``, ``keep_in``, ``save_every_s`` (60 s) and ``progress`` of
-            ``ExecutionOptions``.
+        options: ``ExecutionOptions``; ``save_every_s`` is 60 by default.
 
     Raises:
         RecordError: the run cannot be replayed; the message says why.
@@ -70,10 +67,10 @@ def replay(
         SettingsError: the directions are not of the trained parameters.
         TypeError: an option is unknown.
     """
-    chosen = with_defaults(replay, _DEFAULTS, options, renamed=RENAMED)
+    chosen = with_defaults(replay, REPLAY_DEFAULTS, options, renamed=RENAMED)
     run.require_replayable("replayed")
     _check(run, directions)
-    training = RecordedTraining.load(run, task, train, into=into, device=chosen["device"])
+    training = RecordedTraining.load(run, task, train, into=chosen["into"], device=chosen["device"])
     states = RecordedStates(training, training.update_rule(chosen["frozen_cache"] or FrozenCache()))
     checkpoint = None
     if chosen["keep_in"] is not None:

@@ -34,6 +34,7 @@ from influence_engine.tasks.contract import (
     Array,
     Batch,
     CheckingTask,
+    ChoosingTask,
     DescribedTask,
     Example,
     ExportableTask,
@@ -69,7 +70,14 @@ from influence_engine.tasks.identity import (
     task_digest,
 )
 from influence_engine.tasks.registry import TASK_TYPES, TaskType
-from influence_engine.tasks.targets import aim, choose_targets, measured_gradient, targets_of, without_targets
+from influence_engine.tasks.targets import (
+    aim,
+    choose_targets,
+    measured_gradient,
+    targets_of,
+    with_targets,
+    without_targets,
+)
 from influence_engine.tasks.text_classification import TextClassification
 
 __all__ = [
@@ -78,6 +86,7 @@ __all__ = [
     "Array",
     "Batch",
     "CheckingTask",
+    "ChoosingTask",
     "DescribedTask",
     "Example",
     "ExampleField",
@@ -136,5 +145,6 @@ __all__ = [
     "target_name",
     "targets_of",
     "task_digest",
+    "with_targets",
     "without_targets",
 ]

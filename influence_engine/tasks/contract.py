@@ -79,6 +79,14 @@ class TargetTask(Protocol):
 
 
 @runtime_checkable
+class ChoosingTask(TargetTask, Protocol):
+    """Optional, beyond ``TargetTask``: says which examples name no target, so that no model runs where all do."""
+
+    def needs_choice(self, batch: Batch) -> Tensor:
+        """Whether ``choose_targets`` looks at an example's outputs, ``[B]``: its target is what a model predicts."""
+
+
+@runtime_checkable
 class SamplingTask(Protocol):
     """Optional: draws targets from the model's own distribution, for curvature of outputs too many to decompose."""
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from influence_engine.errors import InputError
 from influence_engine.tasks.capabilities import fields_of, labels_of, target_name
-from influence_engine.tasks.contract import Batch, Example, Target, TargetTask, Task
+from influence_engine.tasks.contract import Batch, ChoosingTask, Example, Target, TargetTask, Task
 from influence_engine.tasks.fields import target_field
 
 LABELS = "labels"
@@ -56,6 +56,26 @@ def choose_targets(task: Task, outputs: Tensor, batch: Batch) -> Batch:
     if not bool(unnamed.any()):
         return batch
     return {**batch, LABELS: torch.where(unnamed, outputs.detach().argmax(-1), labels)}
+
+
+def with_targets(task: Task, model: nn.Module, batch: Batch) -> Batch:
+    """The batch with the model's own prediction as the target where an example names none.
+
+    The model runs only where an example of the batch needs it; what a ``TargetTask`` needs that is no ``ChoosingTask``
+    is not known, and so it always runs.
+
+    Args:
+        task: The batch's task.
+        model: Whose prediction counts, in evaluation mode.
+        batch: What ``task.collate`` made, on the model's device.
+
+    Raises:
+        InputError: as ``choose_targets``.
+    """
+    if not _needs_choice(task, batch):
+        return batch
+    with torch.no_grad():
+        return choose_targets(task, task.outputs(model, batch), batch)
 
 
 def targets_of(task: Task, batch: Batch) -> list[Target | None]:
@@ -118,6 +138,19 @@ def measured_gradient(task: Task, outputs: Tensor, batch: Batch) -> tuple[Tensor
             field="target",
         )
     return measured.detach(), direction
+
+
+def _needs_choice(task: Task, batch: Batch) -> bool:
+    if isinstance(task, ChoosingTask):
+        return bool(task.needs_choice(batch).any())
+    if isinstance(task, TargetTask):
+        return True
+    labels = batch.get(LABELS)
+    if labels is None or labels.is_floating_point():
+        return False
+    rows = labels.reshape(len(labels), -1)
+    # Whether these are labels by class is known from the outputs alone; without negative ones it does not matter.
+    return bool(((rows == NO_TARGET).any(1) | (rows < 0).all(1)).any())
 
 
 def _same(one: Batch, other: Batch) -> bool:

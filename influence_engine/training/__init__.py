@@ -12,6 +12,7 @@ Record:
 
 Execute again:
     * ``reexecution``: all steps, with other weights or examples; ``retraining_cache``: resumes an interrupted one.
+    * ``execution_options``: what all that does this can be told.
     * ``recorded_training``: run, task, examples and model together; ``checkpoint_intervals``: the states of its steps.
     * ``frozen_cache``: runs frozen layers once for all executions.
     * ``sensitivity``: displacement of the final weights per change of a gradient; ``smoothness``: advice on settings.

@@ -16,9 +16,10 @@ alone, and ``versions`` says what computed the run: it never decides whether the
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,15 @@ class Run:
         self.example_ids: list[str] = read_json(folder / EXAMPLES)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Run:
+    def open(
+        cls, folder: str | os.PathLike[str], *, verify: bool = True, meanwhile: Callable[[], object] | None = None
+    ) -> Run:
         """Opens a run, after checking the digest of every file of it.
 
         Args:
             folder: The run's folder.
             verify: False trusts the files, for a caller that has just written or verified them.
+            meanwhile: Done while the files are read, as ``verify_folder`` describes it.
 
         Raises:
             RecordError: there is no complete run of a known format.
@@ -90,7 +94,7 @@ class Run:
             raise RecordError(f"{folder / MANIFEST} does not describe a recorded run", field=str(folder))
         check_format_version(manifest, folder)
         if verify:
-            verify_folder(folder, manifest["files"])
+            verify_folder(folder, manifest["files"], meanwhile=meanwhile)
         return cls(folder, manifest)
 
     @property
@@ -226,6 +230,21 @@ class Run:
         model = self.load_model(into)
         put_parameters(model, self.checkpoint(0)[0])
         return model
+
+    def base_beside(self, model: nn.Module) -> nn.Module:
+        """The model before the first step, as ``load_base``, beside the fine-tuned one: frozen weights share memory.
+
+        Args:
+            model: What ``load_model`` returned, on the CPU. Whoever trains one of the two takes a copy.
+        """
+        before = self.checkpoint(0)[0]
+        twins = {
+            id(parameter): nn.Parameter(before[name].clone() if name in before else parameter.detach(), False)
+            for name, parameter in model.named_parameters()
+        }
+        base = copy.deepcopy(model, dict(twins))
+        set_trainable(base, self.trainable)
+        return base
 
     def load_processor(self, kind: str = "AutoTokenizer") -> Any:
         """The tokenizer or image processor saved with the run.

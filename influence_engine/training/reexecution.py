@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_engine.digests import json_digest
 from influence_engine.errors import DataError
 from influence_engine.options import with_defaults
-from influence_engine.progress import Progress, silent
 from influence_engine.tasks import Example, Task
 from influence_engine.training.checkpoint_intervals import check_loss
 from influence_engine.training.execution import execute, weights_by_row
-from influence_engine.training.frozen_cache import FrozenCache
+from influence_engine.training.execution_options import EXECUTION_DEFAULTS, RENAMED, ExecutionOptions
 from influence_engine.training.identity import check_examples, data_digest
 from influence_engine.training.optimizers import TrainingState
 from influence_engine.training.record import Run
@@ -28,38 +26,6 @@ from influence_engine.training.step import StepResult
 STAGE = "executing the recorded steps"
 
 
-class ExecutionOptions(TypedDict, total=False):
-    """How recorded steps are executed again, by ``reexecute`` and ``replay``.
-
-    Attributes:
-        device: Where to execute; ``"auto"``, the default, is the GPU if there is one.
-        frozen_cache: Outputs of frozen layers, shared by all executions of the run on one device: frozen layers run in
-            the first one only.
-        keep_in: A folder for unfinished and finished work: the same call later resumes it, to the same bits, or reads
-            the result.
-        save_every_s: Seconds of work that an interruption may cost, where ``keep_in`` is given.
-        progress: Called after every step.
-    """
-
-    device: str
-    frozen_cache: FrozenCache | None
-    keep_in: str | os.PathLike[str] | None
-    save_every_s: float
-    progress: Progress
-
-
-EXECUTION_DEFAULTS: ExecutionOptions = {
-    "device": "auto",
-    "frozen_cache": None,
-    "keep_in": None,
-    "save_every_s": 20.0,
-    "progress": silent,
-}
-
-RENAMED = {"kept": "frozen_cache"}
-"""Options of ``ExecutionOptions`` that had another name before."""
-
-
 def reexecute(
     run: Run,
     task: Task,
@@ -67,7 +33,6 @@ def reexecute(
     *,
     weights: Mapping[str, float] | None = None,
     replaced: Mapping[str, Example] | None = None,
-    into: nn.Module | None = None,
     **options: Unpack[ExecutionOptions],
 ) -> dict[str, Tensor]:
     """Executes all recorded steps from the start: same order, learning rates, ``Z_t`` and seeds.
@@ -81,9 +46,8 @@ def reexecute(
         train: The examples that the run was trained on, in any order.
         weights: The ``w_i`` by example id, 1 where not given; None takes the recorded ones.
         replaced: By example id, the example that is trained on in its place: with another label or another text.
-        into: For a model that is not from ``transformers``: a freshly built module, which is filled.
-        options: ``device``, ``frozen_cache`` (not used where examples are replaced), ``keep_in``, ``save_every_s``
-            (20 s) and ``progress`` of ``ExecutionOptions``.
+        options: ``ExecutionOptions``; ``frozen_cache`` is not used where examples are replaced, ``save_every_s`` is 20
+            by default.
 
     Returns:
         The trained parameters after the last step, by name, on the CPU.
@@ -97,7 +61,7 @@ def reexecute(
     """
     run.require_replayable()
     chosen = with_defaults(reexecute, EXECUTION_DEFAULTS, options, renamed=RENAMED)
-    training = RecordedTraining.load(run, task, train, into=into, device=chosen["device"])
+    training = RecordedTraining.load(run, task, train, into=chosen["into"], device=chosen["device"])
     training = replace(training, examples=with_replacements(run, task, training.examples, replaced or {}))
     given = run.weights if weights is None else weights
     example_weights = weights_by_row(run.example_ids, given)

@@ -4,7 +4,7 @@ Then no derivative, exact or not, describes what removing examples does. What wa
 after training: half of the steps as warm-up instead of a tenth reduced the nonlinearity by a fifth to a third, since
 Adam's first updates are close to the gradient's signs; so did adapters of a larger scale at a smaller learning rate,
 whose ``A`` then stays close to its initial value. A larger epsilon, other betas or plain gradient descent did not help
-(``benchmarks/RESULTS.md``).
+(``benchmarks/HISTORY.md``).
 """
 
 from __future__ import annotations

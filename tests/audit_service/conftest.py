@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     BertModel,
     PreTrainedTokenizerFast,
@@ -26,6 +24,7 @@ from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import build_index
 from audit_service.workspace import Workspace
 from tests.postgres import PostgresServer, new_namespace
+from tests.small_models import small_bert, tokenizer_for
 
 GOOD = ("superb", "moving", "funny", "brilliant")
 BAD = ("dull", "clumsy", "tedious", "hollow")
@@ -39,21 +38,6 @@ def sentences() -> list[tuple[str, int]]:
     return [
         (sentence.format(thing=thing, word=words[label]), label) for sentence, thing, words in pairs for label in (0, 1)
     ]
-
-
-def tokenizer_for(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A small fast tokenizer that knows every word of ``texts``."""
-    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -78,17 +62,10 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adopted")
     tokenizer = tokenizer_for([text for text, _ in sentences()])
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
-    )
-    BertModel(config).save_pretrained(folder / "base")
+    settings = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    base = small_bert(BertModel, seed=None, vocab_size=len(tokenizer), **settings, **dropout)
+    base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     model = BertForSequenceClassification.from_pretrained(folder / "base", id2label={0: "bad", 1: "good"})
     arguments = TrainingArguments(

@@ -59,13 +59,13 @@ THE_WHOLE_SEQUENCE = """
 from audit_service.config import load_config
 from audit_service.workflows import drift_baseline
 from audit_service.workflows.finetuning import run_finetuning
-from audit_service.workflows.index_building import build_for_serving
+from audit_service.workflows.index_building import BuildOrder, build_for_serving
 from audit_service.workflows.index_check import check_against_retraining
 from audit_service.workspace import Workspace
 
 workspace = Workspace(load_config("films"))
 run_finetuning(workspace)
-build_for_serving(workspace, 8, announce=lambda message: None)
+build_for_serving(workspace, BuildOrder(directions=8), lambda message: None)
 check_against_retraining(workspace)
 drift_baseline.build(workspace)
 assert drift_baseline.is_there(workspace.config)

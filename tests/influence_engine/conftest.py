@@ -3,71 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from torch import nn
 
 from influence_engine import FinetuneSettings, Run, finetune
-from influence_engine.tasks import Batch, Example, TextClassification
-
-LABELS = ("negative", "positive")
-WORDS = {"negative": ["bad", "dull", "sad", "slow", "weak"], "positive": ["good", "fun", "warm", "fresh", "bright"]}
-FILLERS = ["the", "a", "film", "story", "plot", "and", "of", "with", "is", "very", "actor", "scene"]
-
-
-class VectorClassification:
-    """Classifies vectors; the twenty lines that a user writes for a model of their own."""
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        return {
-            "x": torch.tensor([example["x"] for example in examples]),
-            "labels": torch.tensor([example.get("label", -1) for example in examples]),
-        }
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["x"])
-
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.cross_entropy(outputs, batch["labels"], reduction="none")
-
-    def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
-        chosen = batch["labels"].unsqueeze(-1)
-        others = outputs.scatter(-1, chosen, float("-inf"))
-        return outputs.gather(-1, chosen).squeeze(-1) - others.logsumexp(-1)
-
-    def describe(self) -> dict[str, Any]:
-        return {"type": "vectors"}
-
-
-def make_network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.LayerNorm(12), nn.Linear(12, 3))
-
-
-def make_vectors(count: int, *, seed: int, prefix: str) -> list[dict[str, Any]]:
-    """Three overlapping clouds, a tenth of the labels wrong."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    centres = torch.eye(3, 6) * 1.5
-    x = centres[labels] + torch.randn(count, 6, generator=generator)
-    wrong = torch.rand(count, generator=generator) < 0.1
-    labels = torch.where(wrong, (labels + 1) % 3, labels)
-    return [
-        {
-            "example_id": f"{prefix}{number:04d}",
-            "x": x[number].tolist(),
-            "label": int(labels[number]),
-            "source": "clouds",
-        }
-        for number in range(count)
-    ]
+from influence_engine.tasks import TextClassification
+from tests.influence_engine.vectors import VectorClassification, make_network, make_vectors
+from tests.small_models import LABELS, sentence, small_bert, word_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -113,10 +59,7 @@ def index_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    words = ["[PAD]", "[UNK]", *WORDS["negative"], *WORDS["positive"], *FILLERS]
-    words_only = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    words_only.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words_only, pad_token="[PAD]", unk_token="[UNK]")
+    return word_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +76,7 @@ def make_examples() -> Callable[..., list[dict[str, Any]]]:
         rows = []
         for number in range(count):
             label = draw.choice(LABELS)
-            words = draw.choices(FILLERS, k=draw.randint(2, 7)) + draw.choices(WORDS[label], k=draw.randint(1, 2))
-            draw.shuffle(words)
-            rows.append({"example_id": f"{seed}-{number}", "text": " ".join(words), "label": label})
+            rows.append({"example_id": f"{seed}-{number}", "text": sentence(draw, label, most=7), "label": label})
         return rows
 
     return make
@@ -145,20 +86,10 @@ def make_examples() -> Callable[..., list[dict[str, Any]]]:
 def make_model() -> Callable[..., nn.Module]:
     """``make_model(seed=0, dropout=0.0)``: the same weights for the same seed."""
 
-    def make(seed: int = 0, dropout: float = 0.0, **config: Any) -> nn.Module:
-        settings: dict[str, Any] = {
-            "vocab_size": 24,
-            "hidden_size": 16,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 24,
-            "max_position_embeddings": 16,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
-            "attn_implementation": "eager",
-        }
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return BertForSequenceClassification(BertConfig(**{**settings, **config})).eval()
+    def make(seed: int = 0, dropout: float = 0.0, **settings: Any) -> nn.Module:
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        sizes = {"num_hidden_layers": 3, "max_position_embeddings": 16}
+        model: nn.Module = small_bert(seed=seed, **{**sizes, **rates, **settings})
+        return model
 
     return make

@@ -82,3 +82,49 @@ def test_a_name_that_no_benchmark_has_is_refused_with_those_there_are() -> None:
     finished = bench("--only", "nothing")
     assert finished.returncode == 2
     assert "lds-movies" in finished.stderr
+
+
+# Two servers that note what they are asked, and pairs of which one half took 1.1 times the other, long or short.
+PAIRED = """
+import asyncio, json, sys
+sys.path.insert(0, sys.argv[1])
+from paired import Question, in_pairs, ratio
+
+async def main():
+    seen, busy, ports, servers = {"one": [], "other": []}, set(), {}, []
+    def answering(name):
+        async def answer(reader, writer):
+            while head := await reader.readuntil(b"\\r\\n\\r\\n"):
+                length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+                seen[name].append((await reader.readexactly(length)).decode())
+                busy.add(name)
+                assert len(busy) == 1, "both were asked at once"
+                await asyncio.sleep(0.001)
+                writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+                busy.discard(name)
+        return answer
+    for name in seen:
+        servers.append(await asyncio.start_server(answering(name), "127.0.0.1", 0))
+        ports[name] = servers[-1].sockets[0].getsockname()[1]
+    question = Question("/predict", [b"0", b"1", b"2", b"3", b"4"])
+    pairs = await in_pairs(ports, question, 6, clients=2, each=3)
+    return seen, [[len(pair["one"]), len(pair["other"])] for pair in pairs], [list(pair)[0] for pair in pairs]
+
+seen, counts, first = asyncio.run(main())
+found = ratio([{"one": [1.1 * ms], "other": [ms]} for ms in (1.0, 5.0, 20.0, 3.0)], "one", "other")
+uneven = ratio([{"one": [ms], "other": [1.0]} for ms in (0.9, 1.0, 1.1, 1.2, 1.3)], "one", "other")
+print(json.dumps([seen, counts, first, [found.value, found.low, found.high], [uneven.value, uneven.low, uneven.high]]))
+"""
+
+
+def test_both_servers_of_a_pair_get_the_same_requests_one_after_the_other_and_the_ratio_is_theirs() -> None:
+    command = [sys.executable, "-c", PAIRED, str(BENCHMARKS)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    seen, counts, first, constant, uneven = json.loads(finished.stdout.splitlines()[-1])
+
+    assert sorted(seen["one"]) == sorted(seen["other"])
+    assert counts == [[6, 6]] * 6
+    assert set(first) == {"one", "other"}, "which is first is drawn"
+    assert constant == [1.1, 1.1, 1.1]
+    assert uneven[1] < uneven[0] == 1.1 < uneven[2]

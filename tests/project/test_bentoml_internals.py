@@ -6,8 +6,10 @@ import ast
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bentoml
+import numpy as np
 import pytest
 
 from audit_service import bentoml_internals
@@ -44,6 +46,7 @@ def test_no_other_module_names_what_is_private_in_bentoml() -> None:
 
 def test_the_look_finds_what_the_one_module_uses() -> None:
     assert set(private_names(Path(bentoml_internals.__file__).read_text(encoding="utf-8"))) >= {
+        "_bentoml_impl.serde.PickleSerde",
         "_bentoml_sdk.Service",
         "_bentoml_sdk.method.APIMethod",
         "bentoml._internal.configuration.containers.BentoMLContainer",
@@ -76,6 +79,51 @@ def test_functions_below_the_api_decorator_are_found_inherited_ones_included() -
             return text
 
     assert sorted(function.__name__ for function in bentoml_internals.api_functions(Derived)) == ["classify", "predict"]
+
+
+def test_what_is_pickled_is_what_bentomls_client_sends_arrays_behind_it() -> None:
+    value = {"x": np.arange(6.0).reshape(2, 3), "text": "a", "odd": {1, 2}}
+
+    body, headers = bentoml_internals.pickled(value)
+    again = bentoml_internals.unpickled(body, headers)
+
+    assert set(headers) == {"buffer-lengths"}
+    assert len(headers["buffer-lengths"].split(",")) == 2
+    np.testing.assert_array_equal(again["x"], value["x"])
+    assert (again["text"], again["odd"]) == ("a", {1, 2})
+    assert bentoml_internals.PICKLED == "application/vnd.bentoml+pickle"
+
+
+@bentoml.service(name="asked_in_json")
+class AskedInJson:
+    @bentoml.api
+    def predict(self, text: str) -> str:
+        return text
+
+
+@pytest.mark.parametrize(
+    ("address", "media_type"),
+    [
+        ("file:///tmp/some.sock", bentoml_internals.PICKLED),
+        ("tcp://127.0.0.1:9", "application/json"),
+        ("http://elsewhere:9", "application/json"),
+    ],
+)
+def test_a_dependency_is_asked_in_json_unless_it_is_on_a_unix_socket(address: str, media_type: str) -> None:
+    mapping = bentoml_internals.BentoMLContainer.remote_runner_mapping
+    before = mapping.get()
+    AskedInJson.inject_config()
+    bentoml_internals.ask_in_json(is_asked_in_json)
+    bentoml_internals.ask_in_json(is_asked_in_json)
+    mapping.set({"asked_in_json": address})
+    try:
+        assert bentoml.depends(AskedInJson).get().to_async.media_type == media_type
+    finally:
+        mapping.set(before)
+
+
+def is_asked_in_json(service: Any) -> bool:
+    return service is AskedInJson
 
 
 def test_a_change_is_made_once_to_every_app_however_often_it_is_asked_for() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,9 @@ def dry_run(folder: Path, *arguments: str) -> str:
 def test_check_asks_once_and_without_it_the_server_stays_up(
     tmp_path: Path, arguments: tuple[str, ...], check: bool
 ) -> None:
-    assert ("demo sentiment --check" in dry_run(tmp_path, "demo", *arguments)) is check
+    last = dry_run(tmp_path, "demo", *arguments).splitlines()[-1]
+    assert re.fullmatch(r"\S*bento-audit demo sentiment --began \d+ *(--check)?", last)
+    assert last.endswith("--check") is check
 
 
 def test_a_fresh_folder_gets_an_environment_with_the_pinned_torch(tmp_path: Path) -> None:
@@ -55,6 +59,15 @@ def test_a_second_call_installs_nothing_until_the_requirements_change(tmp_path: 
     later = (stamps / ".installed-dev").stat().st_mtime + 10
     os.utime(tmp_path / "pyproject.toml", (later, later))
     assert "pip install" in dry_run(tmp_path, "test")
+
+
+@pytest.mark.parametrize(("arguments", "listed"), [((), False), (("LIST=1",), True)])
+def test_the_commands_of_the_documents_can_be_listed_or_run(
+    tmp_path: Path, arguments: tuple[str, ...], listed: bool
+) -> None:
+    command = dry_run(tmp_path, "docs-check", *arguments).rstrip()
+
+    assert command.endswith("docs/check_commands.py" + " --list" * listed)
 
 
 @pytest.mark.parametrize(("only", "peers"), [("", True), ("query", False), ("query peers", True)])
@@ -89,7 +102,12 @@ def test_units_run_beside_each_other_and_servers_alone(tmp_path: Path) -> None:
     units, servers = make_test(tmp_path, 'echo "$*"').stdout.splitlines()
 
     assert units.startswith("-m pytest -m not service -n 2")
-    assert servers.rstrip() == "-m pytest -m service"
+    assert servers.startswith("-m pytest -m service")
+
+
+def test_units_and_servers_say_which_of_them_took_longest(tmp_path: Path) -> None:
+    for call in make_test(tmp_path, 'echo "$*"').stdout.splitlines():
+        assert "--durations=25" in call.split()
 
 
 def statuses(units: int, servers: int) -> str:
@@ -131,3 +149,21 @@ def test_the_continuous_integration_run_is_the_test_target_with_skips_forbidden(
     assert "set -euo pipefail" in lines
     assert "export BENTO_AUDIT_FORBID_SKIPS=1" in lines
     assert lines[-1].startswith("make test")
+
+
+def test_the_continuous_integration_run_keeps_which_tests_took_longest(tmp_path: Path) -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    (kept,) = re.findall(r'^trap "(sed .*)" EXIT$', script, re.MULTILINE)
+    source = (
+        "import time\n\ndef test_slow():\n    time.sleep(0.05)\n\ndef test_skips():\n    __import__('pytest').skip()\n"
+    )
+    (tmp_path / "test_some.py").write_text(source)
+    (tmp_path / "build").mkdir()
+    command = [sys.executable, "-m", "pytest", "-ra", "--durations=25", "--rootdir", str(tmp_path), "-c", os.devnull]
+    finished = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    (tmp_path / "build" / "ci-tests.log").write_text(finished.stdout + finished.stdout)  # units, then servers
+
+    subprocess.run(kept, shell=True, cwd=tmp_path, check=True)
+
+    slowest = (tmp_path / "build" / "ci-slowest.txt").read_text()
+    assert slowest.count("slowest 25 durations") == slowest.count("call     test_some.py::test_slow") == 2

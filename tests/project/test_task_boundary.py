@@ -25,7 +25,7 @@ FIXED_ELSEWHERE = {
     "influence_engine/training/writer.py": "the same",
     "audit_service/config/sections.py": "the config's keys",
     "audit_service/config/settings.py": "the config's keys, from which a task is made",
-    "audit_service/prediction/export.py": "the folder of a processor, in exports of before",
+    "audit_service/prediction/export_files.py": "the folder of a processor, in exports of before",
 }
 
 SOURCES = sorted(

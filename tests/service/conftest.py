@@ -17,10 +17,13 @@ import psutil
 import pytest
 
 from audit_service.workflows.processes.bentoml_server import stop
+from tests.audit_service.conftest import adopted, finished_films
+
+__all__ = ["adopted", "finished_films"]  # fixtures, of other tests, too
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = Path(__file__).parent / "apps"
-START_S = 60.0
+START_S = 120.0
 
 
 class Server:
@@ -41,6 +44,10 @@ class Server:
 
     def post(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
         return self.client.post(path, json=json, **options)
+
+    def metrics(self) -> str:
+        """What it exposes to Prometheus."""
+        return self.client.get("/metrics").text
 
     def workers(self, service: str) -> list[psutil.Process]:
         """Processes of a dependent service, or of the entry service."""

@@ -43,7 +43,7 @@ class Bomb:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-@pytest.mark.parametrize("path", ["/total", "/double", "/shout"])
+@pytest.mark.parametrize("path", ["/total", "/double", "/shout", "/unaudited", "/nowhere"])
 def test_pickles_are_refused_before_they_are_read(server: Any, path: str) -> None:
     answer = server.post(path, content=pickle.dumps(Bomb()), headers={"content-type": "application/vnd.bentoml+pickle"})
     assert answer.status_code == 415
@@ -63,6 +63,13 @@ def test_a_body_that_is_too_long_is_refused_with_and_without_its_length(server: 
         answer = server.post("/total", content=content, headers={"content-type": "application/json"})
         assert answer.status_code == 413
         assert error_of(answer)["code"] == "body_too_large"
+
+
+def test_a_method_that_is_not_audited_reads_what_bentoml_reads(server: Any) -> None:
+    body = b'{"text": "' + b"a" * 20_000 + b'"}'
+    assert (
+        server.post("/unaudited", content=body, headers={"content-type": "application/vnd.api+json"}).json() == 20_000
+    )
 
 
 @pytest.mark.parametrize(

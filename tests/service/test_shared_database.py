@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.postgres import PASSWORD, PostgresServer, new_namespace
@@ -34,7 +35,7 @@ def test_two_servers_share_a_database_and_predict_without_it(
     key = {"Idempotency-Key": "one"}
 
     answer = here.post("/predict", {"text": TEXT}, headers=key).json()
-    explanation = there.post("/audit/explain", {"prediction_id": answer["prediction_id"]}).json()
+    explanation = explained(there, answer["prediction_id"]).json()
     assert explanation["prediction"]["confidence"] == answer["confidence"]
     assert there.post("/predict", {"text": TEXT}, headers=key).json()["prediction_id"] == answer["prediction_id"]
     outcome = {"items": [{"prediction_id": answer["prediction_id"], "label": "negative"}]}
@@ -54,13 +55,19 @@ def test_two_servers_share_a_database_and_predict_without_it(
     finally:
         postgres.start()
 
-    found = None
-    until = time.monotonic() + 30
-    while time.monotonic() < until and (found is None or found.status_code != 200):
-        found = here.post("/audit/explain", {"prediction_id": meanwhile.json()["prediction_id"]})
-    assert found is not None
-    assert found.status_code == 200, found.text
+    explained(here, meanwhile.json()["prediction_id"])
     for server in (here, there):
         assert PASSWORD not in server.log.read_text()
         assert TEXT not in server.log.read_text()
     assert not list((tmp_path / "state").glob("*.sqlite"))
+
+
+def explained(server: Any, prediction_id: str) -> httpx.Response:
+    """The explanation of a prediction that another server may be about to write."""
+    until = time.monotonic() + 60
+    found = server.post("/audit/explain", {"prediction_id": prediction_id})
+    while found.status_code != 200 and time.monotonic() < until:
+        time.sleep(0.2)
+        found = server.post("/audit/explain", {"prediction_id": prediction_id})
+    assert found.status_code == 200, found.text
+    return found  # type: ignore[no-any-return]

@@ -30,9 +30,11 @@ class Trained:
     def base(self) -> nn.Module:
         return self.run.load_base(self.into)
 
-    def attributor(self, **options: object) -> Attributor:
-        index = InfluenceIndex.open(self.folder / "index")
-        return Attributor(self.model(), self.toy.task, index, base_model=self.base())
+    def index(self) -> InfluenceIndex:
+        return InfluenceIndex.open(self.folder / "index")
+
+    def attributor(self) -> Attributor:
+        return Attributor(self.model(), self.toy.task, self.index(), base_model=self.base())
 
 
 def build(trained: Trained, folder: Path, train: list[dict[str, object]], **settings: object) -> InfluenceIndex:

@@ -39,6 +39,7 @@ from influence_engine.tasks import (
     projection_of,
     show,
     targets_of,
+    with_targets,
     without_targets,
 )
 from influence_engine.training import reexecute
@@ -148,14 +149,13 @@ def test_curvature_of_an_example_does_not_depend_on_its_batch(trained: Trained) 
 
 
 def test_other_batches_and_another_order_give_the_same_scores(trained: Trained, tmp_path: Path) -> None:
-    toy = trained.toy
-    reversed_train = list(reversed(toy.train))
-    scores = {}
-    for name, train, tokens in (("as they are", toy.train, None), ("one by one, reversed", reversed_train, 1)):
-        index = build(trained, tmp_path / name, train, batch_tokens=tokens)
+    toy, as_they_are = trained.toy, trained.index()
+    one_by_one = build(trained, tmp_path, list(reversed(toy.train)), batch_tokens=1)
+    scores = []
+    for index in (one_by_one, as_they_are):
         found = Attributor(trained.model(), toy.task, index).scores(toy.queries)
-        scores[name] = found[:, torch.tensor([index.example_ids.index(one["example_id"]) for one in toy.train])]
-    close(scores["one by one, reversed"], scores["as they are"], 1e-4)
+        scores.append(found[:, torch.tensor([index.example_ids.index(one["example_id"]) for one in toy.train])])
+    close(*scores, 1e-4)
 
 
 def test_replay_gives_the_derivative_that_training_again_finds(trained: Trained) -> None:
@@ -196,6 +196,18 @@ def test_a_target_is_chosen_once_and_then_measured_as_named_on_every_model(train
             # Named, it stays what it is, whatever a model predicts.
             again = choose_targets(task, other, named)
             assert {name: one.tolist() for name, one in again.items()} == {k: v.tolist() for k, v in named.items()}
+
+
+def test_the_model_runs_to_choose_targets_only_where_that_changes_something(trained: Trained) -> None:
+    task, toy, model = trained.toy.task, trained.toy, trained.model()
+    runs: list[None] = []
+    model.register_forward_hook(lambda *_: runs.append(None))
+    for queries in ([aim(task, toy.queries[0], one) for one in toy.targets] or toy.train[:2], toy.queries):
+        batch = batch_of(task, queries)
+        runs.clear()
+        chosen = with_targets(task, model, batch)
+        assert chosen.keys() == batch.keys()
+        assert len(runs) == any(not torch.equal(chosen[name], batch[name]) for name in batch)
 
 
 def test_what_is_explained_can_be_named(trained: Trained) -> None:

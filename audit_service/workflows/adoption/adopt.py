@@ -1,4 +1,4 @@
-"""``init``: from a checkpoint and its data to a config, and to what has to be added to a service."""
+"""Adopts a model that was trained elsewhere (``init``): writes a config for its checkpoint and data, and a service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,20 @@ NO_RECORD = (
 
 @dataclass(frozen=True)
 class Request:
-    """What ``init`` was asked; see its ``--help``."""
+    """The arguments of ``init``.
+
+    Attributes:
+        model: Folder of the fine-tuned checkpoint.
+        data: File or folder of its training examples.
+        base: Folder or hub id of the model that it was fine-tuned from.
+        service: Source file of a BentoML service that serves it already.
+        name: Name of the config; that of the checkpoint's folder where it is None.
+        text: Column of the text; guessed where it is None.
+        label: Column of the label; guessed where it is None.
+        id: Column of a unique id; guessed where it is None.
+        labels: Names of the labels in the order of the model's outputs; the checkpoint's where it is None.
+        overwrite: Whether existing files are replaced.
+    """
 
     model: Path
     data: Path
@@ -43,15 +56,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What ``init`` found and did.
+    """The result of ``init``.
 
     Attributes:
         name: The config's name.
         checkpoint: The model.
-        labels: Its labels' names, in the order of its outputs.
+        labels: Names of the model's labels, in the order of its outputs.
         columns: The data file's columns.
-        tiers: What explanations there can be, and why not the others.
-        written: Files written.
+        tiers: For each kind of explanation, whether there can be any, and why not.
+        written: Files that were written.
         service_diff: Unified diff that adds the audit to the service named, or None.
     """
 
@@ -64,7 +77,7 @@ class Adoption:
     service_diff: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The result as a JSON value."""
         return {
             "name": self.name,
             "model": {**asdict(self.checkpoint), "folder": str(self.checkpoint.folder)},
@@ -77,7 +90,7 @@ class Adoption:
 
 
 def adopt(request: Request, root: Path, progress: Progress) -> Adoption:
-    """Inspects model and data, then writes the config and what goes with it below ``root``.
+    """Inspects model and data, then writes the config and, where none is named, a service below ``root``.
 
     Nothing is written unless everything has been found to be in order.
 
@@ -90,9 +103,9 @@ def adopt(request: Request, root: Path, progress: Progress) -> Adoption:
     config_file = root / "configs" / f"{name}.yaml"
     if config_file.exists() and not request.overwrite:
         raise SettingsError(f"{config_file} exists; choose another --name, or --overwrite it", field="name")
-    progress("looking at the model", 0, 1)
+    progress("inspecting the checkpoint", 0, 1)
     checkpoint = inspect_checkpoint(request.model)
-    progress("looking at the model", 1, 1, checkpoint.architecture)
+    progress("inspecting the checkpoint", 1, 1, checkpoint.architecture)
     labels = _labels(request, checkpoint)
     columns = inspect_columns(request.data, labels, text=request.text, label=request.label, id=request.id)
     diff = _service_diff(request.service, name) if request.service is not None else None

@@ -1,4 +1,4 @@
-"""What a config needs to know of a sequence classifier that was trained elsewhere, from its folder."""
+"""Inspects the checkpoint of a sequence classifier that was trained elsewhere, for what its config must say."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LONGEST_TEXT = 512
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a config needs to know of a checkpoint.
+    """The facts about a checkpoint that its config must say.
 
     Attributes:
         folder: Where it lies.
-        architecture: The class that loads it.
-        labels: Names in the order of the model's outputs.
+        architecture: The class of ``transformers`` that loads it.
+        labels: Names of the labels in the order of the model's outputs.
         max_length: The longest text in tokens that the model takes, at most 512.
-        parameters: How many there are.
+        parameters: Number of the model's parameters.
         left_out: Names of the parameters that explanations cannot go through, with their sizes.
     """
 
@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 def inspect_checkpoint(folder: Path) -> Checkpoint:
-    """Loads the model once and says what it is.
+    """Loads the checkpoint once and returns the facts about it.
 
     Raises:
         ModelError: the folder is no complete sequence classifier in safetensors; the message says what is missing.

@@ -1,4 +1,4 @@
-"""Reads a data file and guesses what its columns are."""
+"""Reads a data file and guesses which of its columns hold text, label and id."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Values = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Columns:
-    """What a data file's columns are.
+    """The columns of a data file.
 
     Attributes:
         kind: The key of ``DataSettings`` that names the file.
-        names: Its column for each of our fields: ``text`` and ``label`` always, ``id``, ``source``, ``licence`` and
+        names: The file's column for each field: ``text`` and ``label`` always, ``id``, ``source``, ``licence`` and
             ``consent`` where there are such columns.
-        labels: From the file's label values to the model's label names; empty where they are the same.
-        rows: How many rows there are.
-        unreadable: How many of them cannot be read.
+        labels: Label value of the file -> label name of the model; empty where all are the same.
+        rows: Number of rows.
+        unreadable: Number of rows that cannot be read.
     """
 
     kind: str
@@ -95,7 +95,7 @@ def inspect_columns(
 
 
 def map_labels(values: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
-    """From label values of a file to the model's label names; empty where every value is a name already.
+    """The model's label name for each label value of a file; empty where every value is a name already.
 
     A value is a name itself, a name in other letters' case, or the number of an output.
 

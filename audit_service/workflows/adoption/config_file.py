@@ -1,4 +1,4 @@
-"""Writes what ``init`` has found as a config, and a service to go with it."""
+"""The text of the config and of the service that ``init`` writes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def config_text(
     Args:
         name: The config's name.
         checkpoint: The model.
-        labels: Its labels' names, in the order of its outputs.
+        labels: Names of the model's labels, in the order of its outputs.
         data: The file of its training examples.
-        columns: What that file's columns are.
+        columns: The columns of that file.
         base: The base model's folder or hub id, if it is known.
         root: The project's folder; paths below it are written relative to it.
     """
@@ -67,7 +67,7 @@ def service_files(name: str) -> Mapping[str, str]:
 
 
 def class_name(name: str) -> str:
-    """``support-tickets`` -> ``SupportTickets``."""
+    """The class name for a config's name: ``support-tickets`` -> ``SupportTickets``."""
     return "".join(word[:1].upper() + word[1:] for word in re.split(r"[-_]", name) if word)
 
 

@@ -1,1 +1,1 @@
-"""What ``doctor`` checks: the machine, and everything that was made from a config."""
+"""The checks of ``doctor``: of the machine, and of everything that was made from a config."""

@@ -11,13 +11,13 @@ State = Literal["ok", "note", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: What it is.
-        state: How it is.
-        found: What was found.
-        advice: What to do, unless nothing has to be done.
+        what: The thing that was checked.
+        state: Whether it is in order.
+        found: What the check found, in words.
+        advice: What to do; None where nothing has to be done.
     """
 
     what: str

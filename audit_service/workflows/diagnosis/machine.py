@@ -1,4 +1,4 @@
-"""Checks the machine: Python, packages, torch, memory, port, usage reports."""
+"""Checks the machine: Python, packages and their bytecode, torch, memory, port, usage reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from packaging.requirements import Requirement
@@ -19,7 +21,7 @@ from influence_engine.resources import free_memory, readable_bytes
 DISTRIBUTION = "bento-audit"
 OLDEST, NEWEST = (3, 11), (3, 13)
 MEMORY_WANTED = 3_000_000_000
-"""Bytes: what serving the demo's model with its engine takes, with room."""
+"""Bytes that serving the demo's model with its engine takes, with a margin."""
 PORT = 3000
 
 
@@ -31,6 +33,7 @@ def look_at_machine(do_not_track: str | None) -> Iterator[Finding]:
     """
     yield python_version()
     yield from packages()
+    yield bytecode()
     yield torch_build()
     yield memory()
     yield port()
@@ -39,7 +42,7 @@ def look_at_machine(do_not_track: str | None) -> Iterator[Finding]:
 
 
 def python_version() -> Finding:
-    """Whether this Python is one that is supported."""
+    """Checks whether this Python is one that is supported."""
     found = f"{platform.python_version()} at {sys.executable}"
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return Finding("python", "ok", found)
@@ -68,8 +71,29 @@ def packages(distribution: str = DISTRIBUTION) -> Iterator[Finding]:
     yield Finding("packages", "ok", f"{fitting} of the required packages are there in a version that fits")
 
 
+def bytecode(package: ModuleType = torch) -> Finding:
+    """Whether what is imported lies compiled beside its source, or can be laid there when it is first imported.
+
+    Args:
+        package: The package that stands for all of them.
+    """
+    assert package.__file__ is not None  # it has been imported from a file
+    source, spec = Path(package.__file__), package.__spec__
+    if spec is not None and spec.cached is not None and Path(spec.cached).is_file():
+        return Finding("bytecode", "ok", "packages lie there compiled")
+    if not sys.dont_write_bytecode and os.access(source.parent, os.W_OK):
+        return Finding("bytecode", "ok", "packages are compiled once, when they are first imported")
+    why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{source.parent} cannot be written to"
+    return Finding(
+        "bytecode",
+        "note",
+        f"{package.__name__} is not compiled, and {why}: every command compiles thousands of files, for ten seconds",
+        f"compile them once: {sys.executable} -m compileall -q -j 0 {source.parent.parent}",
+    )
+
+
 def torch_build() -> Finding:
-    """Which torch this is, and which device it will use."""
+    """Checks which torch this is, and which device it will use."""
     cuda = torch.version.cuda
     if cuda is None:
         return Finding("torch", "ok", f"{torch.__version__}, for the CPU, {torch.get_num_threads()} threads")
@@ -84,7 +108,7 @@ def torch_build() -> Finding:
 
 
 def memory() -> Finding:
-    """Whether there is room for a model, its index and its server."""
+    """Checks whether there is memory for a model, its index and its server."""
     available = free_memory(torch.device("cpu"))
     found = f"{readable_bytes(available)} available, {os.cpu_count()} cores"
     if available >= MEMORY_WANTED:
@@ -93,7 +117,7 @@ def memory() -> Finding:
 
 
 def port(number: int = PORT) -> Finding:
-    """Whether the port that BentoML serves on by default is free."""
+    """Checks whether the port that BentoML serves on by default is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -104,7 +128,7 @@ def port(number: int = PORT) -> Finding:
 
 
 def usage_reports(do_not_track: str | None) -> Finding:
-    """Whether BentoML is told not to report its use over the network."""
+    """Checks whether BentoML is told not to report its use over the network."""
     if (do_not_track or "").lower() in ("true", "1"):
         return Finding("usage reports", "ok", "BENTOML_DO_NOT_TRACK is set: BentoML reports nothing")
     return Finding(
@@ -116,7 +140,7 @@ def usage_reports(do_not_track: str | None) -> Finding:
 
 
 def build_tool() -> Finding:
-    """Whether ``bentoml build`` finds the ``uv`` that it needs."""
+    """Checks whether ``bentoml build`` finds the ``uv`` that it needs."""
     found = shutil.which("uv") or shutil.which("uv", path=os.path.dirname(sys.executable))
     if found is not None:
         return Finding("uv", "ok", found)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from audit_service.artifacts.bento_models import state_location
 from audit_service.artifacts.model_files import model_digests
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, ConfigError
-from audit_service.prediction.export import MANIFEST as EXPORT_MANIFEST
-from audit_service.prediction.export import read_export
+from audit_service.prediction.export_files import MANIFEST as EXPORT_MANIFEST
+from audit_service.prediction.export_files import read_export
 from audit_service.store.database import Database
 from audit_service.store.tables import PREDICTIONS
 from audit_service.workflows.diagnosis.finding import Finding
@@ -24,7 +24,7 @@ Look = Callable[[Workspace], Finding]
 
 
 def look_at_named_project(open_config: Callable[[], AuditConfig]) -> Iterator[Finding]:
-    """All findings about the config that is named; that none is named is one of them."""
+    """All findings about the config that is named; one where none is named."""
     try:
         config = open_config()
     except ConfigError as error:
@@ -54,7 +54,7 @@ def look_at_project(config: AuditConfig) -> Iterator[Finding]:
 
 
 def base_model(workspace: Workspace) -> Finding:
-    """Whether the base model is there."""
+    """Checks whether the base model is there."""
     config = workspace.config
     settings = config.base_model
     if settings is None:
@@ -69,7 +69,7 @@ def base_model(workspace: Workspace) -> Finding:
 
 
 def model(workspace: Workspace) -> Finding:
-    """Whether there is a fine-tuned model, unchanged."""
+    """Checks whether there is a fine-tuned model, unchanged."""
     config = workspace.config
     folder = config.model_folder()
     if folder is not None:
@@ -87,7 +87,7 @@ def model(workspace: Workspace) -> Finding:
 
 
 def data(workspace: Workspace) -> Finding:
-    """Whether the training data can be read."""
+    """Checks whether the training data can be read."""
     config = workspace.config
     if config.data.train.packaged is not None:
         packaged = _packaged("data", VADER, config)
@@ -102,7 +102,7 @@ def data(workspace: Workspace) -> Finding:
 
 
 def index(workspace: Workspace) -> Finding:
-    """Whether the index is there, unchanged, and of this model."""
+    """Checks whether the index is there, unchanged, and of this model."""
     config = workspace.config
     advice = f"bento-audit index build {config.spelled}"
     if not (config.index_folder / "CURRENT").is_file():
@@ -116,7 +116,7 @@ def index(workspace: Workspace) -> Finding:
 
 
 def export(workspace: Workspace) -> Finding:
-    """Whether the ONNX export is there, unchanged, and of this model."""
+    """Checks whether the ONNX export is there, unchanged, and of this model."""
     config = workspace.config
     advice = f"bento-audit index build {config.spelled}"
     if not (config.onnx_folder / EXPORT_MANIFEST).is_file():
@@ -133,7 +133,7 @@ def export(workspace: Workspace) -> Finding:
 
 
 def state(workspace: Workspace) -> Finding:
-    """Whether the folder for predictions can be written to, and the database server answers where there is one."""
+    """Checks whether the folder for predictions can be written to, and whether the database server answers, if any."""
     config = workspace.config
     folder = config.state_folder
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -159,9 +159,9 @@ def _database(config: AuditConfig) -> Finding:
 
 
 def _packaged(what: str, package: Package, config: AuditConfig) -> Finding:
-    kept = packages_folder(config.root) / f"{package.name}-{package.version}"
-    if kept.is_dir():
-        return Finding(what, "ok", f"{package.requirement} in {kept}")
+    folder = packages_folder(config.root) / f"{package.name}-{package.version}"
+    if folder.is_dir():
+        return Finding(what, "ok", f"{package.requirement} in {folder}")
     advice = f"bento-audit finetune {config.spelled} fetches it"
     return Finding(what, "missing", f"{package.requirement} has not been fetched yet", advice)
 

@@ -1,1 +1,1 @@
-"""Other programs that a verb starts: a BentoML server, Prometheus, and its checker of rules."""
+"""Other programs that the command line starts: a BentoML server, Prometheus, and its checker of rules."""

@@ -1,4 +1,4 @@
-"""Starts ``bentoml serve``, waits until it answers, and stops all of it."""
+"""Starts ``bentoml serve``, waits until it answers, and stops it with all its workers."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class ServerError(InfluenceError):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server.
+    """A running BentoML server.
 
     Attributes:
-        address: Where it answers, such as ``http://127.0.0.1:3000``.
+        address: Address at which it answers, such as ``http://127.0.0.1:3000``.
         process: The process that was started; the workers are its children.
         log: The file that its output goes to.
-        seconds_to_start: From the start until it was ready.
+        seconds_to_start: Time from the start until it was ready.
     """
 
     address: str
@@ -95,7 +95,7 @@ def serving(
             env={**os.environ, **environment, "BENTOML_DO_NOT_TRACK": "True"},
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A group of its own: ^C reaches this program first, which then stops the server in order.
+            # A session of its own: ^C reaches this program alone, which then stops the server in order.
             start_new_session=True,
         )
     server = Server(f"http://{host}:{port}", process, log)

@@ -1,4 +1,4 @@
-"""A Prometheus of one's own, for as long as it is needed: Debian's package, on a free port, its data in a folder."""
+"""Starts and stops a Prometheus server of its own: Debian's package, on a free port, its data in a folder."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def installed() -> bool:
 
 @dataclass
 class Prometheus:
-    """A running server.
+    """A running Prometheus server.
 
     Attributes:
-        url: Its address.
-        process: Its process.
+        url: Address of the server.
+        process: Process of the server.
         log: The file that its output goes to.
     """
 
@@ -54,10 +54,10 @@ class Prometheus:
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def query(self, expression: str, at: float | None = None) -> Series:
-        """An instant query, now or ``at`` a Unix time.
+        """The result of an instant query, now or ``at`` a Unix time.
 
         Raises:
-            PrometheusError: it refuses the expression.
+            PrometheusError: the server refuses the expression.
         """
         parameters: dict[str, Any] = {"query": expression} if at is None else {"query": expression, "time": at}
         answer = self.client.get("/api/v1/query", params=parameters).json()
@@ -66,10 +66,10 @@ class Prometheus:
         return {frozenset(one["metric"].items()): float(one["value"][1]) for one in answer["data"]["result"]}
 
     def wait_for(self, expression: str, enough: Callable[[Series], Any], seconds: float = 30.0) -> Series:
-        """Asks until the answer is enough.
+        """Repeats an instant query until ``enough`` holds of its result.
 
         Raises:
-            PrometheusError: it is not after ``seconds``.
+            PrometheusError: it does not after ``seconds``.
         """
         end = time.monotonic() + seconds
         while not enough(found := self.query(expression)):
@@ -79,7 +79,7 @@ class Prometheus:
         return found
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Alerts that are pending or firing, as its API tells them."""
+        """Alerts that are pending or firing, as the server's API returns them."""
         found: list[dict[str, Any]] = self.client.get("/api/v1/alerts").json()["data"]["alerts"]
         return found
 
@@ -88,13 +88,13 @@ class Prometheus:
 def prometheus(
     folder: Path, targets: Mapping[str, str], rules: Sequence[str] = (), *, interval: str = "1s"
 ) -> Iterator[Prometheus]:
-    """Runs as long as the context lasts.
+    """Runs a Prometheus server as long as the context lasts.
 
     Args:
-        folder: For its configuration, data and log.
+        folder: Folder for its configuration, data and log.
         targets: Name of a replica -> ``host:port`` of its ``/metrics``.
         rules: Texts of rule files.
-        interval: Between two scrapes, and between two evaluations of the rules.
+        interval: Time between two scrapes, and between two evaluations of the rules.
 
     Raises:
         PrometheusError: it is not installed, or does not start; the message ends with its log.

@@ -12,6 +12,7 @@ import yaml
 from influence_engine.errors import InfluenceError
 
 SECONDS = 60
+"""Time limit of a check."""
 
 
 class RulesError(InfluenceError):
@@ -21,10 +22,10 @@ class RulesError(InfluenceError):
 
 
 def check_rules(text: str) -> str:
-    """What ``promtool check rules`` says of a file of rules, in either format.
+    """The output of ``promtool check rules`` for a file of rules, in either format.
 
     Raises:
-        RulesError: it finds a mistake, or is not installed.
+        RulesError: promtool finds a mistake, or is not installed.
     """
     found = shutil.which("promtool")
     if found is None:
@@ -35,7 +36,7 @@ def check_rules(text: str) -> str:
         raise RulesError(f"the rules are not YAML: {error}") from None
     if not isinstance(document, dict):
         raise RulesError("the rules should hold `groups`, or be a PrometheusRule")
-    # promtool knows only the plain format; what the operator's wraps is the same.
+    # promtool knows only the plain format, which the operator's PrometheusRule wraps.
     plain = document.get("spec", document) if document.get("kind") == "PrometheusRule" else document
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rules.yml"

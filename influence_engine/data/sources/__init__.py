@@ -1,4 +1,4 @@
-"""Readers: one file a kind of source, all giving the same table."""
+"""Readers of sources: one module for each kind, all of which return a ``Table``."""
 
 from influence_engine.data.sources.open import open_table
 from influence_engine.data.sources.table import Row, Table

@@ -13,7 +13,7 @@ from influence_engine.errors import DataError
 from influence_engine.names import listing
 
 LONGEST_CELL = 64 * 2**20
-"""Characters; the standard library's own limit, 131,072, is less than some documents."""
+"""Most characters of a cell; the standard library's own limit, 131,072, is less than some documents."""
 
 
 def read_csv(path: Path, *, name: str, delimiter: str = ",") -> Table:
@@ -52,7 +52,7 @@ def _read(file: TextIO, path: Path, name: str, delimiter: str) -> Table:
 
 
 def _records(file: TextIO, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """Line it begins on, cells, problem; blank lines are left out."""
+    """Records of the file: the line that each begins on, its cells, its problem; blank lines are left out."""
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1

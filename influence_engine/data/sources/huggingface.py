@@ -37,7 +37,7 @@ def read_hub(identifier: str, *, name: str, subset: str | None, split: str | Non
     """Reads a data set of the hub, or of the hub's local cache.
 
     Raises:
-        DataError: it cannot be had (unknown, no network, unknown split), or ``datasets`` is not installed.
+        DataError: it cannot be loaded (unknown, no network, unknown split), or ``datasets`` is not installed.
     """
     datasets = _library("hub")
     try:

@@ -1,4 +1,4 @@
-"""From settings to a table."""
+"""Opens the source that settings name, as a table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_table(settings: DataSettings, base_folder: Path, progress: Progress) ->
 
 
 def _locate(path: Path, base_folder: Path) -> tuple[Path, str]:
-    """Where a path leads, and its name: relative to the project if it is in it, so that ids agree on all machines."""
+    """The absolute path, and its name: relative to the project if it is in it, so that ids agree on all machines."""
     # abspath, not resolve: a symbolic link (to a data disk, to a cache) must not change the name, nor the ids with it.
     located = Path(os.path.abspath(base_folder / path.expanduser()))
     root = Path(os.path.abspath(base_folder))

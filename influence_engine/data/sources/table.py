@@ -1,4 +1,4 @@
-"""What every reader returns: named columns, and rows that know their line."""
+"""``Table``, which every reader returns: named columns, and rows with their line in the source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Table:
         unit: What ``Row.line`` counts from 1: ``line`` of a text file, ``row`` of a table.
         columns: Names of all columns.
         rows: The rows, unreadable ones included.
-        licence: The licence that the source itself states.
+        licence: The licence that the source itself states, if any.
     """
 
     name: str
@@ -55,14 +55,14 @@ def require_file(path: Path, *, key: str) -> None:
 
 
 def similar_path(path: Path) -> str:
-    """A hint at what lies beside a path that does not exist, with a space before it, or nothing."""
+    """A hint for a path that does not exist, such as a similar name beside it, with a space before it; or nothing."""
     if not path.parent.is_dir():
         return f" Its folder {path.parent} does not exist either."
     return did_you_mean(path.name, (beside.name for beside in path.parent.iterdir()))
 
 
 def unicode_problem(values: Mapping[str, Any]) -> str | None:
-    """Why a row's texts cannot be stored as UTF-8: the first column with a byte or code point that is not."""
+    """Why a row's texts cannot be stored as UTF-8, of the first such column; None where they all can."""
     for column, value in values.items():
         for text in _texts(value):
             try:

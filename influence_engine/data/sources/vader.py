@@ -25,7 +25,7 @@ def read_ratings(path: Path, *, name: str, min_rating: float) -> Table:
 
     Args:
         path: The file.
-        name: Its key in ``FILES``.
+        name: The file's key in ``FILES``.
         min_rating: Sentences with a mean rating nearer to 0 than this are left out: people did not agree, or saw none.
     """
     prefix = name.rpartition("/")[2]

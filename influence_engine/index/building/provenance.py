@@ -13,7 +13,7 @@ from influence_engine.training import Run
 
 NOT_RECORDED = (
     "the training was not recorded: fine-tune with `bento-audit finetune`, add RecordingCallback to your Trainer, or "
-    "measure on a replayable twin (`bento-audit finetune --twin`)"
+    "measure on a replayable surrogate (`bento-audit finetune --twin`)"
 )
 
 NOT_REPLAYED = "no directions have been replayed yet: bento-audit index build --directions 8"

@@ -31,7 +31,7 @@ from influence_engine.tasks import Example
 RETENTION = "measuring on held-out examples"
 
 LITTLE = 0.6
-"""Share of the influence below which an index warns: with less kept, the LDS was seen to lose a tenth (RESULTS.md)."""
+"""Share of the influence below which an index warns: with less kept, the LDS was seen to lose a tenth (HISTORY.md)."""
 
 _SIGNED_SUMS = 8
 """Most signed sums of training gradients."""

@@ -2,7 +2,7 @@
 
 A step's objective ``sum_j c_j l_j(f_j(theta))`` has the Hessian ``G + R`` (Martens 2020, section 8): the Gauss-Newton
 matrix, and the residual part ``R = sum_j <r_j, d^2 f_j>`` with ``r_j`` the objective's gradient by the outputs. Along
-the displacements that training examples cause, ``R`` is often the larger one (``benchmarks/RESULTS.md``), since the
+the displacements that training examples cause, ``R`` is often the larger one (``benchmarks/HISTORY.md``), since the
 layers multiply each other's gradients. A product of ``R`` with a displacement costs as much as a step of exact replay
 for one direction.
 

@@ -11,7 +11,7 @@ from one segment to the next: SOURCE (Bae et al. 2024, eq. 15), all of it in the
 make Adam's training a gradient flow, as in their appendix D; gradients and ``G`` come from one point a segment instead
 of an average over its checkpoints; and without any checkpoints the points lie on the linear path from the base model's
 weights to the final ones. One segment at the final weights is about one damped Gauss-Newton step there; what three
-along the path gain is in ``benchmarks/RESULTS.md``.
+along the path gain is in ``benchmarks/HISTORY.md``.
 """
 
 from __future__ import annotations

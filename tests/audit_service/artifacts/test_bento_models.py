@@ -12,21 +12,16 @@ import pytest
 import torch
 
 from audit_service.artifacts.bento_models import find
-from audit_service.config import AuditConfig, load_config
+from audit_service.config import AuditConfig
 from audit_service.workflows.export import export_for_serving, register
 from audit_service.workspace import Workspace
 from influence_engine import Attributor, InfluenceIndex
 from influence_engine.models.loading import model_digest
+from tests.audit_service.artifacts.conftest import write_config
 from tests.fixtures import make_before_the_move as before
 
 SAID = json.loads((before.FOLDER / "expected.json").read_text())["said"]
 DATA = json.loads((before.FOLDER / "data.json").read_text())
-
-CONFIG = """
-task: {type: text_classification, labels: [negative, positive]}
-base_model: {path: base}
-data: {train: {jsonl: train.jsonl}}
-"""
 
 
 def made_then(name: str, kind: str, source: Path) -> str:
@@ -45,9 +40,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def config(name: str, tmp_path: Path) -> AuditConfig:
     """Of a folder that has neither run nor index."""
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / f"old-{name}.yaml").write_text(CONFIG)
-    return load_config(tmp_path / "configs" / f"old-{name}.yaml")
+    return write_config(tmp_path, name)
 
 
 def test_they_are_found_and_explain_as_then(name: str, config: AuditConfig) -> None:

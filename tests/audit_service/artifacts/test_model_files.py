@@ -11,6 +11,7 @@ from audit_service.artifacts.model_files import ServedModel, load_model_folder, 
 from influence_engine import Run
 from influence_engine.errors import DigestMismatchError
 from influence_engine.models.loading import model_digest
+from tests.audit_service.artifacts.conftest import write_config
 from tests.fixtures import make_before_the_move as before
 
 
@@ -23,7 +24,7 @@ def test_a_model_comes_back_with_its_base_from_wherever_the_folder_is_moved(
     save_model_folder(served, tmp_path / "made" / "served")
     shutil.move(tmp_path / "made", tmp_path / "moved")
 
-    found = load_model_folder(tmp_path / "moved" / "served", name)
+    found = load_model_folder(write_config(tmp_path, name), tmp_path / "moved" / "served", name)
 
     assert found.base is not None
     assert (model_digest(found.model), model_digest(found.base)) == (run.digests["model"], run.digests["base"])
@@ -38,5 +39,6 @@ def test_a_base_that_is_another_model_is_refused(tmp_path: Path) -> None:
     save_model_folder(served, tmp_path)
     shutil.copy(before.FOLDER / "texts" / "run" / "model" / "model.safetensors", tmp_path / "fine_tuned" / "base")
 
+    config = write_config(tmp_path / "project", "lora")
     with pytest.raises(DigestMismatchError, match="has weights with digest"):
-        load_model_folder(tmp_path, "lora")
+        load_model_folder(config, tmp_path, "lora")

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from audit_service.cli.group import main
 from audit_service.config import load_config
-from audit_service.workflows.demo import ask, served
+from audit_service.workflows.demo import ask, running_bento
 from audit_service.workflows.processes.bentoml_server import ServerError, free_port, serving
 
 pytestmark = pytest.mark.service
@@ -41,7 +41,7 @@ def project(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bento_of_an_adopted_model_predicts_explains_and_stops(project: Path) -> None:
     config = load_config(project / "configs" / "support.yaml")
 
-    with served(config, port=3000) as server:
+    with running_bento(config, port=3000) as server:
         asked = ask(server.address, "the cast is superb", top_k=3)
         workers = psutil.Process(server.process.pid).children(recursive=True)
 

@@ -44,6 +44,9 @@ def test_an_evaluation_is_announced_done_kept_and_drawn(films: Path) -> None:
 
     again = answer("evaluate", "films", *FEW, "--single", "2", "--dry-run")
     assert (again["retrainings"], again["kept"], again["seconds"]) == (5, 5, 0)
+    for_people = bento_audit("evaluate", "films", *FEW, "--single", "2", "--dry-run").stdout
+    assert "8, of which 2 choose the damping" in for_people
+    assert "5, of which 5 are cached" in for_people
     more = answer("evaluate", "films", *FEW, "--single", "4", "--leave-out", "s90", "--leave-out", "s90", "--dry-run")
     assert more["retrainings"] == 8
     assert 4 <= more["kept"] < 8

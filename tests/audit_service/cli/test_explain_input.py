@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from audit_service.cli.group import main
 from audit_service.config import load_config
 from audit_service.engine.loading import load
-from audit_service.workflows.batch_explanation import BATCH, Question, aside, explain_file
+from audit_service.workflows.batch_explanation import BATCH, Question, explain_file, partial_folder
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import build_index
 from audit_service.workspace import Workspace
@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been_interrupted(
         explain_file(Workspace(small_project.config, interrupting), explained.inputs, out, EVERYTHING)
     assert not out.exists()
     # What a killed process may leave besides: a batch of which not all is on the disk.
-    with (aside(out) / "explanations.jsonl").open("a") as file:
+    with (partial_folder(out) / "explanations.jsonl").open("a") as file:
         file.write('{"line": 17, "id": "t1')
     summary = explain_file(Workspace(small_project.config, counting), explained.inputs, out, EVERYTHING)
 
@@ -170,13 +170,13 @@ def test_what_another_run_left_is_refused_and_kept(
         explain_file(Workspace(small_project.config, interrupting), inputs, out, EVERYTHING)
     if text is not None:
         write_rows(inputs, [{"text": text}])
-    left = (aside(out) / "explanations.jsonl").read_bytes()
+    left = (partial_folder(out) / "explanations.jsonl").read_bytes()
 
     other = Question(top_k=top_k)
     with pytest.raises(RecordError, match=f"differs in {differs}") as refused:
         explain_file(Workspace(small_project.config, silent), inputs, out, other)
     assert "delete the folder" in str(refused.value)
-    assert (aside(out) / "explanations.jsonl").read_bytes() == left
+    assert (partial_folder(out) / "explanations.jsonl").read_bytes() == left
 
 
 def test_an_existing_file_is_never_overwritten(small_project: Any, explained: Explained, tmp_path: Path) -> None:

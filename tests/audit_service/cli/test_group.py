@@ -58,6 +58,18 @@ def test_help_imports_neither_torch_nor_bentoml(verb: str) -> None:
     assert finished.stdout.splitlines()[-1] == "set()"
 
 
+def test_explaining_needs_nothing_of_what_only_serving_needs() -> None:
+    source = (
+        "import sys, audit_service.cli.explain, audit_service.workflows.batch_explanation\n"
+        "serving = {'_bentoml_sdk', 'bentoml._internal.service', 'onnxruntime', 'onnx', 'prometheus_client',"
+        " 'sqlalchemy'}\n"
+        "print(serving & set(sys.modules))"
+    )
+    finished = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+
+    assert finished.stdout.splitlines()[-1:] == ["set()"], finished.stderr
+
+
 def test_an_unknown_verb_is_a_usage_error() -> None:
     finished = bento_audit("explian")
 

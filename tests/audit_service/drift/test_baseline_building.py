@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,13 @@ def test_it_knows_how_often_the_held_out_examples_were_right(baseline: DriftBase
     share_of_a = baseline.signals["prediction"].shares["a"]
 
     assert baseline.outcomes["accuracy"] == pytest.approx(share_of_a)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_held_out_values_that_are_not_finite_are_refused_by_the_signals_name(config: AuditConfig, odd: float) -> None:
+    seen, why = predicted(), explained()
+    seen.confidences[3] = odd
+    why.top_shares[4] = why.top_shares[5] = odd
+
+    with pytest.raises(DataError, match="values 1 of confidence and 2 of influence are NaN or infinite"):
+        build_baseline(config, HeldOut(seen, why), model_digest="m", index_digest="i")

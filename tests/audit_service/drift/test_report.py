@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html.parser import HTMLParser
 from typing import Any
 
@@ -129,3 +130,21 @@ def test_back_testing_compares_with_the_held_out_accuracy(baseline: DriftBaselin
     assert {one["group"]: one["accuracy"] for one in found["groups"]} == {"label=a": 0.5, "region=north": 0.5}
     assert found["calibration_error"] == pytest.approx(0.47)
     assert back_test(baseline, []) is None
+
+
+def test_what_is_not_finite_is_in_no_bin_and_the_report_says_how_many_there_were(baseline: DriftBaseline) -> None:
+    seen, why = predicted(seed=1), explained(seed=1)
+    seen.confidences[:3] = [math.nan, math.inf, -math.inf]
+    assert seen.features is not None
+    seen.features[0, 0] = math.nan
+    why.groups[0] = dict.fromkeys(why.groups[0], math.nan)
+    outcomes = [{"label": "a", "predicted": "a", "confidence": math.nan, "groups": {}}]
+
+    found = report(baseline, seen=seen, why=why, outcomes=outcomes)
+
+    assert found["left_out"] == {"confidence": 3, "embedding": 1, "influence": 1}
+    assert not any(one["moved"] for one in found["signals"])
+    json.dumps(found, allow_nan=False)
+    assert "3 of confidence, 1 of embedding, 1 of influence" in as_html(found)
+    assert report(baseline)["left_out"] == {}
+    assert "Not finite" not in as_html(report(baseline))

@@ -82,6 +82,7 @@ COMPUTED = {"label": "a", "confidence": 0.7, "scores": {"a": 0.7, "b": 0.3}}
         ({"label": "a", "confidence": 0.7, "scores": {"a": 0.7, "b": 0.3}}, True),
         ({"label": "a", "confidence": 0.7, "scores": {"a": 0.6, "b": 0.4}}, False),
         ({"label": "a", "scores": {"c": 0.7}}, False),
+        ({"label": "a", "scores": {"b": 0.3, "a": None}}, False),
     ],
 )
 def test_parity_is_the_same_label_and_the_same_probabilities(recorded: Any, agrees: bool | None) -> None:

@@ -153,9 +153,9 @@ def test_a_measured_job_is_counted_by_tier_and_kind_and_every_series_is_there_fr
     jobs.measured({"kind": "remove", "change": {"ratio": {"estimated": 0.8, "replayed": None, "other": 1.0}}})
     found = {
         (sample.labels["tier"], sample.labels["kind"]): sample.value
-        for metric in metrics.fidelity.collect()
+        for metric in REGISTRY.collect()
         for sample in metric.samples
-        if sample.name.endswith("_count") and sample.labels["model"] == "some-model"
+        if sample.name == f"{metrics.fidelity.name}_count" and sample.labels["model"] == "some-model"
     }
     assert found == {
         (tier, kind): float((tier, kind) == ("estimated", "remove"))

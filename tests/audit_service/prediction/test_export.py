@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_service.prediction.export import export_onnx, is_current, read_export
+from audit_service.prediction.export import export_onnx
+from audit_service.prediction.export_files import is_current, read_export
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.workflows.export import export_for_serving
 from audit_service.workspace import Workspace

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_service.prediction.export import export_onnx, find_head, read_export
+from audit_service.prediction.export import export_onnx, find_head
+from audit_service.prediction.export_files import read_export
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.workspace import Workspace
 

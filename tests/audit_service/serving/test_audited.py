@@ -6,16 +6,17 @@ import asyncio
 import dataclasses
 import inspect
 from collections.abc import AsyncGenerator, Generator
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import bentoml
 import pytest
+from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel
 
 from audit_service import AuditMixin, audited
 from audit_service.serving.audited_method import AuditedMethod
 from audit_service.serving.method_fields import argument_names, fields_of, find_inputs
-from audit_service.serving.request_context import RequestContext
+from audit_service.serving.request_context import RequestContext, current_request
 from influence_engine.errors import InputError
 
 
@@ -46,10 +47,11 @@ class Recorded:
 
     def __init__(self) -> None:
         self.records: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.asked: list[str | None] = []
 
-    @property
-    def audit(self) -> Recorded:
-        return self
+    def audit_of(self, config: str | None) -> Recorded | None:
+        self.asked.append(config)
+        return None if config == "off" else self
 
     def record(self, prediction_id: str, example: Any, outputs: Any, *, repeated: bool = False) -> None:
         self.records.append((prediction_id, dict(example), dict(outputs)))
@@ -200,7 +202,7 @@ def test_a_stream_that_fails_before_its_first_chunk_is_no_prediction() -> None:
 def test_the_json_of_a_batch_is_split_over_its_items() -> None:
     def method(self: Any, reviews: list[Review]) -> list[Verdict]: ...
 
-    method = AuditedMethod(method, "sentiment", None, None, {})
+    method = AuditedMethod(method, {"label": "sentiment"})
     service = Recorded()
     context = RequestContext(batched=True)
     request = {"reviews": [{"text": "a"}, {"text": "b", "stars": 2}]}
@@ -209,3 +211,129 @@ def test_the_json_of_a_batch_is_split_over_its_items() -> None:
     assert [example for _, example, _ in service.records] == [{"text": "a"}, {"text": "b"}]
     assert response[0] == {"sentiment": "x"}
     assert response[1]["prediction_id"] == context.prediction_ids[1]
+
+
+class Named(NamedTuple):
+    mood: str
+    sure: float
+
+
+# What a method answers, whether it asks for several, and the predictions that are recorded of it.
+ANSWERS: list[tuple[Any, Any, str, list[str]]] = [
+    ("x", ("good", 0.5), "0", ["good"]),
+    (["x", "y"], ("good", 0.5), "0", ["good"]),
+    (["x", "y"], (["good", "bad"], [0.5, 0.6]), "0.1", ["bad"]),
+    ("x", Named("good", 0.5), "mood", ["good"]),
+    (["x", "y"], Named("good", 0.5), "mood", ["good"]),
+    (["x", "y"], [Named("good", 0.5), Named("bad", 0.6)], "mood", ["good", "bad"]),
+    (["x", "y"], [("good", 0.5), ("bad", 0.6)], "0", ["good", "bad"]),
+    (["x", "y"], {"mood": "good"}, "mood", ["good"]),
+    (["x", "y"], Verdict(sentiment="good", probability=0.5), "sentiment", ["good"]),
+    ("x", [{"entity": "a"}, {"entity": "b"}], "1.entity", ["b"]),
+    (["x", "y"], [{"mood": "good"}, {"mood": "bad"}], "mood", ["good", "bad"]),
+    ([], [], "mood", []),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "label", "recorded"), ANSWERS)
+def test_only_a_list_for_several_inputs_is_several_predictions(
+    text: Any, answer: Any, label: str, recorded: list[str]
+) -> None:
+    service, context = Recorded(), RequestContext()
+
+    def method(self: Any, text: Any) -> Any:
+        return answer
+
+    token = current_request.set(context)
+    try:
+        given = audited(label=label)(method)(service, text=text)
+    finally:
+        current_request.reset(token)
+
+    assert given == answer
+    assert type(given) is type(answer)
+    assert [outputs["label"] for _, _, outputs in service.records] == recorded
+    assert len(context.prediction_ids) == len(recorded)
+    if len(recorded) == 1:
+        assert service.records[0][1] == {"text": text}
+
+
+def test_the_parts_of_a_tuple_have_numbers_and_those_of_a_named_one_names() -> None:
+    def pair(self: Any, text: str) -> tuple[Verdict, float]: ...
+    def many(self: Any, text: str) -> tuple[Verdict, ...]: ...
+    def named(self: Any, text: str) -> Named: ...
+
+    service_with(pair, label="0.sentiment", confidence="1")
+    service_with(many, label="sentiment")
+    service_with(named, label="mood", confidence="1")
+    assert fields_of(tuple[Verdict, float]) is None
+    assert fields_of(tuple[Verdict, ...]) == ["sentiment", "probability"]
+    assert fields_of(Named) == ["mood", "sure"]
+    with pytest.raises(TypeError, match=r"label='mod'.*did you mean 'mood'"):
+        service_with(named, label="mod")
+
+
+@pytest.mark.parametrize("kind", ["sync", "coroutine", "generator", "async generator"])
+def test_a_method_whose_audit_is_switched_off_does_what_it_did(kind: str) -> None:
+    service = Recorded()
+
+    def sync(self: Any, text: str) -> list[str]:
+        if not text:
+            raise InputError("'text' is empty", field="text")
+        return [text]
+
+    async def coroutine(self: Any, text: str) -> list[str]:
+        return sync(self, text)
+
+    def generator(self: Any, text: str) -> Generator[str, None, None]:
+        yield from sync(self, text)
+
+    async def async_generator(self: Any, text: str) -> AsyncGenerator[str, None]:
+        for one in sync(self, text):
+            yield one
+
+    async def all_of(stream: Any) -> list[str]:
+        return [one async for one in stream]
+
+    methods: dict[str, Any] = {"sync": sync, "coroutine": coroutine}
+    methods |= {"generator": generator, "async generator": async_generator}
+    wrapped: Any = audited(config="off")(methods[kind])
+
+    def call(text: str) -> Any:
+        answer = wrapped(service, text=text)
+        if kind == "coroutine":
+            return asyncio.run(answer)
+        return asyncio.run(all_of(answer)) if kind == "async generator" else list(answer)
+
+    assert call("fine") == ["fine"]
+    with pytest.raises(BentoMLException, match="'text' is empty") as caught:
+        call("")
+    assert caught.value.error_code == 400
+    assert not service.records
+    assert set(service.asked) == {"off"}
+
+
+def test_an_audit_that_cannot_be_had_costs_no_prediction(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def audit_of(self, config: str | None) -> Any:
+            raise RuntimeError("the config is gone")
+
+    def method(self: Any, text: str) -> dict[str, str]:
+        return {"label": "good"}
+
+    assert audited()(method)(Broken(), text="x") == {"label": "good"}
+    assert "the config is gone" in caplog.text
+
+
+def test_what_another_service_in_the_same_process_predicts_is_not_this_requests() -> None:
+    class Other: ...
+
+    service, context = Recorded(), RequestContext(Other, batched=True)
+    token = current_request.set(context)
+    try:
+        audited()(lambda self, text: {"label": "good"})(service, text="x")
+    finally:
+        current_request.reset(token)
+
+    assert len(service.records) == 1
+    assert context.prediction_ids == []

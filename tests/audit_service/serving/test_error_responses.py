@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from audit_service.errors import BrokenJsonError
 from audit_service.serving.error_responses import uniform_body
-from audit_service.serving.middleware import parse_json
+from audit_service.serving.json_body import parse_json
 
 
 def problem(status: int, body: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import stat
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import event
 
 from audit_service.errors import (
     IdempotencyConflictError,
@@ -28,7 +30,7 @@ from audit_service.errors import (
 from audit_service.store.database import Database
 from audit_service.store.ids import derived_id, id_age_s, new_id
 from audit_service.store.location import StateLocation
-from audit_service.store.predictions import PredictionRecord, PredictionStore
+from audit_service.store.predictions import PURGE_EVERY_S, PredictionRecord, PredictionStore
 from audit_service.store.tables import PREDICTIONS, predictions
 from audit_service.store.write_behind import MAX_PENDING
 
@@ -44,6 +46,14 @@ def prediction(prediction_id: str | None = None, **changes: Any) -> PredictionRe
         "input": {"text": "a secret text"},
     }
     return PredictionRecord(**{**values, **changes})
+
+
+def test_stores_are_imported_without_torch() -> None:
+    source = (
+        "import sys, audit_service.jobs.store, audit_service.store.outcomes, audit_service.store.predictions\n"
+        "assert not {'torch', 'transformers', 'bentoml'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
 
 
 Drops = Counter[str]
@@ -81,19 +91,20 @@ def test_what_was_recorded_before_closing_is_there_after_opening(place: StateLoc
     assert [again.get(record.prediction_id) for record in records] == records
 
 
-def test_a_record_is_on_disk_at_once_when_the_writer_is_idle(store: PredictionStore, tmp_path: Path) -> None:
-    store.record(prediction())
-    began = time.monotonic()
-    assert store.flush(2.0)
-    assert time.monotonic() - began < 1.0
+def test_a_record_wakes_a_writer_that_is_idle(store: PredictionStore) -> None:
+    for _ in range(2):  # else it would come an hour later, with the purge
+        store.record(prediction())
+        assert store.flush(PURGE_EVERY_S / 10)
 
 
-def test_recording_takes_microseconds(store: PredictionStore) -> None:
-    records = [prediction() for _ in range(2000)]
-    began = time.perf_counter()
+def test_recording_only_queues_and_touches_neither_disk_nor_database(place: StateLocation) -> None:
+    store = PredictionStore(place)  # nobody writes what it queues
+    records = [prediction() for _ in range(200)]
     for record in records:
         store.record(record)
-    assert (time.perf_counter() - began) / len(records) < 200e-6
+    assert not place.folder.exists()
+    assert [store.get(record.prediction_id) for record in records] == records
+    assert not place.folder.exists()
 
 
 def test_workers_that_write_at_once_lose_nothing(place: StateLocation) -> None:
@@ -119,7 +130,7 @@ def test_what_was_flushed_survives_a_kill(place: StateLocation) -> None:
     writer = f"""
 import itertools
 from audit_service.store.location import StateLocation
-from audit_service.store.predictions import PredictionRecord, PredictionStore
+from audit_service.store.predictions import PURGE_EVERY_S, PredictionRecord, PredictionStore
 from pathlib import Path
 place = StateLocation(Path({str(place.folder)!r}), url={place.url!r}, namespace={place.namespace!r})
 store = PredictionStore(place)
@@ -190,24 +201,40 @@ def test_an_input_cannot_be_read_with_another_key_or_under_another_id(
         PredictionStore(place).get(one.prediction_id)
 
 
-def test_an_unknown_id_is_not_found_quickly(store: PredictionStore) -> None:
-    began = time.monotonic()
+def looked_for(store: PredictionStore) -> list[str]:
+    """The predictions that are looked for in a store's database from now on, each by its statement."""
+    found: list[str] = []
+    engine = store._database._engines().reading
+    event.listen(engine, "after_cursor_execute", lambda *done: "prediction_id =" in done[2] and found.append(done[2]))
+    return found
+
+
+def test_an_id_that_nobody_can_be_writing_is_looked_for_once(place: StateLocation) -> None:
+    store = PredictionStore(place, other_worker_s=1e6)
+    store.start()
+    asked = looked_for(store)
     for unknown in ("", "x", "no-such-id", derived_id(b"0" * 32), "\0", "\ud800"):
+        asked.clear()
         with pytest.raises(PredictionNotFoundError, match="X-Prediction-Id"):
             store.get(unknown)
-    assert time.monotonic() - began < 0.4
+        assert len(asked) <= 1
+    store.close()
 
 
 def test_a_fresh_id_is_waited_for_as_another_worker_may_be_writing_it(place: StateLocation) -> None:
-    late, reader = PredictionStore(place), PredictionStore(place)
+    late, reader = PredictionStore(place), PredictionStore(place, other_worker_s=1e6)
     record = prediction()
     late.record(record)
+    reader.start()
+    asked = looked_for(reader)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(reader.get, record.prediction_id)
-        time.sleep(0.1)
+        while len(asked) < 2:  # looked for again and again
+            time.sleep(0.001)
         late.start()
         assert found.result() == record
-    late.close()
+    for store in (late, reader):
+        store.close()
 
 
 def test_erased_and_outdated_inputs_are_gone_and_say_so(store: PredictionStore) -> None:
@@ -282,11 +309,17 @@ def test_inputs_are_kept_as_json_values(store: PredictionStore, value: Any, kept
     assert store.get(record.prediction_id).kept_input() == {"value": kept}
 
 
-def test_a_confidence_that_is_no_number_is_left_out(store: PredictionStore) -> None:
-    record = prediction(confidence=float("nan"))
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_left_out_while_it_waits_and_when_it_is_written(
+    store: PredictionStore, odd: float
+) -> None:
+    record = prediction(confidence=odd, scores={"a": odd, "b": 0.5})
     store.record(record)
+    waiting = store.get(record.prediction_id)
     assert store.flush()
-    assert store.get(record.prediction_id).confidence is None
+    written = store.get(record.prediction_id)
+    assert waiting.confidence is written.confidence is None
+    assert waiting.scores == written.scores == {"a": None, "b": 0.5}
 
 
 def test_a_record_that_cannot_be_encoded_does_not_hold_up_the_others(store: PredictionStore, drops: Drops) -> None:
@@ -317,11 +350,12 @@ def test_a_store_that_cannot_be_opened_waits_drops_and_counts(tmp_path: Path, dr
 
 
 def test_ids_are_unique_and_carry_their_time() -> None:
+    began = time.time()
     ids = [new_id() for _ in range(5000)]
     assert len(set(ids)) == len(ids)
     assert [one[:13] for one in ids] == sorted(one[:13] for one in ids)
     age = id_age_s(ids[-1])
     assert age is not None
-    assert 0 <= age < 5
+    assert 0 <= age <= time.time() - began + 0.001  # they count milliseconds
     assert id_age_s(derived_id(b"0" * 32)) is None
     assert id_age_s("x") is None

@@ -6,10 +6,10 @@ import itertools
 import json
 from pathlib import Path
 
-import torch
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
-from tests.audit_service.conftest import BAD, GOOD, THINGS, tokenizer_for
+from tests.audit_service.conftest import BAD, GOOD, THINGS
+from tests.small_models import small_bert, tokenizer_for
 
 MODULE = '''
 """Tasks of this project."""
@@ -248,14 +248,8 @@ def make_project(folder: Path) -> None:
         config = CONFIG.format(task=task, name=name, approximation=approximation)
         (folder / "configs" / f"{name}.yaml").write_text(config)
     tokenizer = tokenizer_for([str(one["premise"]) for one in rows()["pairs"]])
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=48,
-    )
-    BertModel(config).save_pretrained(folder / "base")
+    sizes = {"num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 48}
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    base = small_bert(BertModel, vocab_size=len(tokenizer), **sizes, **dropout)
+    base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")

@@ -16,7 +16,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if len(sys.argv) < 2:
     subprocess.Popen([sys.executable, __file__, "worker"], start_new_session=True)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -31,4 +31,4 @@ def test_no_worker_outlives_a_supervisor_that_had_to_be_killed(tmp_path: Path) -
     stop(process, seconds=0.2)
 
     assert process.returncode is not None
-    assert psutil.wait_procs([worker], timeout=5)[1] == []
+    assert psutil.wait_procs([worker], timeout=60)[1] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audit_service.artifacts.bento_models import state_location
+from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, load_config
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows.diagnosis.finding import Finding

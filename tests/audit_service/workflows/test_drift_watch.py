@@ -1,4 +1,4 @@
-"""Whether drift was seen: the shifted traffic moved a signal, and the baseline traffic none."""
+"""Whether drift was seen: the shifted traffic moved a signal, and the baseline traffic none; and what JSON calls it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def observation(traffic: str, drift: dict[str, Any]) -> Observation:
 @pytest.mark.parametrize(("drift", "moved"), [(STILL, False), (MOVED, True), (OUTSIDE, True)])
 def test_a_signal_or_the_inputs_outside_the_index_may_have_moved(drift: dict[str, Any], moved: bool) -> None:
     assert observation("baseline", drift).moved is moved
+
+
+def test_json_calls_traffic_as_released_versions_do() -> None:
+    observations = [observation("baseline", STILL), observation("shifted", MOVED)]
+    assert [one.to_dict() for one in observations] == [
+        {"traffic": "quiet", "source": "some/domain", "drift": STILL, "alerts": []},
+        {"traffic": "shifted", "source": "some/domain", "drift": MOVED, "alerts": []},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from influence_engine.errors import DigestMismatchError, IndexFormatError, Setti
 from influence_engine.evaluation import Retraining, linear_datamodeling_score, membership, random_removals
 from influence_engine.index.replay_basis import ReplayBasis, choose_directions, fit_basis, outside_scale
 from influence_engine.replay import replay
-from tests.influence_engine.conftest import make_vectors
+from tests.influence_engine.vectors import make_vectors
 
 
 @pytest.fixture(params=["final", "segments", "unrolled"])

@@ -21,7 +21,7 @@ from influence_engine.evaluation import (
 )
 from influence_engine.evaluation.methods import DAMPING_FACTORS, ESTIMATED, REFINED, TUNED
 from influence_engine.evaluation.removals import random_removals
-from tests.influence_engine.conftest import make_network, make_vectors
+from tests.influence_engine.vectors import make_network, make_vectors
 
 EXACT = IndexSettings(dtype="float32", approximation="final")
 
@@ -47,7 +47,7 @@ def attributor(
 def test_scores_with_another_damping_are_those_of_an_index_built_with_it(
     vector_run: Run, vector_task: Any, vector_train: Any, vector_queries: Any, vector_model: Any, tmp_path: Path
 ) -> None:
-    from tests.influence_engine.conftest import make_network
+    from tests.influence_engine.vectors import make_network
 
     first = build(vector_run, vector_task, vector_train, tmp_path / "a", make_network())
     damping = 4 * first.manifest.damping
@@ -98,7 +98,7 @@ def test_named_examples_are_left_out_alone_beside_others(retraining: Retraining,
     assert plan.retrainings == 2 + 4 + 2
     assert len({removal.example_ids for removal in removals}) == 6
     assert [removal.example_ids for removal in removals[:2]] == [(name,) for name in named]
-    assert retraining.kept(removals) == 6
+    assert retraining.cached(removals) == 6
     assert found is not None
     assert (found.examples, found.example_ids[:2]) == (6, named)
     assert found.estimated[1] == pytest.approx(influences[:, 8].tolist())
@@ -112,10 +112,10 @@ def test_an_evaluation_goes_on_with_the_retrainings_that_are_there(
 ) -> None:
     removals = random_removals(attributor.index.example_ids, 0.1, 5, seed=0)
     retraining.measurements(removals[:2])
-    assert retraining.kept(removals) == 2
+    assert retraining.cached(removals) == 2
     plan = EvaluationPlan(fractions=(0.1,), subsets=5, tuning=2)
     first = evaluate(attributor, retraining, plan)
-    assert retraining.kept(removals) == 5
+    assert retraining.cached(removals) == 5
     assert [row.lds for row in evaluate(attributor, retraining, plan).rows] == [row.lds for row in first.rows]
 
 

@@ -13,7 +13,7 @@ from influence_engine import FinetuneSettings, IndexSettings
 from influence_engine.errors import DataError
 from influence_engine.evaluation import find_planted_errors
 from influence_engine.evaluation.planted import with_wrong_labels
-from tests.influence_engine.conftest import make_network, make_vectors
+from tests.influence_engine.vectors import make_network, make_vectors
 
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=60), st.floats(0.05, 0.9), st.integers(0, 99))

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from influence_engine import Run
-from tests.influence_engine.conftest import make_network
+from tests.influence_engine.vectors import make_network
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from influence_engine import Attributor, IndexSettings, InfluenceIndex
 from influence_engine.errors import IndexFormatError, SettingsError
 from influence_engine.index.contents import Encrypted
-from tests.influence_engine.conftest import make_vectors
+from tests.influence_engine.vectors import make_vectors
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 

@@ -23,6 +23,7 @@ from influence_engine.errors import (
     ModelError,
 )
 from influence_engine.gradients import track
+from influence_engine.progress import silent
 
 EXACT = IndexSettings(dtype="float32", damping=0.05)
 
@@ -298,19 +299,17 @@ def test_the_plan_names_size_and_time_before_building(
 
 BUILD = textwrap.dedent(
     """
-    import sys, time
+    import sys
     sys.path.insert(0, sys.argv[1])
-    import conftest
     from influence_engine import IndexSettings, InfluenceIndex, Run
-    from influence_engine.index.building import stages
-    stages.SHARD = 8
+    from tests.influence_engine.vectors import VectorClassification, make_network, make_vectors
     def progress(stage, done, total, note=""):
         print(stage, done, flush=True)
-        time.sleep(0.02)
+        sys.stdin.readline()  # it goes on when it is told to
     InfluenceIndex.build_from_run(
-        Run.open(sys.argv[2]), conftest.VectorClassification(), conftest.make_vectors(60, seed=1, prefix="train-"),
+        Run.open(sys.argv[2]), VectorClassification(), make_vectors(60, seed=1, prefix="train-"),
         sys.argv[3], IndexSettings(dtype="float32", damping=0.05, sample=20, batch_tokens=24),
-        into=conftest.make_network(), progress=progress)
+        into=make_network(), progress=progress)
     """
 )
 
@@ -329,19 +328,14 @@ def test_a_killed_build_goes_on_and_gives_the_same_scores(
     vector_queries: Any,
     fresh_network: nn.Module,
 ) -> None:
-    def start(folder: Path) -> subprocess.Popen[str]:
-        arguments = [
-            sys.executable,
-            "-c",
-            BUILD,
-            str(Path(__file__).parent.parent),
-            str(vector_run.folder),
-            str(folder),
-        ]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-    killed = tmp_path / "killed"
-    process = start(killed)
+    root, killed = Path(__file__).parents[3], tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(root), str(vector_run.folder), str(killed)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
     assert process.stdout is not None
     seen = 0
     for line in process.stdout:
@@ -349,20 +343,25 @@ def test_a_killed_build_goes_on_and_gives_the_same_scores(
         if seen == nth:
             process.send_signal(signal.SIGKILL)
             break
+        process.stdin.write("\n")
+        process.stdin.flush()
     assert process.wait() == -signal.SIGKILL
     with pytest.raises(IndexFormatError, match="unfinished build; go on with"):
         InfluenceIndex.open(killed)
-    resumed = start(killed)
-    output, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0
-    assert "fitting the layers' bases" not in output  # on disk already
     settings = EXACT.model_copy(update={"sample": 20, "batch_tokens": 24})
-    whole = InfluenceIndex.build_from_run(
-        vector_run, vector_task, vector_train, tmp_path / "whole", settings, into=fresh_network
-    )
+    stages: set[str] = set()
+
+    def resumed(stage: str, done: int, total: int, note: str = "") -> None:
+        stages.add(stage)
+
+    for folder, progress in ((killed, resumed), (tmp_path / "whole", silent)):
+        InfluenceIndex.build_from_run(
+            vector_run, vector_task, vector_train, folder, settings, into=fresh_network, progress=progress
+        )
+    assert "fitting the layers' bases" not in stages  # on disk already
     scores = [
         Attributor(vector_model, vector_task, each).scores(vector_queries)
-        for each in (InfluenceIndex.open(killed), whole)
+        for each in map(InfluenceIndex.open, (killed, tmp_path / "whole"))
     ]
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
     assert not any((killed / "building").iterdir())

@@ -225,27 +225,36 @@ def test_a_setting_that_comes_later_is_in_the_digest_only_where_it_is_not_at_its
 
 UPGRADE = textwrap.dedent(
     """
-    import sys, time
+    import sys
     from pathlib import Path
     from influence_engine.index.parts import PartContext
     from influence_engine.index.upgrade import upgrade
 
-    def slowly(stage, done, total, note=""):
+    def when_told(stage, done, total, note=""):
         print(stage, done, flush=True)
-        time.sleep(0.1)
+        sys.stdin.readline()
 
-    upgrade(sys.argv[1], lambda needs, version: PartContext(progress=slowly))
+    upgrade(sys.argv[1], lambda needs, version: PartContext(progress=when_told))
     """
 )
 
 
+def upgrading(folder: Path) -> subprocess.Popen[str]:
+    """A process that upgrades, and that goes on by a step with each line it is sent."""
+    command = [sys.executable, "-c", UPGRADE, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_killed_in_the_middle_the_index_is_as_before_and_the_next_upgrade_completes_it(old: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", UPGRADE, str(old)], stdout=subprocess.PIPE, text=True)
+    process = upgrading(old)
+    assert process.stdin is not None
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("summing files 2"):
             process.send_signal(signal.SIGKILL)
             break
+        process.stdin.write("\n")
+        process.stdin.flush()
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert InfluenceIndex.open(old).manifest.parts == {}
     InfluenceIndex.open(old).verify()
@@ -256,13 +265,14 @@ def test_killed_in_the_middle_the_index_is_as_before_and_the_next_upgrade_comple
 
 
 def test_two_upgrades_at_once_do_the_work_once(old: Path) -> None:
-    processes = [
-        subprocess.Popen([sys.executable, "-c", UPGRADE, str(old)], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    first = upgrading(old)
+    assert first.stdout is not None
+    begun = first.stdout.readline()  # it holds the index now
+    second = upgrading(old)
+    said = [begun + first.communicate(timeout=120)[0], second.communicate(timeout=120)[0]]
 
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum("summing files" in one for one in said) == 1
+    assert [first.returncode, second.returncode] == [0, 0]
+    assert ["summing files" in one for one in said] == [True, False]
     InfluenceIndex.open(old).verify()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from influence_engine import InfluenceIndex
 from influence_engine.index.resident import ResidentVectors
 from influence_engine.index.store import LARGEST, ExampleTable, write_table
-from tests.influence_engine.conftest import VectorClassification
+from tests.influence_engine.vectors import VectorClassification
 
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

@@ -26,15 +26,8 @@ from transformers import (
 from influence_engine.models.first_token_head import first_position_only, reads_first_position
 from influence_engine.models.frozen_prefix import FrozenPrefix
 from influence_engine.models.loading import add_lora
+from tests.small_models import SIZES
 
-SIZES = {
-    "vocab_size": 24,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-}
 KINDS: dict[str, tuple[type, type]] = {
     "bert": (BertConfig, BertForSequenceClassification),
     "roberta": (RobertaConfig, RobertaForSequenceClassification),

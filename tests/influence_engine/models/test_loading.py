@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertModel
 
 from influence_engine.errors import ModelError, SettingsError
 from influence_engine.models.loading import (
@@ -31,26 +24,19 @@ from influence_engine.models.loading import (
 )
 from influence_engine.models.trainable import choose_trainable
 from influence_engine.tasks.capabilities import classification_head
+from tests.small_models import LABELS, small_bert, word_tokenizer
 
-LABELS = ("negative", "positive")
 HEAD = classification_head("AutoModelForSequenceClassification", LABELS)
-BERT: dict[str, Any] = {
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 8,
-}
 
 
-def bert(labels: int = 2) -> BertForSequenceClassification:
-    return BertForSequenceClassification(BertConfig(**BERT, num_labels=labels)).eval()
+def bert(labels: int = 2) -> Any:
+    """Each time with other weights."""
+    return small_bert(seed=None, num_labels=labels)
 
 
 @pytest.fixture
 def headless(tmp_path: Path) -> Path:
-    BertModel(BertConfig(**BERT)).save_pretrained(tmp_path / "headless")
+    small_bert(BertModel, seed=None).save_pretrained(tmp_path / "headless")
     return tmp_path / "headless"
 
 
@@ -109,7 +95,7 @@ def test_what_is_not_there_or_not_a_model_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_in_any_other_format_are_not_read(headless: Path) -> None:
-    torch.save(BertModel(BertConfig(**BERT)).state_dict(), headless / "pytorch_model.bin")
+    torch.save(small_bert(BertModel).state_dict(), headless / "pytorch_model.bin")
     (headless / "model.safetensors").unlink()
 
     for load in (load_model, lambda folder: load_base(folder, HEAD)):
@@ -161,14 +147,11 @@ def test_an_architecture_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_a_whole_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")), unk_token="[UNK]"
-    )
-    model = bert()
+    model, tokenizer = bert(), word_tokenizer()
     save_model(model, tmp_path / "saved", processor=tokenizer)
 
     assert model_digest(load_model(tmp_path / "saved", HEAD)) == model_digest(model)
-    assert load_processor(tmp_path / "saved")("a")["input_ids"] == [0]
+    assert load_processor(tmp_path / "saved")("a warm film")["input_ids"] == tokenizer("a warm film")["input_ids"]
 
 
 def test_an_adapter_comes_back_on_its_base(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
@@ -25,19 +23,11 @@ from transformers import (
 from influence_engine.errors import ModelError, SettingsError
 from influence_engine.models.trainable import block_list, choose_trainable, freeze_unchanged, set_trainable
 from tests.influence_engine.convolutional import ConvolutionalNetwork
-
-BERT: dict[str, Any] = {
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 8,
-}
+from tests.small_models import small_bert
 
 
-def bert(labels: int = 2) -> BertForSequenceClassification:
-    return BertForSequenceClassification(BertConfig(**BERT, num_labels=labels)).eval()
+def bert() -> Any:
+    return small_bert(num_hidden_layers=3)
 
 
 SMALL: dict[str, Any] = {"num_labels": 2}

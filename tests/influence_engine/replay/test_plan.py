@@ -8,7 +8,7 @@ import pytest
 
 from influence_engine import Run
 from influence_engine.replay import plan_replay
-from tests.influence_engine.conftest import make_network
+from tests.influence_engine.vectors import make_network
 
 
 def test_time_and_memory_grow_with_the_directions(vector_run: Run, vector_task: Any, vector_train: Any) -> None:

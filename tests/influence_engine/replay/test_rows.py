@@ -17,7 +17,7 @@ from influence_engine.replay import replay
 from influence_engine.training import FinetuneSettings, LoraSettings, RecordedTraining, Run, finetune
 from influence_engine.training.frozen_cache import FrozenCache
 from influence_engine.training.step import training_step
-from tests.influence_engine.conftest import make_network
+from tests.influence_engine.vectors import make_network
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},

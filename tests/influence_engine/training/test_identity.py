@@ -15,7 +15,7 @@ from influence_engine import FinetuneSettings, IndexSettings, InfluenceIndex, fi
 from influence_engine.errors import DataError
 from influence_engine.training.identity import data_digest, differences
 from tests.fixtures import make_before_the_move as before
-from tests.influence_engine.conftest import VectorClassification, make_network
+from tests.influence_engine.vectors import VectorClassification, make_network
 
 SETTINGS = FinetuneSettings(epochs=2, batch_size=12, learning_rate=0.02)
 

@@ -129,6 +129,12 @@ def test_base_and_fine_tuned_model_come_back_ready_for_attribution(
     for model in (tuned, start):
         assert not model.training
         assert [name for name, value in model.named_parameters() if value.requires_grad] == run.trainable
+    beside = run.base_beside(tuned)
+    assert model_digest(beside) == run.digests["base"]
+    assert [name for name, value in beside.named_parameters() if value.requires_grad] == run.trainable
+    memory = {name: value.data_ptr() for name, value in tuned.named_parameters()}
+    shared = {name for name, value in beside.named_parameters() if value.data_ptr() == memory[name]}
+    assert shared == set(memory) - set(run.trainable)
     assert run.load_processor()("good film")["input_ids"] == task.tokenizer("good film")["input_ids"]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from influence_engine.models.loading import model_digest
 from influence_engine.tasks import TextClassification
 from influence_engine.training import Finetuned, FinetuneSettings, FinetuningResult, Run, finetune
-from tests.influence_engine.conftest import make_network
+from tests.influence_engine.vectors import make_network
 
 SETTINGS = FinetuneSettings(trainable=1, epochs=2, batch_size=4, learning_rate=5e-3)
 

@@ -1,4 +1,4 @@
-"""A service with nothing of the audit but the middleware in front."""
+"""A service with nothing of the audit but the middleware in front: its audited methods are recorded nowhere."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from audit_service import audited
 from audit_service.serving.middleware import MiddlewareMixin
 
 
@@ -33,20 +34,30 @@ mounted = Starlette(routes=[Route("/teapot", teapot, methods=["POST", "GET"])])
 @bentoml.service(traffic={"timeout": 2, "max_concurrency": 4})
 class EdgeApp(MiddlewareMixin):
     @classmethod
-    def max_body_bytes(cls) -> int:
+    def max_body_bytes(cls, audited: object = None) -> int:
         return 10_000
 
+    def audit_of(self, config: str | None) -> None:
+        return None
+
     @bentoml.api
+    @audited()
     def total(self, request: Numbers, /) -> dict[str, float]:
         return {"total": sum(request.values) * request.factor}
 
     @bentoml.api
+    @audited()
     def total_of_list(self, values: list[float], /) -> float:
         return sum(values)
 
     @bentoml.api
+    @audited()
     def shout(self, text: str, /) -> str:
         return text.upper()
+
+    @bentoml.api
+    def unaudited(self, text: str) -> int:
+        return len(text)
 
     @bentoml.api
     def fails(self, kind: str) -> str:
@@ -70,5 +81,6 @@ class EdgeApp(MiddlewareMixin):
             yield f"{number}\n"
 
     @bentoml.api(batchable=True)
+    @audited()
     def double(self, rows: np.ndarray) -> np.ndarray:
         return rows * 2

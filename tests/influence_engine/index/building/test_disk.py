@@ -22,7 +22,7 @@ from influence_engine.index.building.cost_estimate import plan_build, what_fits_
 from influence_engine.index.building.pipeline import passes_for
 from influence_engine.index.building.stages import LAYERS
 from influence_engine.resources import readable_bytes
-from tests.influence_engine.conftest import make_network
+from tests.influence_engine.vectors import make_network
 
 KILOBYTE = 1000
 

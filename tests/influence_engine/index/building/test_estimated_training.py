@@ -16,7 +16,7 @@ from influence_engine import Attributor, FinetuneSettings, IndexSettings, Influe
 from influence_engine.errors import SettingsError
 from influence_engine.index.building.estimated_training import estimate_training
 from tests.influence_engine.building import build_context
-from tests.influence_engine.conftest import make_network
+from tests.influence_engine.vectors import make_network
 
 ONE_STEP = IndexSettings(approximation="final", dtype="float32")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from influence_engine import Attributor, IndexSettings, InfluenceIndex, Run
 from influence_engine.gradients import tracing, track
 from influence_engine.index.building.provenance import Provenance
-from tests.influence_engine.conftest import make_vectors
+from tests.influence_engine.vectors import make_vectors
 
 
 def built(run: Run, task: Any, network: nn.Module, folder: Path, **settings: Any) -> InfluenceIndex:

@@ -16,7 +16,6 @@ from influence_engine.errors import SettingsError
 from influence_engine.evaluation import Retraining, linear_datamodeling_score, membership, random_removals
 from influence_engine.index import IndexSettings
 from influence_engine.training import LoraSettings
-from tests.influence_engine.conftest import make_network
 from tests.influence_engine.following import (
     SINGLE,
     StoppedError,
@@ -26,6 +25,7 @@ from tests.influence_engine.following import (
     recorded,
     replayed,
 )
+from tests.influence_engine.vectors import make_network
 
 LINEAR: dict[str, dict[str, Any]] = {
     "momentum": {"max_grad_norm": None},

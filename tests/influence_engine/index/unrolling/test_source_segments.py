@@ -21,7 +21,6 @@ from influence_engine.index.building.approximation import Approximation, approxi
 from influence_engine.index.building.provenance import Provenance
 from influence_engine.index.unrolling.source_segments import CURVATURE, UNROLLING, segment_propagators
 from influence_engine.index.unrolling.trajectory import initial_weights, linear_path, recorded_trajectory
-from tests.influence_engine.conftest import make_network
 from tests.influence_engine.following import (
     SINGLE,
     StoppedError,
@@ -31,6 +30,7 @@ from tests.influence_engine.following import (
     replayed,
     weights_of,
 )
+from tests.influence_engine.vectors import make_network
 
 SEGMENTS = SINGLE.model_copy(update={"approximation": "segments"})
 

@@ -1,4 +1,4 @@
-"""Promises: a model agrees with itself wholly, with its like for the most part, and the comparison changes neither."""
+"""A model agrees with itself wholly, with a surrogate for the most part, and the comparison changes neither model."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def test_agreement_is_whole_with_itself_and_less_with_another(
         finetune(task, make_model(), make_examples(40), settings=settings.model_copy(update={"seed": seed}))
         for seed in (1, 2)
     ]
-    served, twin = (one.model.eval() for one in made)
+    served_model, surrogate = (one.model.eval() for one in made)
     trained, held_out = made[1].trainable, make_examples(20, seed=7)
-    before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in served.named_parameters()}
+    before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in served_model.named_parameters()}
 
-    same = agreement(served, served, task, held_out, trained)
+    same = agreement(served_model, served_model, task, held_out, trained)
     assert (same.examples, same.labels) == (20, 1.0)
     assert same.logits == pytest.approx(1.0)
     assert same.gradients == pytest.approx(1.0, abs=1e-4)
-    other = agreement(served, twin, task, held_out, trained)
-    untrained = agreement(served, make_model(seed=5).eval(), task, held_out, trained)
+    other = agreement(served_model, surrogate, task, held_out, trained)
+    untrained = agreement(served_model, make_model(seed=5).eval(), task, held_out, trained)
     assert other.gradients is not None
     assert untrained.gradients is not None
     assert untrained.logits < other.logits < 1.0
     assert untrained.gradients < other.gradients < 1.0
     assert other.to_dict()["summary"] == other.summary
     assert f"{other.labels:.1%}" in other.summary
-    after = {name: (tensor, tensor.requires_grad) for name, tensor in served.named_parameters()}
+    after = {name: (tensor, tensor.requires_grad) for name, tensor in served_model.named_parameters()}
     assert all(torch.equal(before[name][0], after[name][0]) for name in before)
     assert all(before[name][1] == after[name][1] for name in before)
 
-    assert agreement(served, twin, task, held_out, ["another.weight"]).gradients is None
+    assert agreement(served_model, surrogate, task, held_out, ["another.weight"]).gradients is None
     with pytest.raises(DataError, match="no held-out examples"):
-        agreement(served, twin, task, [], trained)
+        agreement(served_model, surrogate, task, [], trained)

@@ -1,8 +1,8 @@
-"""How far a replayable twin agrees with the served model: what its answers say about the other one.
+"""How far a replayable surrogate agrees with the served model, for which its counterfactual measurements are to stand.
 
-A model that was trained without a record cannot be trained again step by step. A twin, trained here on the same data
-with a record, can; what is measured on it holds for the served model as far as the two agree, and every answer says
-how far that is.
+A model that was trained without a record cannot be trained again step by step. A surrogate, trained here on the same
+data with a record, can; what is measured on the surrogate holds for the served model as far as the two agree, and every
+answer says how far that is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine.counterfactual.queries import with_targets
 from influence_engine.errors import DataError
 from influence_engine.resources import to_device
-from influence_engine.tasks import Example, Task, without_targets
+from influence_engine.tasks import Example, Task, with_targets, without_targets
 
 _BATCH = 32
 
@@ -27,15 +26,15 @@ MOST_GRADIENTS = 64
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two models on the same held-out inputs.
+    """Agreement of a served model and its surrogate on the same held-out inputs.
 
     Attributes:
-        examples: How many inputs.
-        labels: Share of them for which both predict the same label.
-        logits: Correlation of their outputs, each input's mean taken out.
+        examples: Number of inputs.
+        labels: Share of the inputs for which both models predict the same label.
+        logits: Correlation of the models' outputs, each input's mean taken out.
         gradients: Mean cosine of the gradients of the measurement (of what the served model predicts) by the weights
-            that the twin's training changed; None where the models' weights have different names or shapes.
-        base_labels: ``labels`` of two models that agree by chance: of the served one with the commonest label.
+            that the surrogate's training changed; None where the models' weights have different names or shapes.
+        base_labels: ``labels`` by chance: share of the inputs to which the served model gives its commonest label.
     """
 
     examples: int
@@ -46,7 +45,7 @@ class Agreement:
 
     @property
     def summary(self) -> str:
-        """In a line."""
+        """The agreement in a line."""
         gradients = "" if self.gradients is None else f", gradients' cosine {self.gradients:.2f}"
         return (
             f"on {self.examples:,} held-out inputs both give the same label for {self.labels:.1%} (the commonest label "
@@ -54,39 +53,39 @@ class Agreement:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON value, with the summary."""
+        """The agreement as a JSON value, with the summary."""
         return {**asdict(self), "summary": self.summary}
 
 
 def agreement(
-    served: nn.Module, twin: nn.Module, task: Task, held_out: Sequence[Example], trained: Sequence[str]
+    served_model: nn.Module, surrogate: nn.Module, task: Task, held_out: Sequence[Example], trained: Sequence[str]
 ) -> Agreement:
-    """Compares a served model with its twin.
+    """Compares a served model with its surrogate.
 
     Args:
-        served: The served model.
-        twin: The twin, on the same device.
-        task: Of both.
-        held_out: Inputs that neither was trained on; their targets are not looked at.
-        trained: Names of the parameters that the twin's training changed.
+        served_model: The served model.
+        surrogate: The surrogate, on the same device.
+        task: The task of both models.
+        held_out: Inputs that neither model was trained on; their targets are not looked at.
+        trained: Names of the parameters that the surrogate's training changed.
 
     Raises:
         DataError: there are no held-out inputs, or the task's outputs are not one row of numbers an input.
     """
     if not held_out:
         raise DataError("there are no held-out examples to compare the models on", field="data.validation")
-    served.eval()
-    twin.eval()
+    served_model.eval()
+    surrogate.eval()
     inputs = without_targets(task, held_out)
-    outputs = torch.stack([_outputs(model, task, inputs) for model in (served, twin)])
+    outputs = torch.stack([_outputs(model, task, inputs) for model in (served_model, surrogate)])
     centred = (outputs - outputs.mean(-1, keepdim=True)).flatten(1)
-    said = outputs.argmax(-1)
+    predicted = outputs.argmax(-1)
     return Agreement(
         examples=len(inputs),
-        labels=float((said[0] == said[1]).double().mean()),
+        labels=float((predicted[0] == predicted[1]).double().mean()),
         logits=float(torch.nn.functional.cosine_similarity(centred[0], centred[1], dim=0)),
-        gradients=_gradients(served, twin, task, inputs[:MOST_GRADIENTS], trained),
-        base_labels=float(torch.bincount(said[0]).max() / len(inputs)),
+        gradients=_gradients(served_model, surrogate, task, inputs[:MOST_GRADIENTS], trained),
+        base_labels=float(torch.bincount(predicted[0]).max() / len(inputs)),
     )
 
 
@@ -102,24 +101,24 @@ def _outputs(model: nn.Module, task: Task, inputs: Sequence[Example]) -> Tensor:
 
 
 def _gradients(
-    served: nn.Module, twin: nn.Module, task: Task, inputs: Sequence[Example], trained: Sequence[str]
+    served_model: nn.Module, surrogate: nn.Module, task: Task, inputs: Sequence[Example], trained: Sequence[str]
 ) -> float | None:
-    named = [dict(model.named_parameters()) for model in (served, twin)]
+    named = [dict(model.named_parameters()) for model in (served_model, surrogate)]
     if any(name not in one for name in trained for one in named):
         return None
     if any(named[0][name].shape != named[1][name].shape for name in trained):
         return None
-    device, cosines = next(served.parameters()).device, []
+    device, cosines = next(served_model.parameters()).device, []
     before = [{name: one[name].requires_grad for name in trained} for one in named]
     try:
         for one in named:
             for name in trained:
                 one[name].requires_grad_(True)
         for example in inputs:
-            batch = with_targets(task, served, to_device(task.collate([example]), device))
+            batch = with_targets(task, served_model, to_device(task.collate([example]), device))
             flat = [
                 _gradient(model, task, batch, [one[name] for name in trained])
-                for model, one in zip((served, twin), named, strict=True)
+                for model, one in zip((served_model, surrogate), named, strict=True)
             ]
             cosines.append(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
     finally:
