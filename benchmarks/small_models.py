@@ -225,9 +225,7 @@ def indexed(
     """The index, and seconds by stage."""
     stages = Stages()
     settings = IndexSettings.model_validate({"approximation": approximation})
-    index = InfluenceIndex.build_from_run(
-        run, case.task, train, folder, settings, into=case.network(), progress=stages
-    )
+    index = InfluenceIndex.build_from_run(run, case.task, train, folder, settings, into=case.network(), progress=stages)
     taken = stages.end()
     return Attributor(run.load_model(case.network()), case.task, index), taken
 

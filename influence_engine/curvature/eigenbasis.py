@@ -69,9 +69,16 @@ def fit_eigenbasis(rows: RowMatrix | Sequence[Tensor], dimensions: int) -> Eigen
     """
     matrix = BlockRows(rows) if isinstance(rows, Sequence) else rows
     count, width = matrix.shape
-    if min(count, width) > max(_SMALL, _IN_FULL * dimensions):
+    if not decomposed_size(count, width, dimensions):
         return _by_multiplication(matrix, dimensions)
     return _from_products(matrix, dimensions) if count <= width else _from_covariance(matrix, dimensions)
+
+
+def decomposed_size(count: int, width: int, dimensions: int) -> int:
+    """Size of the matrix that is decomposed in full for rows ``[count, width]``; 0 where most would be cut, so that
+    rows are multiplied a few times instead."""
+    smaller = min(count, width)
+    return smaller if smaller <= max(_SMALL, _IN_FULL * dimensions) else 0
 
 
 def decomposed(products: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from influence_engine.gradients.factors import LayerGradient, has_one_position
+from influence_engine.gradients.factors import DenseGradient, IndexedGradient, LayerGradient, has_one_position
 
 
 class SharedRows(Protocol):
@@ -31,9 +31,9 @@ class SharedRows(Protocol):
     def products(self, values: Tensor) -> Tensor:
         """Inner products ``[n, C, B]`` of the rows with ``values [d1, d0, B]``."""
 
-    def add_combinations(self, total: Tensor, coefficients: Tensor, scale: float = 1.0) -> None:
-        """Adds ``scale`` times ``sum_nc coefficients_nc row_nc`` to ``total [d1, d0, B]``, of which each of the ``B``
-        has coefficients of its own, ``[n, C, B]``."""
+    def add_combinations(self, total: Tensor, coefficients: Tensor) -> None:
+        """Adds ``sum_nc coefficients_nc row_nc`` to ``total [d1, d0, B]``, of which each of the ``B`` has coefficients
+        of its own, ``[n, C, B]``."""
 
     def weighted(self, weights: Tensor) -> SharedRows:
         """Each row times its weight, ``[n, C]``."""
@@ -43,9 +43,6 @@ class SharedRows(Protocol):
 
     def split(self, count: int) -> list[SharedRows]:
         """The rows of ``count`` examples at a time."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The rows for a file; ``rows_from`` reads them."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ class FactoredRows:
         inputs = self.right @ values.flatten(1)
         return self.left @ inputs.view(len(self.right), values.shape[1], values.shape[2])
 
-    def add_combinations(self, total: Tensor, coefficients: Tensor, scale: float = 1.0) -> None:
+    def add_combinations(self, total: Tensor, coefficients: Tensor) -> None:
         outputs = self.left.transpose(1, 2) @ coefficients
-        total.view(total.shape[0], -1).addmm_(self.right.T, outputs.flatten(1), alpha=scale)
+        total.view(total.shape[0], -1).addmm_(self.right.T, outputs.flatten(1))
 
     def weighted(self, weights: Tensor) -> FactoredRows:
         return FactoredRows(self.left * weights.unsqueeze(-1), self.right)
@@ -81,9 +78,6 @@ class FactoredRows:
     def split(self, count: int) -> list[SharedRows]:
         pairs = zip(torch.split(self.left, count), torch.split(self.right, count), strict=True)
         return [FactoredRows(left, right) for left, right in pairs]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"left": self.left, "right": self.right}
 
 
 @dataclass(frozen=True)
@@ -104,9 +98,9 @@ class DenseRows:
         found = self.matrix.flatten(0, 1).flatten(1) @ values.flatten(0, 1)
         return found.view(*self.matrix.shape[:2], -1)
 
-    def add_combinations(self, total: Tensor, coefficients: Tensor, scale: float = 1.0) -> None:
+    def add_combinations(self, total: Tensor, coefficients: Tensor) -> None:
         rows = self.matrix.flatten(0, 1).flatten(1)
-        total.view(rows.shape[1], -1).addmm_(rows.T, coefficients.flatten(0, 1), alpha=scale)
+        total.view(rows.shape[1], -1).addmm_(rows.T, coefficients.flatten(0, 1))
 
     def weighted(self, weights: Tensor) -> DenseRows:
         return DenseRows(self.matrix * weights[..., None, None])
@@ -117,8 +111,24 @@ class DenseRows:
     def split(self, count: int) -> list[SharedRows]:
         return [DenseRows(some) for some in torch.split(self.matrix, count)]
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"matrix": self.matrix}
+
+def inputs_in_common(gradients: Mapping[str, LayerGradient]) -> bool:
+    """Whether most numbers of rows are of layers in which an example's rows have their inputs in common.
+
+    Args:
+        gradients: By layer, along any direction.
+    """
+    sizes = {name: _weights(one) for name, one in gradients.items()}
+    shared = sum(sizes[name] for name, one in gradients.items() if has_one_position(one))
+    return 2 * shared >= sum(sizes.values())
+
+
+def _weights(gradient: LayerGradient) -> int:
+    """``d0 d1``."""
+    if isinstance(gradient, DenseGradient):
+        return gradient.matrix[0].numel()
+    height = gradient.height if isinstance(gradient, IndexedGradient) else gradient.left.shape[-1]
+    return height * gradient.right.shape[-1]
 
 
 def shared_rows(directions: Sequence[LayerGradient]) -> SharedRows:
@@ -155,11 +165,10 @@ class BatchRows:
             first += other
         return first
 
-    def add_combinations(self, totals: Mapping[str, Tensor], coefficients: Tensor, scale: float = 1.0) -> None:
-        """Adds ``scale`` times the combinations with ``coefficients [n, C, B]`` to ``totals``, ``[d1, d0, B]`` by
-        layer."""
+    def add_combinations(self, totals: Mapping[str, Tensor], coefficients: Tensor) -> None:
+        """Adds the combinations with ``coefficients [n, C, B]`` to ``totals``, ``[d1, d0, B]`` by layer."""
         for name, rows in self.layers.items():
-            rows.add_combinations(totals[name], coefficients, scale)
+            rows.add_combinations(totals[name], coefficients)
 
     def weighted(self, weights: Tensor) -> BatchRows:
         """Each row times its weight, ``[n, C]``."""
@@ -170,8 +179,3 @@ class BatchRows:
         parts = zip(*(rows.split(count) for rows in self.layers.values()), strict=True)
         found = [dict(zip(self.layers, some, strict=True)) for some in parts]
         return [BatchRows(layers, next(iter(layers.values())).size) for layers in found]
-
-
-def rows_from(tensors: Mapping[str, Tensor]) -> SharedRows:
-    """The rows that ``SharedRows.tensors`` came from."""
-    return DenseRows(tensors["matrix"]) if "matrix" in tensors else FactoredRows(tensors["left"], tensors["right"])

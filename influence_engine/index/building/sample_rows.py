@@ -18,7 +18,7 @@ from torch import Tensor
 from influence_engine.curvature.gradient_passes import PulledRow
 from influence_engine.curvature.row_matrix import BlockRows, RowMatrix
 from influence_engine.gradients.factors import has_one_position
-from influence_engine.gradients.shared_rows import BatchRows
+from influence_engine.gradients.shared_rows import BatchRows, inputs_in_common
 from influence_engine.index.building.row_blocks import RowBlocks
 from influence_engine.index.encoding.encoder import LayerCoordinates
 
@@ -154,8 +154,7 @@ class SampleCollector:
         """Whether rows have enough in common, and are few enough, to be in memory."""
         sizes = {name: one.size for name, one in self._coordinates.projections.items()}
         dense = sum(sizes[name] for name, one in row.gradients.items() if not has_one_position(one))
-        few = 4 * dense * _MOST_DIRECTIONS * self._count <= IN_MEMORY
-        return few and 2 * dense <= sum(sizes.values())
+        return 4 * dense * _MOST_DIRECTIONS * self._count <= IN_MEMORY and inputs_in_common(row.gradients)
 
     def _add_shared(self, positions: Sequence[int], rows: Iterable[PulledRow]) -> None:
         found = [(self._coordinates.reduced(row.gradients), _weight(row), row.root_curvature, row.loss) for row in rows]

@@ -28,7 +28,7 @@ from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.building.context import BuildContext
 from influence_engine.index.building.sample_rows import SampleCollector, SampledRows
 from influence_engine.index.encoding.encoder import LayerCoordinates
-from influence_engine.index.sizes import LAYER_SAMPLE, SHARD, gradient_path, sample_sizes
+from influence_engine.index.sizes import LAYER_SAMPLE, SHARD, gradient_path, most_dimensions, sample_sizes
 from influence_engine.tensor_files import write_tensors
 
 LAYERS = "fitting the layers' bases"
@@ -99,7 +99,8 @@ class IndexBuilder:
             every = [found]
             if (unrolling := self._unrolling) is not None:
                 every.append(within(ROWS_ALONG, lambda: self._rows_along(unrolling, coordinates, along)))
-            fitted = fit_eigenbasis(StackedRows([one.rows for one in every]), self.settings.dimensions)
+            most = most_dimensions(self.settings.dimensions, len(self.examples))
+            fitted = fit_eigenbasis(StackedRows([one.rows for one in every]), most)
             projected = found.rows.products(fitted.vectors)
             for one in every:
                 one.remove()

@@ -12,7 +12,6 @@ own; ``sensitivity`` runs through the linearised steps.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -273,8 +272,8 @@ class StepLineariser:
                     parts["along"].append(torch.stack(inner).sum(0))
                     adapters.add(row.gradients, weight * row.loss)
         one = {name: torch.cat(part) for name, part in parts.items()}
-        nothing = basis.new_zeros(0, basis.shape[1])
-        one |= dict(itertools.zip_longest(PROJECTED, projected.projected(), fillvalue=nothing))
+        nothing = basis.new_zeros(0, basis.shape[1])  # where there are no second moments
+        one |= dict(zip(PROJECTED, [*projected.projected(), nothing], strict=False))
         cross_terms = adapters.cross_terms(coordinates, basis, displacement, with_gradient=products is not None)
         clip, share = self._clipping(step, one["gradient"], one["along"], displacement.by_parameter)
         if products is not None:

@@ -5,8 +5,8 @@ for its displacements (``step_displacement``). There are two ways, with the same
 
 * one row after the other: its products with the factors in the layers' ``m`` coordinates, then ``m`` by ``k``
   operations for each;
-* for small models with several outputs, all rows of an example together (``gradients.shared_rows``): the basis is lifted
-  to the parameters once, multiplied by each factor, and then multiplied with the inputs, which an example's rows have in
+* for small models with several outputs, all rows of an example together (``gradients.shared_rows``): the basis, lifted
+  to the parameters once and multiplied by each factor, is multiplied with the inputs, which an example's rows have in
   common: with ten outputs, nearly ten times fewer operations.
 """
 
@@ -19,16 +19,20 @@ import torch
 from torch import Tensor
 
 from influence_engine.curvature.gradient_passes import PulledRow
-from influence_engine.gradients.factors import has_one_position
-from influence_engine.gradients.shared_rows import BatchRows
+from influence_engine.gradients.shared_rows import BatchRows, inputs_in_common
 from influence_engine.index.encoding.encoder import LayerCoordinates
 from influence_engine.index.unrolling.step_displacement import StepDisplacement
 
 LIFTED_BYTES = 2**28
 """Bytes that the basis may take when it is lifted to the parameters."""
 
-_FEWEST_ROWS = 4
+FEWEST_ROWS = 4
 """Rows of an example that are worth going through the parameters for."""
+
+
+def few_enough(parameters: int, dimensions: int) -> bool:
+    """Whether a basis of so many dimensions may be lifted to so many parameters."""
+    return 4 * parameters * dimensions <= LIFTED_BYTES
 
 
 class RowProjection:
@@ -41,15 +45,13 @@ class RowProjection:
 
     def __init__(self, coordinates: LayerCoordinates, basis: Tensor) -> None:
         self.coordinates, self.basis = coordinates, basis
-        sizes = {name: len(one.row) * len(one.column) for name, one in coordinates.preconditioner.items()}
-        self._sizes = {name: sizes[name] for name in coordinates.projections}
+        layers = [coordinates.preconditioner[name] for name in coordinates.projections]
+        self._few = few_enough(sum(len(one.row) * len(one.column) for one in layers), basis.shape[1])
         self._lifted: dict[str, Tensor] = {}
 
     def shares(self, row: PulledRow) -> bool:
-        """Whether rows such as this one may go through the parameters: of a small model, mostly with one position."""
-        dense = sum(self._sizes[name] for name, one in row.gradients.items() if not has_one_position(one))
-        every = sum(self._sizes.values())
-        return 4 * every * self.basis.shape[1] <= LIFTED_BYTES and 2 * dense <= every
+        """Whether rows such as this one may go through the parameters."""
+        return self._few and inputs_in_common(row.gradients)
 
     def products(self, rows: BatchRows, factors: Mapping[str, Tensor]) -> Tensor:
         """``[n, C, k]`` of rows of whole layers, multiplied elementwise by ``factors``, ``[d0, d1]`` by layer."""
@@ -82,8 +84,8 @@ class StepRows:
     def through(self, rows: Iterator[PulledRow]) -> Iterator[PulledRow]:
         """The rows of one micro-batch, as they come; when the last one has come, they are projected."""
         first = next(rows)
-        some = [first, *itertools.islice(rows, _FEWEST_ROWS - 1)] if self._projection.shares(first) else [first]
-        if len(some) == _FEWEST_ROWS:
+        some = [first, *itertools.islice(rows, FEWEST_ROWS - 1)] if self._projection.shares(first) else [first]
+        if len(some) == FEWEST_ROWS:
             yield from self._together([*some, *rows])
         else:
             yield from self._one_by_one(itertools.chain(some, rows))
