@@ -20,14 +20,9 @@ SENSITIVITY_SHARD = 8 * SHARD
 """Examples that are unrolled together: their sensitivities and pending displacements are in memory."""
 
 
-_FEWEST_DIMENSIONS = 1024
-"""Dimensions that an index may have however few examples there are: of these, it takes little time to build."""
-
-
 def most_dimensions(dimensions: int, examples: int) -> int:
-    """Dimensions of an index, at most: more than examples add hardly anything, since scores of ``N`` examples are of
-    rank ``N``."""
-    return min(dimensions, max(examples, _FEWEST_DIMENSIONS))
+    """Dimensions of an index, at most: two for each example, for its gradient and its sensitivity."""
+    return min(dimensions, 2 * examples)
 
 
 def sample_sizes(sample: int, examples: int, *, along_trajectory: bool) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from influence_engine.curvature.gradient_passes import PulledRow
 from influence_engine.curvature.row_matrix import BlockRows, RowMatrix
 from influence_engine.gradients.factors import has_one_position
-from influence_engine.gradients.shared_rows import BatchRows, inputs_in_common
+from influence_engine.gradients.shared_rows import BatchRows, columns_at_once, inputs_in_common
 from influence_engine.index.building.row_blocks import RowBlocks
 from influence_engine.index.encoding.encoder import LayerCoordinates
 
@@ -28,8 +28,8 @@ IN_MEMORY = 2**28
 _MOST_DIRECTIONS = 16
 """Rows of an example, at most, where they have inputs in common."""
 
-_AT_ONCE = 2**13
-"""Examples times columns of the wider basis whose products with many vectors are taken at once."""
+_NUMBERS = {"cpu": 2**18, "cuda": 2**27}
+"""Numbers that inputs' products with vectors may be at once: on a processor so few that they stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,10 @@ class ExampleRows:
     def __init__(self, coordinates: LayerCoordinates, batches: Sequence[BatchRows]) -> None:
         self._slices = coordinates.slices()
         self._shapes = {name: one.shape for name, one in coordinates.projections.items()}
-        # So few examples at a time that what products with many vectors leave between two steps stays small.
-        count = max(1, _AT_ONCE // max(r0 for r0, _ in self._shapes.values()))
+        device = next(iter(batches[0].layers.values())).dense().device.type
+        self._columns = columns_at_once(device)
+        widest = self._columns * max(r0 for r0, _ in self._shapes.values())
+        count = max(8, _NUMBERS.get(device, _NUMBERS["cuda"]) // widest)
         self._batches = [part for batch in batches for part in batch.split(count)]
         self._lengths = [examples * directions for examples, directions in (batch.size for batch in self._batches)]
 
@@ -94,18 +96,27 @@ class ExampleRows:
             yield torch.cat(every, 1)
 
     def products(self, matrix: Tensor) -> Tensor:
-        values = {
-            name: matrix[self._slices[name]].view(*shape, -1).transpose(0, 1).contiguous()
-            for name, shape in self._shapes.items()
-        }
-        return torch.cat([batch.products(values).flatten(0, 1) for batch in self._batches])
+        found = matrix.new_empty(self.shape[0], matrix.shape[1])
+        for to, some in zip(torch.split(found, self._columns, 1), torch.split(matrix, self._columns, 1), strict=True):
+            values = {
+                name: some[self._slices[name]].reshape(*shape, -1).transpose(0, 1).contiguous()
+                for name, shape in self._shapes.items()
+            }
+            for rows, batch in zip(torch.split(to, self._lengths), self._batches, strict=True):
+                rows.copy_(batch.products(values).flatten(0, 1))
+        return found
 
     def combinations(self, coefficients: Tensor) -> Tensor:
-        width = coefficients.shape[1]
-        totals = {name: coefficients.new_zeros(r1, r0, width) for name, (r0, r1) in self._shapes.items()}
-        for batch, some in zip(self._batches, torch.split(coefficients, self._lengths), strict=True):
-            batch.add_combinations(totals, some.view(*batch.size, width))
-        return torch.cat([total.transpose(0, 1).flatten(0, 1) for total in totals.values()])
+        found = coefficients.new_empty(self.shape[1], coefficients.shape[1])
+        columns = torch.split(coefficients, self._columns, 1)
+        for to, some in zip(torch.split(found, self._columns, 1), columns, strict=True):
+            width = some.shape[1]
+            totals = {name: some.new_zeros(r1, r0, width) for name, (r0, r1) in self._shapes.items()}
+            for batch, part in zip(self._batches, torch.split(some, self._lengths), strict=True):
+                batch.add_combinations(totals, part.reshape(*batch.size, width))
+            for name, total in totals.items():
+                to[self._slices[name]] = total.transpose(0, 1).flatten(0, 1)
+        return found
 
 
 class SampleCollector:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from influence_engine.curvature.gradient_passes import PulledRow
-from influence_engine.gradients.shared_rows import BatchRows, inputs_in_common
+from influence_engine.gradients.shared_rows import BatchRows, columns_at_once, inputs_in_common
 from influence_engine.index.encoding.encoder import LayerCoordinates
 from influence_engine.index.unrolling.step_displacement import StepDisplacement
 
@@ -47,7 +47,7 @@ class RowProjection:
         self.coordinates, self.basis = coordinates, basis
         layers = [coordinates.preconditioner[name] for name in coordinates.projections]
         self._few = few_enough(sum(len(one.row) * len(one.column) for one in layers), basis.shape[1])
-        self._lifted: dict[str, Tensor] = {}
+        self._lifted: list[dict[str, Tensor]] = []
 
     def shares(self, row: PulledRow) -> bool:
         """Whether rows such as this one may go through the parameters."""
@@ -56,16 +56,23 @@ class RowProjection:
     def products(self, rows: BatchRows, factors: Mapping[str, Tensor]) -> Tensor:
         """``[n, C, k]`` of rows of whole layers, multiplied elementwise by ``factors``, ``[d0, d1]`` by layer."""
         if not self._lifted:
-            self._lifted = dict(self._laid_out())
-        return rows.products({name: self._lifted[name] * factors[name].T.unsqueeze(-1) for name in rows.layers})
+            self._lifted = [
+                self._laid_out(some) for some in self.basis.split(columns_at_once(self.basis.device.type), 1)
+            ]
+        laid_out = {name: factors[name].T.unsqueeze(-1).contiguous() for name in rows.layers}
+        return torch.cat(
+            [rows.products({n: some[n] * one for n, one in laid_out.items()}) for some in self._lifted], -1
+        )
 
-    def _laid_out(self) -> Iterator[tuple[str, Tensor]]:
-        """The basis in preconditioned parameters, ``[d1, d0, k]`` by layer."""
+    def _laid_out(self, basis: Tensor) -> dict[str, Tensor]:
+        """Some columns of the basis in preconditioned parameters, ``[d1, d0, B]`` by layer."""
+        lifted = {}
         for name, part in self.coordinates.slices().items():
             projection = self.coordinates.projections[name]
-            inner = self.basis[part].T.reshape(-1, *projection.shape)
+            inner = basis[part].T.reshape(-1, *projection.shape)
             height = len(self.coordinates.preconditioner[name].row)
-            yield name, projection.lift(inner, height).permute(2, 1, 0).contiguous()
+            lifted[name] = projection.lift(inner, height).permute(2, 1, 0).contiguous()
+        return lifted
 
 
 class StepRows:
