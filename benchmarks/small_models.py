@@ -171,6 +171,7 @@ def main() -> None:
     found = parser_of(__doc__)
     found.add_argument("--model", choices=tuple(CASES), action="append")
     found.add_argument("--only", choices=("auto", "final"), action="append", dest="approximations")
+    found.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
     found.add_argument("--queries", type=int, default=64)
     found.add_argument("--subsets", type=int, default=0, help="retrainings without 5%% that the scores are judged by")
     found.add_argument("--scores", type=Path, help="a folder to keep the scores in, or to compare them with")
@@ -197,13 +198,14 @@ def measured(name: str, case: Case, options: argparse.Namespace) -> dict[str, An
         }
         retraining = Retraining(run, case.task, train, queries, Path(folder) / "retrained", into=case.network())
         for approximation in options.approximations or ("auto", "final"):
-            attributor, taken = indexed(case, run, train, Path(folder) / approximation, approximation)
+            settings = IndexSettings(approximation=approximation, dimensions=options.dimensions)
+            attributor, taken = indexed(case, run, train, Path(folder) / approximation, settings)
             scores = attributor.scores(queries)
             seconds = sum(taken.values())
             report[approximation] = {
                 "seconds": round(seconds, 2),
                 "ratio_to_training": round(seconds / training, 2),
-                "predicted_s": round(predicted(case, run, train, approximation), 2),
+                "predicted_s": round(predicted(case, run, train, settings), 2),
                 "numbers_an_example": attributor.index.manifest.dimensions,
                 "influence_kept": attributor.index.manifest.influence_kept,
                 "stages": taken,
@@ -220,19 +222,17 @@ def measured(name: str, case: Case, options: argparse.Namespace) -> dict[str, An
 
 
 def indexed(
-    case: Case, run: Run, train: list[dict[str, Any]], folder: Path, approximation: str
+    case: Case, run: Run, train: list[dict[str, Any]], folder: Path, settings: IndexSettings
 ) -> tuple[Attributor, dict[str, float]]:
     """The index, and seconds by stage."""
     stages = Stages()
-    settings = IndexSettings.model_validate({"approximation": approximation})
     index = InfluenceIndex.build_from_run(run, case.task, train, folder, settings, into=case.network(), progress=stages)
     taken = stages.end()
     return Attributor(run.load_model(case.network()), case.task, index), taken
 
 
-def predicted(case: Case, run: Run, train: list[dict[str, Any]], approximation: str) -> float:
+def predicted(case: Case, run: Run, train: list[dict[str, Any]], settings: IndexSettings) -> float:
     """Seconds that the build is planned to take."""
-    settings = IndexSettings.model_validate({"approximation": approximation})
     plan = InfluenceIndex.plan(run.load_model(case.network()), case.task, train, settings, run=run)
     return plan.seconds or 0.0
 

@@ -21,8 +21,12 @@ SENSITIVITY_SHARD = 8 * SHARD
 
 
 def most_dimensions(dimensions: int, examples: int) -> int:
-    """Dimensions of an index, at most: two for each example, for its gradient and its sensitivity."""
-    return min(dimensions, 2 * examples)
+    """Dimensions of an index, at most: a quarter more than there are examples, since their scores are of rank ``N``, and
+    not fewer than 1,024, which take little time.
+
+    That more of them predict retraining no better is measured (``benchmarks/small_models.py --dimensions``).
+    """
+    return min(dimensions, max(1024, examples * 5 // 4))
 
 
 def sample_sizes(sample: int, examples: int, *, along_trajectory: bool) -> tuple[int, int]:
