@@ -171,7 +171,6 @@ def main() -> None:
     found = parser_of(__doc__)
     found.add_argument("--model", choices=tuple(CASES), action="append")
     found.add_argument("--only", choices=("auto", "final"), action="append", dest="approximations")
-    found.add_argument("--dimensions", type=int, default=IndexSettings().dimensions)
     found.add_argument("--queries", type=int, default=64)
     found.add_argument("--subsets", type=int, default=0, help="retrainings without 5%% that the scores are judged by")
     found.add_argument("--scores", type=Path, help="a folder to keep the scores in, or to compare them with")
@@ -198,7 +197,7 @@ def measured(name: str, case: Case, options: argparse.Namespace) -> dict[str, An
         }
         retraining = Retraining(run, case.task, train, queries, Path(folder) / "retrained", into=case.network())
         for approximation in options.approximations or ("auto", "final"):
-            settings = IndexSettings(approximation=approximation, dimensions=options.dimensions)
+            settings = IndexSettings(approximation=approximation)
             attributor, taken = indexed(case, run, train, Path(folder) / approximation, settings)
             scores = attributor.scores(queries)
             seconds = sum(taken.values())

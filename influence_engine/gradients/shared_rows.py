@@ -20,7 +20,6 @@ from torch import Tensor
 
 from influence_engine.gradients.factors import DenseGradient, IndexedGradient, LayerGradient, has_one_position
 
-
 _COLUMNS = {"cpu": 64, "cuda": 4096}
 
 

@@ -21,11 +21,8 @@ SENSITIVITY_SHARD = 8 * SHARD
 
 
 def most_dimensions(dimensions: int, examples: int) -> int:
-    """Dimensions of an index, at most: a quarter more than there are examples, since their scores are of rank ``N``, and
-    not fewer than 1,024, which take little time.
-
-    That more of them predict retraining no better is measured (``benchmarks/small_models.py --dimensions``).
-    """
+    """Dimensions of an index, at most: a quarter more than examples, whose scores are of rank ``N``, and not fewer than
+    1,024, which take little time; what more of them gain is in ``benchmarks/HISTORY.md``."""
     return min(dimensions, max(1024, examples * 5 // 4))
 
 

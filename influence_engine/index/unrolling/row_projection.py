@@ -56,9 +56,8 @@ class RowProjection:
     def products(self, rows: BatchRows, factors: Mapping[str, Tensor]) -> Tensor:
         """``[n, C, k]`` of rows of whole layers, multiplied elementwise by ``factors``, ``[d0, d1]`` by layer."""
         if not self._lifted:
-            self._lifted = [
-                self._laid_out(some) for some in self.basis.split(columns_at_once(self.basis.device.type), 1)
-            ]
+            columns = columns_at_once(self.basis.device.type)
+            self._lifted = [self._laid_out(some) for some in torch.split(self.basis, columns, 1)]
         laid_out = {name: factors[name].T.unsqueeze(-1).contiguous() for name in rows.layers}
         return torch.cat(
             [rows.products({n: some[n] * one for n, one in laid_out.items()}) for some in self._lifted], -1

@@ -1,5 +1,5 @@
-"""Promises: the eigenbasis is orthonormal and holds the sampled rows; cutting it loses the least energy, also where only
-the leading space is computed, which is that of the full decomposition."""
+"""Promises: the eigenbasis is orthonormal and holds the sampled rows; cutting it loses the least energy, also where
+only the leading space is computed, which is that of the full decomposition."""
 
 from __future__ import annotations
 
