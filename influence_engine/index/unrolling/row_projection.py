@@ -103,9 +103,18 @@ class StepRows:
 
     def _together(self, rows: list[PulledRow]) -> list[PulledRow]:
         shared = BatchRows.of([row.gradients for row in rows])
+        itself = self._projection.products(shared, self._displacement.preconditioner)
         for parts, factors in zip(self._projected, self._factors, strict=True):
-            parts.append(self._projection.products(shared, factors).transpose(0, 1).flatten(0, 1))
+            multiple = self._multiple(factors)
+            found = self._projection.products(shared, factors) if multiple is None else itself * multiple
+            parts.append(found.transpose(0, 1).flatten(0, 1))
         return rows
+
+    def _multiple(self, factors: Mapping[str, Tensor]) -> float | None:
+        """How many times the preconditioner ``factors`` are, if it is one number: gradient descent has one for all."""
+        ratios = [factors[name] / one for name, one in self._displacement.preconditioner.items() if name in factors]
+        ends = [float(end) for ratio in ratios for end in ratio.aminmax()]
+        return ends[0] if min(ends) == max(ends) else None
 
     def _one_by_one(self, rows: Iterator[PulledRow]) -> Iterator[PulledRow]:
         coordinates = self._projection.coordinates
