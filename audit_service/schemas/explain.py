@@ -13,6 +13,7 @@ from audit_service.schemas.common import (
     IndexIdentity,
     ModelIdentity,
     ModelRequest,
+    Name,
     Part,
     Polarity,
     Target,
@@ -35,8 +36,8 @@ class ExplainRequest(ModelRequest):
         "both", description="The strongest of both signs, ``top_k`` of each, or one sign's only."
     )
     tier: Tier = "best"
-    include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")
-    group_by: list[str] = Field(
+    include: list[Part] = Field(["examples", "groups", "modules"], max_length=16, description="Parts of the answer.")
+    group_by: list[Name] = Field(
         ["label", "source"],
         max_length=MAX_GROUPINGS,
         description="Columns that influence is summed by: label, source, licence, consent, or one of the metadata.",

@@ -16,6 +16,7 @@ import yaml
 
 from audit_service.artifacts.bento_models import index_version_folder
 from audit_service.config import AuditConfig
+from audit_service.store.location import private_folder
 from audit_service.workflows.export import export_if_it_can_be
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import BuildOrder, build_for_serving, first_index
@@ -152,7 +153,7 @@ def running_bento(config: AuditConfig, *, port: int) -> Iterator[Server]:
     service: str = yaml.safe_load(bentofile.read_text(encoding="utf-8"))["service"]
     # A home of its own: at its start BentoML clears the metrics of whatever else uses the same one.
     home = os.environ.get("BENTOML_HOME", str(config.state_folder / "bentoml"))
-    log = config.state_folder / "server.log"
+    log = private_folder(config.state_folder) / "server.log"
     chosen = free_port(HOST, port)
     environment = {"BENTOML_HOME": home}
     with serving(service, config.root, host=HOST, port=chosen, log=log, environment=environment) as server:
