@@ -18,6 +18,7 @@ from influence_engine.curvature import (
 from influence_engine.digests import json_digest
 from influence_engine.errors import ModelError, ResourceError
 from influence_engine.gradients import LayerGradient, Trace, TrackedLayers, tracing
+from influence_engine.gradients.shared_rows import inputs_in_common
 from influence_engine.resources import SavedBytes, free_memory, out_of_memory, to_device, trim_heap, within_memory
 from influence_engine.tasks import Example, Task, example_sizes
 
@@ -71,6 +72,7 @@ class PassCost:
         mean_size: Positions of such an example.
         batch: Bytes for the largest batch, estimated.
         rows: Pulled-back rows of one example.
+        shared: Whether these mostly have their inputs in common (``gradients.shared_rows``).
     """
 
     single: int
@@ -78,6 +80,7 @@ class PassCost:
     mean_size: float
     batch: int
     rows: int
+    shared: bool
 
 
 class GradientPasses:
@@ -139,10 +142,15 @@ class GradientPasses:
         positions = min(max(self._batch_tokens(longest, size), size), every * sum(sizes))
         each = self._bytes_a_position(longest, size)
         with _alone(longest, size):
-            rows = sum(1 for _ in self.rows([longest]))
+            shared = [inputs_in_common(row.gradients) for row in self.rows([longest])]
         mean = sum(sizes) / len(sizes)
         return PassCost(
-            single=int(each * size), mean=int(each * mean), mean_size=mean, batch=int(each * positions), rows=rows
+            single=int(each * size),
+            mean=int(each * mean),
+            mean_size=mean,
+            batch=int(each * positions),
+            rows=len(shared),
+            shared=all(shared),
         )
 
     def within_memory(self, work: Callable[[], T], report: Callable[[str], None]) -> T:

@@ -20,7 +20,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from influence_engine.gradients.factors import DenseGradient, FactoredGradient, IndexedGradient, LayerGradient
+from influence_engine.gradients.factors import (
+    DenseGradient,
+    FactoredGradient,
+    IndexedGradient,
+    LayerGradient,
+    has_one_position,
+)
 from influence_engine.resources import one_thread
 
 _BYTES_AT_ONCE = {False: 2**21, True: 2**26}
@@ -56,6 +62,11 @@ class LayerProjection:
         """Number of coordinates of this layer, ``r0 r1``."""
         return self.left.shape[-1] * self.right.shape[-1]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(r0, r1)``."""
+        return self.left.shape[-1], self.right.shape[-1]
+
     def project_matrices(self, matrices: Tensor) -> Tensor:
         """``p0^T M p1``, ``[q, r0, r1]``, of dense matrices ``M [q, d0, d1]``."""
         if self.left.dim() == 1:
@@ -72,6 +83,13 @@ class LayerProjection:
             whole[:, self.left] = inner @ self.right.T
             return whole
         return _between(self.left, inner, self.right.T)
+
+    def reduce(self, gradient: LayerGradient) -> LayerGradient:
+        """Each example's gradient in coordinates, ``p0^T G p1`` as a gradient of ``[r0, r1]``: still a product of a
+        column and a row where it has one position."""
+        if has_one_position(gradient):
+            return FactoredGradient(gradient.left @ self.left, gradient.right @ self.right)
+        return DenseGradient(self.project(gradient).view(-1, *self.shape))
 
     def project(self, gradient: LayerGradient) -> Tensor:
         """Coordinates ``p0^T G p1`` of each example's gradient, ``[B, r0 r1]``."""

@@ -20,6 +20,7 @@ then ``G = sum_t left_t right_t^T`` over its positions ``t``: output gradients a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -178,6 +179,11 @@ class IndexedGradient:
 
 
 LayerGradient = FactoredGradient | DenseGradient | IndexedGradient
+
+
+def has_one_position(gradient: LayerGradient) -> TypeGuard[FactoredGradient]:
+    """Whether each example's gradient is the product of one column and one row."""
+    return isinstance(gradient, FactoredGradient) and gradient.right.shape[1] == 1
 
 
 def _flat(tensor: Tensor) -> Tensor:

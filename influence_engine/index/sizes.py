@@ -20,6 +20,12 @@ SENSITIVITY_SHARD = 8 * SHARD
 """Examples that are unrolled together: their sensitivities and pending displacements are in memory."""
 
 
+def most_dimensions(dimensions: int, examples: int) -> int:
+    """Dimensions of an index, at most: a quarter more than examples, whose scores are of rank ``N``, and not fewer than
+    1,024, which take little time; what more of them gain is in ``benchmarks/HISTORY.md``."""
+    return min(dimensions, max(1024, examples * 5 // 4))
+
+
 def sample_sizes(sample: int, examples: int, *, along_trajectory: bool) -> tuple[int, int]:
     """Numbers of examples that bases are fitted on: at the final weights, and at weights along the trajectory."""
     each = min(sample // 2 if along_trajectory else sample, examples)

@@ -7,13 +7,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from influence_engine.curvature.eigenbasis import decomposed_size
 from influence_engine.curvature.gradient_passes import GradientPasses, PassCost
 from influence_engine.index.building.approximation import Approximation
 from influence_engine.index.building.row_blocks import BLOCK_ROWS
 from influence_engine.index.settings import IndexSettings
-from influence_engine.index.sizes import LAYER_SAMPLE, PRECONDITIONER_SAMPLE, SENSITIVITY_SHARD, sample_sizes
+from influence_engine.index.sizes import (
+    LAYER_SAMPLE,
+    PRECONDITIONER_SAMPLE,
+    SENSITIVITY_SHARD,
+    most_dimensions,
+    sample_sizes,
+)
 from influence_engine.index.unrolling.lora_cross_terms import cross_term_bytes, cross_term_operations
 from influence_engine.index.unrolling.residual_hessian import product_bytes
+from influence_engine.index.unrolling.row_projection import FEWEST_ROWS, few_enough
 from influence_engine.resources import free_memory, readable_bytes
 from influence_engine.tasks import Example, example_sizes
 
@@ -35,6 +45,12 @@ _GRAPH = 2
 
 _DECOMPOSITION_FLOPS = 5e10
 """Floating-point operations a second that an eigendecomposition reaches; an estimate on the safe side."""
+
+_MULTIPLICATIONS = 12
+"""Products of rows with a space while a basis is found by multiplying, as measured."""
+
+_PROBED_SIZE = 1024
+"""Size of the product whose time tells how fast the device multiplies."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ def plan_build(
     rows = cost.rows * _sampled(examples, settings, approximation)
     return BuildPlan(
         examples=len(examples),
-        dimensions=min(settings.dimensions, rows),
+        dimensions=_dimensions(settings, examples, rows, _coordinates(passes, settings)),
         coordinates=_coordinates(passes, settings),
         parameters=passes.tracked.parameters,
         seconds=_seconds(passes, examples, settings, approximation, cost) if probe else None,
@@ -175,6 +191,10 @@ def _coordinates(passes: GradientPasses, settings: IndexSettings) -> int:
     return min(settings.coordinates, sum(d0 * d1 for d0, d1 in (layer.shape for layer in passes.tracked.layers)))
 
 
+def _dimensions(settings: IndexSettings, examples: Sequence[Example], rows: int, coordinates: int) -> int:
+    return min(most_dimensions(settings.dimensions, len(examples)), rows, coordinates)
+
+
 @dataclass(frozen=True)
 class _Bytes:
     """Disk and memory of a build, beside the memory of the model's passes over examples.
@@ -216,7 +236,7 @@ def _bytes(
     """Predicted from the sizes of the tensors."""
     coordinates, record = _coordinates(passes, settings), approximation.steps
     rows = cost.rows * _sampled(examples, settings, approximation)
-    dimensions = min(settings.dimensions, rows)
+    dimensions = _dimensions(settings, examples, rows, coordinates)
     width = 2 if settings.dtype == "float16" else 4
     texts = sum(len(str(example)) for example in examples[:100]) / min(len(examples), 100)
     vectors, basis = len(examples) * dimensions, coordinates * dimensions
@@ -228,10 +248,12 @@ def _bytes(
     )
     disk += rows * coordinates * 4
     passing = max(basis * 4, 2 * block)
-    # The rows' inner products, decomposed; the basis from their eigenvectors; its rotation into the GGN's eigenvectors.
+    # The rows' inner products, decomposed, or a space with what it is multiplied to and factors of it; the basis from
+    # their eigenvectors; its rotation into the GGN's eigenvectors.
+    whole = decomposed_size(rows, coordinates, dimensions)
     fixed = max(
-        _DECOMPOSED_BYTES * rows**2,
-        basis * 4 + _HELD_BYTES * (rows**2 + dimensions**2) + 2 * block,
+        _DECOMPOSED_BYTES * whole**2 if whole else 4 * dimensions * (4 * coordinates + 2 * rows) + 2 * block,
+        basis * 4 + _HELD_BYTES * (whole**2 + dimensions**2) + 2 * block,
         basis * 4 + _DECOMPOSED_BYTES * dimensions**2,
         basis * (width + 4) + _HELD_BYTES * dimensions**2,
     )
@@ -245,6 +267,8 @@ def _bytes(
         cross_terms = cross_term_bytes(passes.tracked, dimensions)
         disk += cross_terms * steps
         linearised = basis * 4 + pulled * interval // steps + cross_terms * interval
+        if cost.shared and few_enough(passes.tracked.parameters, dimensions):
+            linearised += 2 * 4 * passes.tracked.parameters * dimensions  # the lifted basis, and times a factor
         fixed = max(fixed, linearised + min(len(examples), SENSITIVITY_SHARD) * dimensions * 3 * 4)
         states = 12 * passes.tracked.parameters * (interval + 1)
         width = settings.hessian_directions
@@ -304,11 +328,40 @@ def _seconds(
     passed += segments * (min(settings.sample, len(examples)) + len(examples))
     if record is None:  # the preconditioner may have to be estimated, with as many passes of the base model
         passed += 2 * min(PRECONDITIONER_SAMPLE, len(examples))
-    operations = 20 * rows**3 + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
+    coordinates = _coordinates(passes, settings)
+    dimensions = _dimensions(settings, examples, rows, coordinates)
+    whole = decomposed_size(rows, coordinates, dimensions)
+    operations = 20 * (whole**3 + dimensions**3) + sum(20 * min(d, 4096) ** 3 for shape in shapes for d in shape)
+    # Each use of a row reads the basis; where an example's rows share their inputs, all of them together do.
+    readings = 1 if cost.shared else cost.rows
+    products = 2.0 * (0 if whole else _MULTIPLICATIONS) * readings * sampled * coordinates * dimensions
+    if not whole:
+        operations += 2 * _MULTIPLICATIONS * coordinates * dimensions**2
     if record is not None:
-        dimensions = min(settings.dimensions, rows)
         operations += len(record.schedule) * cross_term_operations(
-            passes.tracked, dimensions, _coordinates(passes, settings), with_gradient=settings.hessian_directions > 0
+            passes.tracked, dimensions, coordinates, with_gradient=settings.hessian_directions > 0
         )
-    operations += segments * 24 * min(settings.dimensions, rows) ** 3
-    return each * passed * 1.3 + operations / _DECOMPOSITION_FLOPS
+        products += uses * _unrolling_products(passes, len(examples), cost, coordinates, dimensions)
+    operations += segments * 24 * dimensions**3
+    multiplied = products * _seconds_a_product(passes) if products else 0.0
+    return each * passed * 1.3 + operations / _DECOMPOSITION_FLOPS + multiplied
+
+
+def _unrolling_products(
+    passes: GradientPasses, examples: int, cost: PassCost, coordinates: int, dimensions: int
+) -> float:
+    """Multiplications and additions for each use of an example in a recorded step, once its rows are known."""
+    parameters = passes.tracked.parameters
+    together = cost.shared and cost.rows >= FEWEST_ROWS and few_enough(parameters, dimensions)
+    read = parameters if together else cost.rows * coordinates
+    # The rows and their displacements are projected; sensitivities of all examples multiplied by both.
+    return 2.0 * dimensions * (2 * read + 2 * cost.rows * examples)
+
+
+def _seconds_a_product(passes: GradientPasses) -> float:
+    """Seconds for each multiplication or addition of a large product on the device."""
+    some = torch.ones(_PROBED_SIZE, _PROBED_SIZE, device=passes.device)
+    float((some @ some)[0, 0])  # warm up
+    started = time.perf_counter()
+    float((some @ some)[0, 0])  # reading a number waits for the device
+    return (time.perf_counter() - started) / (2.0 * _PROBED_SIZE**3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ BLOCK_ROWS = 256
 """Rows of a block, to the next batch."""
 
 
-class RowBlocks:
+class RowBlocks(Sequence[Tensor]):
     """Collects rows batch by batch and yields them in blocks ``[n, m]``, each read when its turn comes.
 
     Args:
@@ -44,20 +45,24 @@ class RowBlocks:
             self._write()
         return self
 
-    def then(self, others: RowBlocks) -> RowBlocks:
-        """These blocks with the others after them, as one."""
-        both = RowBlocks(self._folder, self._name, self._device)
-        both._blocks = self._blocks + others._blocks
-        return both
-
     def remove(self) -> None:
         """Deletes the blocks."""
         for block in self._blocks:
             block.unlink(missing_ok=True)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for block in self._blocks:
-            yield load_file(block)["rows"].to(self._device)
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, number: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(*number.indices(len(self)))]
+        return load_file(self._blocks[number])["rows"].to(self._device)
 
     def _write(self) -> None:
         path = self._folder / f"{ROWS}{self._name}-{len(self._blocks):06d}.safetensors"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,11 +23,12 @@ from torch import Tensor
 
 from influence_engine.curvature import Preconditioner, fit_eigenbasis
 from influence_engine.curvature.gradient_passes import Batches
+from influence_engine.curvature.row_matrix import StackedRows
 from influence_engine.gradients.coordinates import EnergyFit
 from influence_engine.index.building.context import BuildContext
-from influence_engine.index.building.row_blocks import RowBlocks
+from influence_engine.index.building.sample_rows import SampleCollector, SampledRows
 from influence_engine.index.encoding.encoder import LayerCoordinates
-from influence_engine.index.sizes import LAYER_SAMPLE, SHARD, gradient_path, sample_sizes
+from influence_engine.index.sizes import LAYER_SAMPLE, SHARD, gradient_path, most_dimensions, sample_sizes
 from influence_engine.tensor_files import write_tensors
 
 LAYERS = "fitting the layers' bases"
@@ -36,34 +36,6 @@ LAYERS_ALONG = "fitting the layers' bases along the trajectory"
 ROWS = "fitting the GGN's basis"
 ROWS_ALONG = "fitting the GGN's basis along the trajectory"
 INDEXING = "indexing the examples"
-
-
-@dataclass(frozen=True)
-class _SampledRows:
-    """Rows that the basis is fitted on, with the factors that make GGN rows and loss gradients of them.
-
-    Attributes:
-        rows: ``[S, m]``, in blocks.
-        roots: ``[S]``; times a row, a row of the GGN.
-        losses: ``[S]``; an example's loss gradient is the sum of its rows times these.
-        owners: ``[S]``, positions of the rows' examples.
-    """
-
-    rows: RowBlocks
-    roots: Tensor
-    losses: Tensor
-    owners: list[int]
-
-    def loss_gradients(self, projected: Tensor) -> dict[int, Tensor]:
-        """The examples' loss gradients ``[k]`` by position, from the rows in a basis, ``[S, k]``.
-
-        On the processor, in single precision.
-        """
-        places = {position: place for place, position in enumerate(dict.fromkeys(self.owners))}
-        into = torch.tensor([places[position] for position in self.owners], device=projected.device)
-        sums = projected.new_zeros(len(places), projected.shape[1])
-        sums.index_add_(0, into, projected * self.losses.unsqueeze(1))
-        return dict(zip(places, sums.float().cpu(), strict=True))
 
 
 class Unrolling(Protocol):
@@ -124,12 +96,14 @@ class IndexBuilder:
             within = self.context.within_memory
             at_end, along = self._sample_sizes(self.settings.sample)
             found = within(ROWS, lambda: self._sampled_rows(coordinates, at_end))
-            rows = found.rows
+            every = [found]
             if (unrolling := self._unrolling) is not None:
-                rows = rows.then(within(ROWS_ALONG, lambda: self._rows_along(unrolling, coordinates, along)))
-            fitted = fit_eigenbasis(rows, self.settings.dimensions)
-            projected = torch.cat([block @ fitted.vectors for block in found.rows])
-            rows.remove()
+                every.append(within(ROWS_ALONG, lambda: self._rows_along(unrolling, coordinates, along)))
+            most = most_dimensions(self.settings.dimensions, len(self.examples))
+            fitted = fit_eigenbasis(StackedRows([one.rows for one in every]), most)
+            projected = found.rows.products(fitted.vectors)
+            for one in every:
+                one.remove()
             self._losses = found.loss_gradients(projected)
             ggn_rows = projected * found.roots.unsqueeze(1)
             tensors = {
@@ -193,34 +167,21 @@ class IndexBuilder:
             self.context.progress(INDEXING, done, len(self.examples))
         return result
 
-    def _rows_along(self, unrolling: Unrolling, coordinates: LayerCoordinates, count: int) -> RowBlocks:
-        """Rows for fitting the basis, weighted as in ``_sampled_rows``, at weights along the trajectory."""
-        rows = RowBlocks(self.context.folder, "trajectory", self.passes.device)
-        with contextlib.closing(self._reporting(unrolling.sample(count), count, ROWS_ALONG)) as batches:
-            for _, examples in batches:
-                for row in self.passes.rows(examples):
-                    rows.add(coordinates(row.gradients) * row.importance.unsqueeze(1))
+    def _sampled_rows(self, coordinates: LayerCoordinates, count: int) -> SampledRows:
+        """Rows for fitting the basis, of ``count`` sampled examples at the final weights."""
+        return self._collected(coordinates, self._batches(self._shuffled[:count], ROWS), "sampled", count)
+
+    def _rows_along(self, unrolling: Unrolling, coordinates: LayerCoordinates, count: int) -> SampledRows:
+        """Rows for fitting the basis at weights along the trajectory."""
+        batches = self._reporting(unrolling.sample(count), count, ROWS_ALONG)
+        return self._collected(coordinates, batches, "trajectory", count)
+
+    def _collected(self, coordinates: LayerCoordinates, batches: Batches, name: str, count: int) -> SampledRows:
+        rows = SampleCollector(coordinates, self.context.folder, name, count)
+        with contextlib.closing(batches):
+            for positions, examples in batches:
+                rows.add(positions, self.passes.rows(examples))
         return rows.closed()
-
-    def _sampled_rows(self, coordinates: LayerCoordinates, count: int) -> _SampledRows:
-        """Rows for fitting the basis, of ``count`` sampled examples at the final weights.
-
-        A row is ``sqrt(h + c^2) J^T e``. Deviation from the GGN's eigenvectors, whose rows are ``sqrt(h) J^T e``: a row
-        counts with its part ``c`` of the loss gradient, too, so that examples that the model is certain of, mislabelled
-        ones among them, have their place in the basis.
-        """
-        rows = RowBlocks(self.context.folder, "sampled", self.passes.device)
-        roots: list[Tensor] = []
-        losses: list[Tensor] = []
-        owners: list[int] = []
-        for positions, examples in self._batches(self._shuffled[:count], ROWS):
-            for row in self.passes.rows(examples):
-                weight = row.importance.clamp_min(1e-30)
-                rows.add(coordinates(row.gradients) * weight.unsqueeze(1))
-                roots.append(row.root_curvature / weight)
-                losses.append(row.loss / weight)
-                owners += positions
-        return _SampledRows(rows.closed(), torch.cat(roots), torch.cat(losses), owners)
 
     def _sample_sizes(self, sample: int) -> tuple[int, int]:
         return sample_sizes(sample, len(self.examples), along_trajectory=self._unrolling is not None)

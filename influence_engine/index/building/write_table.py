@@ -22,7 +22,7 @@ _ROWS = 256
 """Examples that are rotated and written at once."""
 
 _COLUMNS = 1024
-"""Coordinates of the basis that are rotated at once, in double precision."""
+"""Coordinates of the basis that are rotated at once."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Rotation:
 
     def encoder(self, coordinates: LayerCoordinates, basis: Tensor, dtype: torch.dtype) -> Encoder:
         """The finished encoder; its basis is ``[k, m]``, so that encoding a query reads it row by row."""
-        rotated = basis.new_empty(basis.shape[1], basis.shape[0], dtype=dtype)
+        rotated, rotation = basis.new_empty(basis.shape[1], basis.shape[0], dtype=dtype), self.matrix.T.to(basis)
         for to, part in zip(torch.split(rotated, _COLUMNS, 1), torch.split(basis, _COLUMNS), strict=True):
-            to.copy_(self.matrix.T @ part.double().T)
+            to.copy_(rotation @ part.T)
         return Encoder(coordinates, rotated, self.eigenvalues.float())
 
 

@@ -80,6 +80,12 @@ class LayerCoordinates:
             }
         )
 
+    def reduced(self, gradients: Mapping[str, LayerGradient]) -> dict[str, LayerGradient]:
+        """Gradients in coordinates layer by layer, as gradients of ``[r0, r1]``."""
+        return {
+            name: self.projections[name].reduce(self.preconditioner[name].apply(one)) for name, one in gradients.items()
+        }
+
     def precondition(self, gradients: Mapping[str, LayerGradient]) -> dict[str, LayerGradient]:
         """``D^-1/2 g`` by layer name."""
         return {name: self.preconditioner[name].apply(gradient) for name, gradient in gradients.items()}

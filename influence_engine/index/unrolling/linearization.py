@@ -29,6 +29,7 @@ from influence_engine.index.unrolling.residual_hessian import (
     ResidualProducts,
     ResidualRows,
 )
+from influence_engine.index.unrolling.row_projection import RowProjection, StepRows
 from influence_engine.index.unrolling.step_displacement import StepDisplacement
 from influence_engine.progress import Progress
 from influence_engine.resources import within_memory
@@ -107,13 +108,11 @@ class _IndexSpace:
     """The space that steps are projected on.
 
     Attributes:
-        coordinates: The index's layer coordinates.
-        basis: ``[m, k]``.
+        rows: Projects rows on it.
         hessian: Multiplies with the residual Hessian of a step; none where it is left out.
     """
 
-    coordinates: LayerCoordinates
-    basis: Tensor
+    rows: RowProjection
     hessian: ResidualHessian | None
 
 
@@ -171,6 +170,7 @@ class StepLineariser:
             hessian = ResidualHessian(
                 self._residual, self.passes.tracked, coordinates, basis, directions, self._states.weights
             )
+        space = _IndexSpace(RowProjection(coordinates, basis), hessian)
         total = len(self.run.schedule)
         sensitivity = sensitivity_of(self.run.optimizer, self._states.checkpoint(total)[0])
         sums, done = self.folder / SUMS, total
@@ -185,7 +185,7 @@ class StepLineariser:
             if last > done:
                 self.progress(STAGE, total - first, total)
                 continue
-            steps = self._within_memory(first, last, sensitivity, _IndexSpace(coordinates, basis, hessian))
+            steps = self._within_memory(first, last, sensitivity, space)
             write_tensors(
                 path, {f"{n}/{key}": getattr(step, name) for n, step in steps for name, key in STORED_NAMES.items()}
             )
@@ -239,7 +239,7 @@ class StepLineariser:
             before = states.pop()
             step = self._states.schedule.step(number)
             *sensitivities, gradient = sensitivity.backward(number, step.learning_rate, before[1], after[1])
-            displacement = StepDisplacement.of(space.coordinates, self.passes.tracked, sensitivities, gradient)
+            displacement = StepDisplacement.of(space.rows.coordinates, self.passes.tracked, sensitivities, gradient)
             products = None
             if space.hessian is not None:
                 products = space.hessian.products(step, self._states.batches(step), before[0], displacement)
@@ -254,31 +254,26 @@ class StepLineariser:
         self, step: Step, space: _IndexSpace, displacement: StepDisplacement, products: ResidualProducts | None
     ) -> LinearisedStep:
         """One step, while the model has the weights that it started from."""
-        coordinates, basis = space.coordinates, space.basis
-        parts: dict[str, list[Tensor]] = {name: [] for name in BY_ROW}
+        coordinates, basis = space.rows.coordinates, space.rows.basis
+        parts: dict[str, list[Tensor]] = {name: [] for name in BY_ROW if name not in PROJECTED}
+        projected = StepRows(space.rows, displacement)
         adapters = CrossTermSum(self._pairs)
         for number, (rows, shares) in enumerate(zip(step.rows, step.shares, strict=True)):
             source = (shares / step.normalizer).to(self.passes.device)
             weight = source * self._states.weights[rows].to(source)
             with self._objective.micro_batch(step.number, number):
-                for row in self.passes.rows([self.examples[place] for place in rows.tolist()]):
+                found = self.passes.rows([self.examples[place] for place in rows.tolist()])
+                for row in projected.through(found):
                     parts["examples"].append(rows)
-                    parts["pulled"].append(coordinates(row.gradients))
-                    displaced = coordinates.project_hadamard(row.gradients, displacement.sensitivities)
-                    for name, part in zip(DISPLACEMENTS, displaced, strict=False):
-                        parts[name].append(part)
                     parts["curvature"].append(weight * row.root_curvature.pow(2))
                     parts["source"].append(source * row.loss)
                     parts["gradient"].append(weight * row.loss)
-                    inner = [found.inner(displacement.by_layer[name]) for name, found in row.gradients.items()]
+                    inner = [each.inner(displacement.by_layer[name]) for name, each in row.gradients.items()]
                     parts["along"].append(torch.stack(inner).sum(0))
                     adapters.add(row.gradients, weight * row.loss)
-        projected = {name: parts.pop(name) for name in PROJECTED}
-        one = {name: torch.cat(part) for name, part in parts.items() if part}
-        # All at once: reading the basis costs more than multiplying by it.
-        together = torch.cat([each for part in projected.values() for each in part]) @ basis
-        counts = [sum(map(len, part)) for part in projected.values()]
-        one |= dict(zip(projected, torch.split(together, counts), strict=True))
+        one = {name: torch.cat(part) for name, part in parts.items()}
+        nothing = basis.new_zeros(0, basis.shape[1])  # where there are no second moments
+        one |= dict(zip(PROJECTED, [*projected.projected(), nothing], strict=False))
         cross_terms = adapters.cross_terms(coordinates, basis, displacement, with_gradient=products is not None)
         clip, share = self._clipping(step, one["gradient"], one["along"], displacement.by_parameter)
         if products is not None:
