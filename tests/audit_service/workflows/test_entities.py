@@ -36,12 +36,14 @@ def test_mentions_whose_type_was_changed_are_why_a_city_is_an_airline(workspace:
     answer = asked(workspace, WRONG)
     proponents = [one for one in answer["examples"] if one["polarity"] == "proponent"]
     found = [strongest_part(one) for one in proponents]
-    assert found.count((CITY, WRONG)) >= 9, found
+    assert found[:3] == [(CITY, WRONG)] * 3, found
+    assert found.count((CITY, WRONG)) >= 8, found
     planted = sum(CITY in one["text"].split() for one in workspace.train)
     assert planted < 0.25 * len(workspace.train), "else any ten enquiries would have the city"
-    assert answer["quality"]["parts"]["exact"]
+    assert answer["quality"]["parts"]["agreement"] > 0.8
     for one in answer["examples"]:
-        assert sum(part["influence"] for part in one["parts"]) == pytest.approx(one["influence"], abs=1e-2)
+        whole = sum(part["influence"] for part in one["parts"]) + one["parts_residual"]
+        assert whole == pytest.approx(one["influence"], abs=1e-6)
 
 
 def test_the_same_mentions_speak_against_what_the_city_is(workspace: Workspace) -> None:
