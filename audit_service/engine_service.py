@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import bentoml
@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, is_switched_off, listed_configs
 from audit_service.engine.host import EngineHost
-from audit_service.schemas import EngineRequest, StatusRequest
+from audit_service.schemas import EngineRequest, SelectionRequest, StatusRequest
 from audit_service.serving.error_responses import answering_errors
 from audit_service.serving.middleware import MiddlewareMixin
 from influence_engine.errors import SettingsError
@@ -83,6 +83,12 @@ class InfluenceEngine(MiddlewareMixin):
         answer: dict[str, Any] = await _explain(self, request)
         return answer
 
+    @bentoml.api(route="/selected")
+    @answering_errors
+    async def selected(self, request: SelectionRequest, /) -> dict[str, Any]:
+        """How many training examples are in a group, or have some handles."""
+        return {"examples": await self.host.selected(request.config, request.group, request.examples)}
+
     @bentoml.api(route="/status")
     @answering_errors
     async def status(self, request: StatusRequest, /) -> dict[str, Any]:
@@ -123,6 +129,10 @@ class EngineHere:
     async def explain(self, config: str, items: Any, deadline_s: float) -> list[dict[str, Any]]:
         """An explanation or an error for each item; raises what ``EngineHost.explain`` raises."""
         return await self.host.explain(config, items, deadline_s)
+
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """As ``EngineHost.selected``."""
+        return await self.host.selected(config, group, examples)
 
     async def status(self, config: str) -> dict[str, Any]:
         """State and identity of what is loaded; ``ServiceError`` (404) for a config that is not held here."""

@@ -23,6 +23,9 @@ KEEP_ALIVE_S = 4.0
 
 CONNECTIONS = 64
 
+SELECTING_S = 5.0
+"""How long a service waits to hear whether training examples are there."""
+
 NO_ENGINE = "off:"
 """The address of an engine where there is none: BentoML starts no service that has an address."""
 
@@ -32,6 +35,9 @@ class Engine(Protocol):
 
     async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
         """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``."""
+
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """How many training examples are in a group, or have these handles; ``InputError`` where there are none."""
 
     async def status(self, config: str) -> dict[str, Any]:
         """What is loaded for ``config``: ``{"state", "reason", ...}``."""
@@ -69,6 +75,17 @@ class HttpEngine:
         answers: list[dict[str, Any]] = answer["items"]
         return answers
 
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """Asks how many training examples are selected.
+
+        Raises:
+            ServiceError: there is no such group or handle (400), or the engine cannot say.
+        """
+        request = {"config": config, "group": group, "examples": examples}
+        answer = await self._post("/selected", request, SELECTING_S)
+        count: int = answer["examples"]
+        return count
+
     async def status(self, config: str) -> dict[str, Any]:
         """Asks what is loaded; the same errors as ``explain``."""
         answer: dict[str, Any] = await self._post("/status", {"config": config}, 2.0)
@@ -91,7 +108,7 @@ class HttpEngine:
                 return _body(*await self._send(path, content))
         except TimeoutError:
             raise EngineTimeoutError(
-                f"the explanation engine did not answer within {deadline_s:g} s; ask again shortly", retry_after=2
+                f"the explanation engine did not answer within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
         except (aiohttp.ClientError, OSError):
             raise EngineUnavailableError(

@@ -15,7 +15,7 @@ from audit_service.store.outcomes import Outcome
 from influence_engine.tasks import summary
 
 
-def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
+async def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
     """Keeps the true labels of a request.
 
     Returns:
@@ -27,7 +27,7 @@ def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
     """
     several = audit.config.has_several_labels()
     parsed = [_parsed(item, audit.config.label_names(), several=several) for item in request.items]
-    judged = iter(audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
+    judged = iter(await audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
     items: list[dict[str, Any]] = []
     for one in parsed:
         if isinstance(one, Outcome):
