@@ -32,9 +32,7 @@ class FeedbackItem(Request):
         labels = value if several else [value]
         # One error for the whole: a union would answer with one for each of its members.
         if len(labels) > MAX_LABELS or not all(isinstance(one, str) and 1 <= len(one) <= MAX_NAME for one in labels):
-            raise PydanticCustomError(
-                "no_label", f"should be a text of 1 to {MAX_NAME} characters, or a list of such"
-            )
+            raise PydanticCustomError("no_label", f"should be a text of 1 to {MAX_NAME} characters, or a list of such")
         return value
 
 
