@@ -39,7 +39,7 @@ class TrackedLayers:
     def parameters_of(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of ``matrices``: tensors of the parameters' shapes, by parameter name."""
         return {
-            name: matrices[layer].contiguous().as_strided(shape, strides, offset).clone(memory_format=_PLAIN)
+            name: _part(matrices[layer].contiguous(), shape, strides, offset)
             for name, (layer, shape, strides, offset) in self._places.items()
         }
 
@@ -49,7 +49,10 @@ class TrackedLayers:
         return {name: (layer.name, *place) for layer in self.layers for name, place in _places_in(layer).items()}
 
 
-_PLAIN = torch.contiguous_format
+def _part(matrix: Tensor, shape: torch.Size, strides: tuple[int, ...], offset: int) -> Tensor:
+    # The matrix may itself be a part of a larger tensor, such as one example's of a batch.
+    found = matrix.as_strided(shape, strides, matrix.storage_offset() + offset)
+    return found.clone(memory_format=torch.contiguous_format)
 
 
 def _places_in(layer: Layer) -> dict[str, tuple[torch.Size, tuple[int, ...], int]]:
