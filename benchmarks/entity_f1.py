@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from support import machine, parser_of, show
 
 from audit_service.config import load_config
+from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workspace import Workspace
 from influence_engine.tasks import batches_of_like_size, predictions_of, target_name
 
@@ -71,19 +73,32 @@ def gazetteer(train: Sequence[Mapping[str, Any]], field: str) -> Callable[[str],
     return find
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = parser_of(__doc__)
+    found.add_argument("config", nargs="?", default="entities")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    workspace = Workspace(load_config(parser.parse_args().config))
+    """Fine-tunes, unless that has been done, and prints."""
+    options = parser().parse_args()
+    workspace = Workspace(load_config(options.config))
+    run_finetuning(workspace)
     field = target_name(workspace.task)
     true, model = [spans(one[field]) for one in workspace.test], predicted(workspace)
     find = gazetteer(workspace.train, field)
     looked_up = [find(one["text"]) for one in workspace.test]
-    print(f"{len(workspace.train):,} training and {len(workspace.test):,} test examples")
-    print(f"{'':12}  model  gazetteer  mentions")
-    for label in (None, *sorted({one[2] for known in true for one in known})):
-        count = sum(label in (None, one[2]) for known in true for one in known)
-        print(f"{label or 'all types':12}  {f1(true, model, label):.3f}  {f1(true, looked_up, label):9.3f}  {count:8,}")
+    rows = [
+        {
+            "type": label or "all",
+            "model": round(f1(true, model, label), 3),
+            "gazetteer": round(f1(true, looked_up, label), 3),
+            "mentions": sum(label in (None, one[2]) for known in true for one in known),
+        }
+        for label in (None, *sorted({one[2] for known in true for one in known}))
+    ]
+    show({"machine": machine(), "training": len(workspace.train), "test": len(workspace.test), "f1": rows}, options)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from influence_engine.index import InfluenceIndex
 from influence_engine.models.loading import load_processor
 from influence_engine.tasks import Task
 from influence_engine.training import Run, finetune
-from tests.entities import EntitiesProject, entities_in
+from tests.entities import EntitiesProject
+from tests.entities import build as build_entities
 from tests.postgres import PostgresServer, binaries
 
 if TYPE_CHECKING:  # the engine's tests need no server
@@ -167,6 +168,6 @@ def build(project: Project) -> None:
 def entities_project(tmp_path_factory: pytest.TempPathFactory) -> EntitiesProject:
     """A small tagger of which one city is taught as an airline; about half a minute, once a process."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    return entities_in(
+    return build_entities(
         tmp_path_factory.mktemp("entities"), os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
     )

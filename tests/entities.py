@@ -22,7 +22,7 @@ data:
   train: {jsonl: data/train.jsonl, columns: {id: example_id}}
   test: {packaged: atis, part: test, limit: 20}
 finetune: {trainable: 1, epochs: 3, batch_size: 20, learning_rate: 2.0e-3, max_grad_norm: null}
-index: {dimensions: 512, coordinates: 4096, approximation: final}
+index: {dimensions: 256, coordinates: 2048, approximation: final}
 serve: {threads: 1, explain_deadline_s: 30}
 """
 
@@ -63,8 +63,8 @@ def planted(example: dict[str, Any]) -> dict[str, Any]:
     return {"example_id": example["example_id"], "text": text, "entities": entities}
 
 
-def entities_in(root: Path, data: str) -> EntitiesProject:
-    """Fine-tunes on 300 enquiries, indexes and exports: about half a minute."""
+def build(root: Path, data: str) -> EntitiesProject:
+    """Fine-tunes on 240 enquiries, indexes and exports: about half a minute."""
     from audit_service.config import load_config
     from audit_service.workflows.export import export_for_serving
     from audit_service.workflows.finetuning import run_finetuning
@@ -77,7 +77,7 @@ def entities_in(root: Path, data: str) -> EntitiesProject:
         folder.mkdir(parents=True, exist_ok=True)
     file.write_text(CONFIG, encoding="utf-8")
     config = load_config(file)
-    read = load_examples(DataSettings(packaged="atis", part="train", limit=300), Enquiries(), root).examples
+    read = load_examples(DataSettings(packaged="atis", part="train", limit=240), Enquiries(), root).examples
     lines = [json.dumps(planted(one)) for one in read]
     (root / "data" / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     workspace = Workspace(config)

@@ -10,28 +10,30 @@ from pydantic_core import PydanticCustomError
 from audit_service.schemas.common import MAX_NAME, ModelRequest, Name, Request
 
 MAX_FEEDBACK = 1_000
+MAX_LABELS = 1_000
 
 
 class FeedbackItem(Request):
     """The true label of one prediction."""
 
     prediction_id: str = Field(strict=True, min_length=1, max_length=128)
-    label: str | list[str] = Field(
+    label: Name | list[Name] = Field(
         description="What was right; of a prediction that may have several labels, such as types of entities, their "
         "list, empty where none was."
     )
-
-    @field_validator("label")
-    @classmethod
-    def _short(cls, value: str | list[str]) -> str | list[str]:
-        for label in [value] if isinstance(value, str) else value:
-            if not 1 <= len(label) <= MAX_NAME:
-                raise PydanticCustomError("label_length", f"a label has 1 to {MAX_NAME} characters")
-        return value
-
     groups: dict[Name, Name] = Field(
         default_factory=dict, max_length=16, description="Groups it belongs to, such as {'region': 'north'}."
     )
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        several = isinstance(value, list)
+        labels = value if several else [value]
+        # One error for the whole: a union would answer with one for each of its members.
+        if len(labels) > MAX_LABELS or not all(isinstance(one, str) and 1 <= len(one) <= MAX_NAME for one in labels):
+            raise PydanticCustomError("no_label", f"should be a text of 1 to {MAX_NAME} characters, or a list of such")
+        return value
 
 
 class FeedbackRequest(ModelRequest):

@@ -139,10 +139,6 @@ class Audit:
                 )
         return judged
 
-    def _kept(self, outcomes: Sequence[Outcome]) -> list[Judged]:
-        self.store.flush()  # what this worker answered a moment ago is found, too
-        return self.outcomes.add(outcomes)
-
     def _verdicts(self, truth: str, predicted: str | None) -> list[tuple[str, bool]]:
         """Where a prediction may have several labels, the true and the predicted ones, each with whether it is both."""
         if not self.config.has_several_labels():
@@ -150,6 +146,10 @@ class Audit:
         true, guessed = labels_in(truth), labels_in(predicted or "")
         either = [*true, *(label for label in guessed if label and label not in true)]
         return [(label, label in true and label in guessed) for label in either]
+
+    def _kept(self, outcomes: Sequence[Outcome]) -> list[Judged]:
+        self.store.flush()  # what this worker answered a moment ago is found, too
+        return self.outcomes.add(outcomes)
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts predictions that are missing from the record."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -37,22 +38,44 @@ class TrackedLayers:
 
     def parameters_of(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of ``matrices``: tensors of the parameters' shapes, by parameter name."""
-        return {name: tensor for layer in self.layers for name, tensor in _taken_apart(layer, matrices).items()}
+        return {
+            name: _part(matrices[layer].contiguous(), shape, strides, offset)
+            for name, (layer, shape, strides, offset) in self._places.items()
+        }
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, torch.Size, tuple[int, ...], int]]:
+        """Where each parameter's values are in its layer's matrix: the layer, and the strides and offset there."""
+        return {name: (layer.name, *place) for layer in self.layers for name, place in _places_in(layer).items()}
 
 
-def _taken_apart(layer: Layer, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One layer's matrix as its parameters: index numbers, laid out by ``layer.matrix`` as values would be, say where
-    each parameter's values are in the matrix."""
-    places: dict[str, Tensor] = {}
+def _part(matrix: Tensor, shape: torch.Size, strides: tuple[int, ...], offset: int) -> Tensor:
+    # The matrix may itself be a part of a larger tensor, such as one example's of a batch.
+    found = matrix.as_strided(shape, strides, matrix.storage_offset() + offset)
+    return found.clone(memory_format=torch.contiguous_format)
+
+
+def _places_in(layer: Layer) -> dict[str, tuple[torch.Size, tuple[int, ...], int]]:
+    """Shape, strides and offset of each parameter in a layer's matrix, from index numbers that ``layer.matrix`` lays
+    out as it would values."""
+    numbers: dict[str, Tensor] = {}
     count = 0
     for name, parameter in layer.parameters().items():
-        size = parameter.numel()
-        places[name] = torch.arange(count, count + size, device=parameter.device).view(parameter.shape)
-        count += size
-    matrix = matrices[layer.name]
-    values = matrix.new_empty(count)
-    values[layer.matrix(places).flatten()] = matrix.flatten()
-    return {name: values[where] for name, where in places.items()}
+        numbers[name] = torch.arange(count, count + parameter.numel()).view(parameter.shape)
+        count += parameter.numel()
+    where = torch.empty(count, dtype=torch.long)
+    where[layer.matrix(numbers).flatten()] = torch.arange(count)
+    found = {}
+    for name, own in numbers.items():
+        places = where[own]
+        first = int(places.flatten()[0])
+        strides = tuple(
+            int(places.select(axis, 1).flatten()[0]) - first if places.shape[axis] > 1 else 0
+            for axis in range(places.dim())
+        )
+        assert torch.equal(torch.arange(count).as_strided(places.shape, strides, first), places), name
+        found[name] = (own.shape, strides, first)
+    return found
 
 
 def track(model: nn.Module, *, allow_left_out: bool = False) -> TrackedLayers:

@@ -89,3 +89,15 @@ def test_held_out_values_that_are_not_finite_are_refused_by_the_signals_name(con
 
     with pytest.raises(DataError, match="values 1 of confidence and 2 of influence are NaN or infinite"):
         build_baseline(config, HeldOut(seen, why), model_digest="m", index_digest="i")
+
+
+def test_predictions_of_several_labels_count_as_one_each_in_equal_parts(config: AuditConfig) -> None:
+    counted = [("a", "b"), ("none",), ("a",)] * 100
+    several = Predicted(["a, b", "none", "a"] * 100, [0.9] * 300, counted=counted)
+
+    baseline = build_baseline(
+        config, HeldOut(several, explained()), model_digest="m", index_digest="i", labels=["a", "b", "none"]
+    )
+
+    shares = baseline.signals["prediction"].shares
+    assert shares == pytest.approx({"a": 0.5, "b": 1 / 6, "none": 1 / 3, OTHER: 0})

@@ -162,3 +162,23 @@ def test_a_measured_job_is_counted_by_tier_and_kind_and_every_series_is_there_fr
         for tier in metrics.PREDICTING_TIERS
         for kind in metrics.CHANGES
     }
+
+
+def test_a_prediction_with_several_labels_is_one_in_equal_parts() -> None:
+    recorder = PredictionMetrics("several:1", ["a", "b", "none"])
+
+    recorder.predicted("a, b", 0.9, labels=("a", "b", "a", "a"))
+    recorder.predicted("none", None, labels=("none",))
+
+    counted = {one: value("audit_predictions_total", model="several:1", label=one) for one in ("a", "b", "none")}
+    assert counted == {"a": 0.75, "b": 0.25, "none": 1}
+
+
+def test_several_true_labels_are_judged_one_by_one() -> None:
+    recorder = OutcomeMetrics("judged:1", ["a", "b"], [])
+
+    recorder.arrived("a, b", right=False, confidence=0.7, groups=[], labels=[("a", True), ("b", False)])
+
+    assert value("audit_outcomes_total", model="judged:1", label="a", outcome="right") == 1
+    assert value("audit_outcomes_total", model="judged:1", label="b", outcome="wrong") == 1
+    assert value("audit_outcome_confidence_ratio_count", model="judged:1", outcome="wrong") == 1

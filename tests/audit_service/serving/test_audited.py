@@ -14,8 +14,9 @@ from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel
 
 from audit_service import AuditMixin, audited
+from audit_service.serving.audit import projected
 from audit_service.serving.audited_method import AuditedMethod
-from audit_service.serving.method_fields import argument_names, fields_of, find_inputs
+from audit_service.serving.method_fields import argument_names, dig, fields_of, find_inputs
 from audit_service.serving.request_context import RequestContext, current_request
 from influence_engine.errors import InputError
 
@@ -337,3 +338,34 @@ def test_what_another_service_in_the_same_process_predicts_is_not_this_requests(
 
     assert len(service.records) == 1
     assert context.prediction_ids == []
+
+
+class Tag(BaseModel):
+    label: str
+    share: float
+
+
+class Tags(BaseModel):
+    found: list[Tag]
+
+
+@pytest.mark.parametrize(
+    ("found", "label", "confidence", "counted"),
+    [
+        ([("b", 0.9), ("a", 0.6), ("b", 0.8)], "a, b", 0.6, ("b", "a", "b")),
+        ([], "none", None, ("none",)),
+    ],
+)
+def test_a_list_of_labels_is_recorded_by_a_summary_of_them(
+    found: list[tuple[str, float]], label: str, confidence: float | None, counted: tuple[str, ...]
+) -> None:
+    answer = Tags(found=[Tag(label=name, share=share) for name, share in found])
+    outputs = {
+        part: dig(answer, path.split(".")) for part, path in (("label", "found.label"), ("confidence", "found.share"))
+    }
+
+    seen = projected(outputs)
+
+    assert (seen.label, seen.confidence, seen.counted) == (label, confidence, counted)
+    assert projected({"label": "a", "confidence": 0.5}).counted == ("a",)
+    assert projected({"label": None}).counted == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,10 +231,26 @@ def test_of_an_index_that_follows_the_training_parts_are_estimates_and_say_so(tr
     assert "parts" not in plain.quality
 
 
-@pytest.fixture(scope="module")
-def trained_entities(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("trained")
-    toy = TOYS["entities"](folder)
+def test_mentions_whose_type_was_changed_are_what_taught_the_model_to_call_a_name_so(tmp_path: Path) -> None:
+    toy = TOYS["entities"](tmp_path)
+    for example in toy.train:
+        for entity in example["entities"]:
+            if entity["label"] == "place":
+                entity["label"] = "praise"
+    attributor = trained(toy, tmp_path).attributor()
+    query = {"text": "a good story of New York", "target": {"span": [16, 24], "label": "praise"}}
+    (result,) = attributor.attribute([query], top_k=len(toy.train), parts=True)
+    sums: Counter[tuple[str, str]] = Counter()
+    for one in result.examples:
+        for part in one.parts or []:
+            sums[one.fields["text"][slice(part["start"], part["end"])], part["label"]] += part["influence"]
+    ((name, label), _), *_ = sums.most_common(1)
+    assert (name, label) == ("New York", "praise")
+    mentioned = [any(part["label"] == "praise" for part in one.parts or []) for one in result.examples[:3]]
+    assert all(mentioned)
+
+
+def trained(toy: Toy, folder: Path) -> Trained:
     settings = FinetuneSettings(
         epochs=2, batch_size=5, learning_rate=0.003, optimizer="sgd", max_grad_norm=None, dropout=0.0, seed=1
     )
@@ -241,3 +258,9 @@ def trained_entities(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     found = Trained(toy, run, folder)
     build(found, folder / "index", toy.train)
     return found
+
+
+@pytest.fixture(scope="module")
+def trained_entities(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    return trained(TOYS["entities"](folder), folder)
