@@ -107,8 +107,10 @@ def test_a_basis_is_found_again_and_only_by_its_own_index(
     with pytest.raises(DigestMismatchError, match="has changed since it was written"):
         InfluenceIndex.open(index_folder)
     file.write_bytes(content[:100])
-    with pytest.raises(IndexFormatError, match="cannot be read"):
+    with pytest.raises(DigestMismatchError, match="has changed since it was written"):
         InfluenceIndex.open(index_folder)
+    with pytest.raises(IndexFormatError, match="cannot be read"):
+        ReplayBasis.load(file, {})
 
 
 def test_more_directions_than_the_inputs_span_are_refused(
