@@ -71,7 +71,7 @@ class Worker:
             self.store.end(job.job_id, "cancelled")
         except InfluenceError as error:
             self._measuring = None  # what it says may be mended meanwhile
-            self.store.end(job.job_id, "failed", error={"code": error.code, "message": error.message})
+            self.store.end(job.job_id, "failed", error=body_of(error)["error"])
         except Exception as error:
             logger.exception("job %s failed", job.job_id)
             self._measuring = None

@@ -23,6 +23,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from audit_service.bentoml_internals import (
+    DESCRIPTION,
     OBSERVERS,
     PAGES,
     ask_in_json,
@@ -35,6 +36,7 @@ from audit_service.serving.asgi import App, CorsHeaders, Receive, Scope, Send, a
 from audit_service.serving.cross_site import Sites
 from audit_service.serving.json_body import parse_json
 from audit_service.serving.log_redaction import hide_inputs_in_logs
+from audit_service.serving.openapi import description_route
 from audit_service.serving.path_labels import PathLabels, restore_path
 from audit_service.serving.reply import Reply, rows
 from audit_service.serving.request_context import RequestContext, current_request
@@ -103,7 +105,8 @@ def _add_middleware(service: Any, app: Any) -> None:
         return
     if any(one.cls is AuditMiddleware for one in app.user_middleware):
         return
-    app.router.routes[:] = [route for route in app.routes if getattr(route, "name", None) not in PAGES]
+    kept = [route for route in app.routes if getattr(route, "name", None) not in PAGES | {DESCRIPTION}]
+    app.router.routes[:] = [description_route(service), *kept]
     cors = next((one.kwargs for one in app.user_middleware if one.cls is CORSMiddleware), None)
     names = [getattr(one.cls, "__name__", "") for one in app.user_middleware]
     # Those that only look stay outside: metrics and logs see what the client sees.
@@ -150,9 +153,9 @@ class AuditMiddleware:
             return await answer_error(self.cors.around(scope, send), error)
         if route is not None and route.guarded and scope["method"] == "POST":
             return await self._guarded(route, kind, headers, scope, receive, send)
-        if path in self.system_paths:
-            return await self.app(scope, receive, send)
-        return await self.app(scope, receive, Reply(send, self.cors.around(scope, send), self.routes, route))
+        system = path in self.system_paths
+        reply = Reply(send, self.cors.around(scope, send), self.routes, route, system=system)
+        return await self.app(scope, receive, reply)
 
     def _came_privately(self, scope: Scope) -> bool:
         """Whether a request came through the private socket: the server says which one it accepted it on."""
