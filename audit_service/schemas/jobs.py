@@ -98,7 +98,9 @@ class JobProgress(BaseModel):
     stage: str
     done: int
     total: int
-    seconds_left: float | None = Field(description="From what was done so far; null until that says something.")
+    seconds_left: float | None = Field(
+        None, description="From what was done so far; left out until that says something."
+    )
 
 
 class JobStatus(BaseModel):

@@ -42,6 +42,9 @@ AUDITED = (*ANYWHERE, "idempotency_conflict", "store_unavailable", "model_unavai
 _ENGINE = ("engine_unavailable", "engine_loading", "engine_timeout", "engine_busy")
 _RECORD = ("prediction_not_found", "input_not_kept", "model_changed", "input_erased", "store_unavailable")
 
+NEXT_OF_A_JOB = {"job_id": "$response.body#/job_id"}
+"""What the next question says of a job that an answer names."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -60,6 +63,10 @@ class Endpoint:
     codes: tuple[str, ...]
     asked: Any
     answered: Mapping[int, Any] = field(default_factory=dict)
+
+    def next_after(self, status: int) -> list[str]:
+        """Endpoints that take the job which an answer of this status names."""
+        return [f"/audit/jobs/{what}" for what in ("status", "get", "cancel")] if status == 202 else []
 
 
 _PREDICTION_ID = "0199d1f0c0a27d5e9f0e3c1b2a4d5e6f"

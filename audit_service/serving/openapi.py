@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from audit_service.errors import Kind, kinds
 from audit_service.schemas import ErrorBody
-from audit_service.serving.described_endpoints import ANYWHERE, AUDITED, ENDPOINTS
+from audit_service.serving.described_endpoints import ANYWHERE, AUDITED, ENDPOINTS, NEXT_OF_A_JOB
 from audit_service.serving.routes import is_ours
 
 REFERENCE = "#/components/schemas/{model}"
@@ -35,8 +35,11 @@ IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "Names this request: sent again with the same key, it is the same prediction on record.",
-    "schema": {"type": "string", "minLength": 1},
+    "schema": {"type": "string"},
 }
+PREDICTED = {"prediction_id": "$response.header.X-Prediction-Id"}
+"""What the next question says of a prediction that has just been answered."""
+
 RETRY_AFTER = {"description": "When to come again, in seconds.", "schema": {"type": "integer", "minimum": 0}}
 SYSTEM = {
     "/livez": ("Whether the server is alive.", "text/plain"),
@@ -117,6 +120,7 @@ def _audit_operation(service: Any, method: Any, schemas: Mapping[Any, Any]) -> d
         answers[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {"application/json": content},
+            **_links(service, endpoint.next_after(status), NEXT_OF_A_JOB),
         }
     return {
         **_head(service, method, "audit"),
@@ -140,6 +144,7 @@ def _operation(service: Any, method: Any, components: dict[str, Any]) -> dict[st
     }
     if audited:
         answer["headers"] = {"X-Prediction-Id": PREDICTION_ID}
+        answer |= _links(service, ["/audit/explain"], PREDICTED)
     return {
         **_head(service, method, "predictions"),
         **({"parameters": [IDEMPOTENCY_KEY]} if audited else {}),
@@ -168,6 +173,18 @@ def _system_operation(path: str, says: str, media_type: str) -> dict[str, Any]:
     }
 
 
+def _links(service: Any, routes: Iterable[str], body: Mapping[str, str]) -> dict[str, Any]:
+    """Where an answer leads: the endpoints, and what of the answer their requests hold."""
+    known = {method.route: method for method in service.apis.values()}
+    there = [known[route] for route in routes if route in known]
+    links = {one.name: {"operationId": _operation_id(service, one), "requestBody": dict(body)} for one in there}
+    return {"links": links} if links else {}
+
+
+def _operation_id(service: Any, method: Any) -> str:
+    return f"{service.name}__{method.name}"
+
+
 def _add_the_rest(service: Any, paths: dict[str, Any], components: dict[str, Any]) -> None:
     """What only BentoML knows of: where tasks are asked for, and applications that are mounted and describe themselves."""
     theirs = in_json_schema(json.loads(json.dumps(service.openapi_spec.asdict(), default=str)))
@@ -185,7 +202,7 @@ def _head(service: Any, method: Any, tag: str) -> dict[str, Any]:
     return {
         "summary": text.splitlines()[0] if text else method.name,
         **({"description": text} if text else {}),
-        "operationId": f"{service.name}__{method.name}",
+        "operationId": _operation_id(service, method),
         "x-bentoml-name": method.name,
         "tags": [tag],
     }
