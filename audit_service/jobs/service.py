@@ -61,7 +61,9 @@ class JobService:
     def start(self) -> None:
         """Begins to watch the queue: what an earlier server left unfinished is gone on with."""
         self._metrics = JobMetrics(model_label(self.audit.config.name, self.audit.model_digest))
-        with contextlib.suppress(ServiceError):  # the queue cannot be read just now: the job has one attempt less
+        with contextlib.suppress(
+            ServiceError, OSError
+        ):  # the queue cannot be read just now: the job has one attempt less
             self.store.forgive()
         threading.Thread(target=self._watch, name="jobs", daemon=True).start()
 

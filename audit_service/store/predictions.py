@@ -33,6 +33,7 @@ from audit_service.errors import (
     StoreUnavailableError,
 )
 from audit_service.monitoring.finite import finite, finite_json
+from audit_service.outside import said, without_folders
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id, id_age_s
@@ -202,7 +203,8 @@ class PredictionStore:
 
     def state(self) -> dict[str, Any]:
         """How many records wait to be written by this worker, and why the last attempt failed, if it did."""
-        return {"waiting": len(self._behind), "reason": self._behind.reason}
+        reason = self._behind.reason
+        return {"waiting": len(self._behind), "reason": None if reason is None else said(without_folders(reason))}
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Waits until everything recorded so far is on disk; false if the time was not enough."""

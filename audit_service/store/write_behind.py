@@ -122,7 +122,7 @@ class WriteBehind(Generic[T]):
                     self._next = time.time() + self._every_s
                     self._now_and_then()
             except (InfluenceError, OSError) as error:
-                self.reason = error.message if isinstance(error, InfluenceError) else type(error).__name__
+                self.reason = error.message if isinstance(error, InfluenceError) else error.strerror or str(error)
                 self._delayed()
                 logger.exception("%d %s wait: they cannot be written", len(group), self._name)
                 self._next = time.time() + self._every_s

@@ -204,7 +204,7 @@ class InfluenceIndex:
     ) -> InfluenceIndex:
         """Opens the current version, or the one named, after checking every file that an answer rests on.
 
-        Of a version that was built before there were sums of its files, the rows are read and compared instead.
+        Of a version without sums of its files, the rows are read and compared instead.
 
         Args:
             path: Folder of the index.
@@ -237,8 +237,7 @@ class InfluenceIndex:
             raise
         except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:  # as Lance and pyarrow say it
             raise IndexFormatError(
-                f"{folder / TABLE} cannot be read ({type(error).__name__}). Restore the version, or build the index "
-                "again: bento-audit index build",
+                f"{folder / TABLE} cannot be read ({type(error).__name__}). Restore it, or build the index again",
                 field=str(folder / TABLE),
             ) from error
         return opened
