@@ -34,6 +34,7 @@ from audit_service.bentoml_internals import (
 from audit_service.errors import BodyTooLargeError, MediaTypeError, ServiceError
 from audit_service.serving.asgi import App, CorsHeaders, Receive, Scope, Send, answer_error, replay
 from audit_service.serving.cross_site import Sites
+from audit_service.serving.form_body import check_form
 from audit_service.serving.json_body import parse_json
 from audit_service.serving.log_redaction import hide_inputs_in_logs
 from audit_service.serving.openapi import description_route
@@ -41,10 +42,10 @@ from audit_service.serving.path_labels import PathLabels, restore_path
 from audit_service.serving.reply import Reply, rows
 from audit_service.serving.request_context import RequestContext, current_request
 from audit_service.serving.routes import (
+    FORMS,
     PICKLES,
     Direct,
     Route,
-    check_form,
     check_media_type,
     is_json,
     is_ours,
@@ -186,8 +187,8 @@ class AuditMiddleware:
                 return  # the client went away before it had sent everything
             if context.pickled:
                 value = _unpickled(body, headers)
-            else:
-                check_form(content_type, kind, body)
+            elif kind in FORMS:
+                await check_form(content_type, body, receive, route.files)
             if not context.pickled and is_json(kind) and route.reads_json:
                 value = parse_json(body)
             if key and route.batched and route.recorder is not None:
