@@ -94,6 +94,13 @@ class MediaTypeError(ServiceError):
     status = 415
 
 
+class NoSuchEndpointError(ServiceError):
+    """No endpoint has this address."""
+
+    code = "not_found"
+    status = 404
+
+
 class JobNotFoundError(ServiceError):
     """No job has this id."""
 
@@ -184,7 +191,6 @@ whoever finds it; the others are the service's own trouble, and keep their names
 
 UNSPECIFIC = {
     "unauthorized": Kind(401, "The service's own code asks for credentials."),
-    "not_found": Kind(404, "No endpoint has this address."),
     "method_not_allowed": Kind(405, "The endpoint is asked by another method, which the header Allow names."),
     "tier_unavailable": Kind(422, "This model and index cannot give influences of this tier."),
     "too_many_requests": Kind(429, "More requests are being answered than traffic.max_concurrency of the service lets."),

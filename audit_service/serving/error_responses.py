@@ -15,7 +15,7 @@ from typing import Any, ParamSpec
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from audit_service.errors import body_of, error_body, status_of
+from audit_service.errors import NoSuchEndpointError, body_of, error_body, status_of
 from audit_service.outside import MOST_NAMED, said
 from audit_service.serving.request_context import request_to
 from influence_engine.errors import InfluenceError
@@ -124,7 +124,12 @@ def _code(status: int) -> str:
 def _wrong_address(status: int, endpoints: Iterable[str], method: str) -> str:
     if status == 405:
         return f"this endpoint is not asked by that method, but by {method}; the header Allow says"
-    return f"no such endpoint; there are {', '.join(sorted(endpoints))}"
+    return no_such_endpoint(endpoints).message
+
+
+def no_such_endpoint(endpoints: Iterable[str]) -> NoSuchEndpointError:
+    """The error that says which endpoints there are."""
+    return NoSuchEndpointError(f"no such endpoint; there are {', '.join(sorted(endpoints))}")
 
 
 def _validation(details: list[Mapping[str, Any]], fields: list[str]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def describe(service: Any) -> dict[str, Any]:
         "info": {
             "title": service.name,
             "version": version or "unversioned",
-            "description": "\n\n".join(filter(None, [inspect.cleandoc(service.doc or ""), ABOUT])),
+            "description": "\n\n".join(filter(None, [inspect.cleandoc(service.inner.__doc__ or ""), ABOUT])),
         },
         "servers": [{"url": "."}],
         "tags": [{"name": name} for name in ("predictions", "audit", "server")],

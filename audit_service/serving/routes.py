@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from audit_service.bentoml_internals import PICKLED
-from audit_service.errors import MediaTypeError
+from audit_service.errors import BadRequestError, MediaTypeError
 from audit_service.serving.asgi import JSON, App
 from audit_service.serving.request_context import RequestContext
 
@@ -111,6 +111,22 @@ def check_media_type(content_type: bytes, kind: bytes, route: Route) -> None:
     if is_json(kind) or kind in route.media_types or kind.partition(b"/")[0] + b"/*" in route.media_types:
         return
     raise MediaTypeError(f"content type {kind.decode('latin-1')[:80]!a} is not read here; send {_allowed(route)}")
+
+
+def check_batch(value: Any, route: Route) -> None:
+    """Refuses what a batchable method cannot merge with other requests, since they would all fail with it.
+
+    Args:
+        value: The request's JSON.
+        route: A batched one; BentoML gives it a single argument.
+
+    Raises:
+        BadRequestError: that is a single value, or an empty list.
+    """
+    name = route.fields[0]
+    given = value.get(name, value) if isinstance(value, dict) else value
+    if not isinstance(given, (list, dict)) or given == []:
+        raise BadRequestError("this method answers many at once: send a list of at least one", field=name)
 
 
 def _allowed(route: Route) -> str:

@@ -193,6 +193,13 @@ def test_bodies_of_every_kind_are_answered_in_the_documented_way(
         check(server.post(path, content=body, headers=JSON), description, path, name)
 
 
+@pytest.mark.parametrize("path", [path + end for path in PATHS for end in ("%0A", "%00", "%20", "%2E", "%3B", "%FF")])
+def test_no_spelling_of_a_path_leads_around_the_checks(server: Any, path: str) -> None:
+    answer = server.post(path, content=b"{}", headers={"origin": "https://elsewhere.example", "host": "other.example"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_forms_and_content_types_of_every_kind_are_answered_in_the_documented_way(
     server: Any, description: dict[str, Any], path: str
