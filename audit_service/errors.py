@@ -193,7 +193,9 @@ UNSPECIFIC = {
     "unauthorized": Kind(401, "The service's own code asks for credentials."),
     "method_not_allowed": Kind(405, "The endpoint is asked by another method, which the header Allow names."),
     "tier_unavailable": Kind(422, "This model and index cannot give influences of this tier."),
-    "too_many_requests": Kind(429, "More requests are being answered than traffic.max_concurrency of the service lets."),
+    "too_many_requests": Kind(
+        429, "More requests are being answered than traffic.max_concurrency of the service lets."
+    ),
     "service_unavailable": Kind(503, "The service does not answer just now."),
     "timeout": Kind(504, "The method took longer than traffic.timeout of the service lets."),
 }

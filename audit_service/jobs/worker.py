@@ -19,6 +19,7 @@ import torch
 
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, load_config
+from audit_service.errors import body_of
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
 from audit_service.workflows.processes.priority import lowest_priority

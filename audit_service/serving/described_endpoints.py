@@ -141,7 +141,9 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         answers={200: list[ExplainResponse | JobStatus | ErrorBody]},
         codes=("forbidden", "store_unavailable", *_ENGINE),
         asked=[{"prediction_id": _PREDICTION_ID, "top_k": 5}],
-        answered={200: [_EXPLAINED, {"error": {"code": "prediction_not_found", "message": "no prediction has the id"}}]},
+        answered={
+            200: [_EXPLAINED, {"error": {"code": "prediction_not_found", "message": "no prediction has the id"}}]
+        },
     ),
     "/audit/jobs/submit": Endpoint(
         reads=JobRequest,

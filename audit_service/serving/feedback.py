@@ -56,4 +56,3 @@ def _parsed(item: dict[str, Any], labels: list[str]) -> Outcome | dict[str, Any]
     if not storable(found.label):
         return body_of(BadRequestError("label has a NUL or half of a surrogate pair in it", field="label"))
     return Outcome(found.prediction_id, found.label, found.groups)
-

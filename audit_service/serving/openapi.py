@@ -186,7 +186,7 @@ def _operation_id(service: Any, method: Any) -> str:
 
 
 def _add_the_rest(service: Any, paths: dict[str, Any], components: dict[str, Any]) -> None:
-    """What only BentoML knows of: where tasks are asked for, and applications that are mounted and describe themselves."""
+    """What only BentoML knows of: where tasks are asked for, and mounted applications that describe themselves."""
     theirs = in_json_schema(json.loads(json.dumps(service.openapi_spec.asdict(), default=str)))
     for path, item in theirs["paths"].items():
         for operation in item.values():  # those of a task have names that are not unique
