@@ -6,6 +6,8 @@
 #   make drift CHECK=1   the same, then stops; exits with an error where the drift went unseen
 #   make drift-check     the long measurements of drift: alerts on baseline and shifted traffic, influence drift, costs
 #   make test            style, types, layers and unit tests, two at a time, then those that drive real servers, one by one
+#   make attack          sends a served bento what nobody should send: hostile bodies, then what schemathesis makes up, for minutes
+#   make attack SECONDS=1800    for half an hour
 #   make matrix          the quick tests with the oldest and the newest supported BentoML, transformers and torch: hours
 #   make matrix ONLY=oldest PYTEST_ARGS=tests/tasks    one entry, some tests
 #   make bench           the measurements of benchmarks/: says how long each takes (most of a day), then prints the tables
@@ -21,6 +23,7 @@ NAME ?= sentiment
 CHECK ?=
 ONLY ?=
 LIST ?=
+SECONDS ?= 240
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
@@ -34,7 +37,7 @@ export BENTOML_DO_NOT_TRACK := True
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := demo
-.PHONY: demo drift drift-check docs-check test matrix bench clean
+.PHONY: demo drift drift-check docs-check test attack matrix bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.made:
@@ -71,6 +74,9 @@ test: $(VENV)/.installed-dev
 	  case $$units in 0|$(NONE)) ;; *) exit $$units;; esac; \
 	  $(BIN)/python -m pytest -m service $(SLOWEST) $(PYTEST_ARGS); servers=$$?; \
 	  case $$servers in $(NONE)) exit $$units;; *) exit $$servers;; esac
+
+attack: $(VENV)/.installed-dev
+	ATTACK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -rP tests/service/test_attack.py $(PYTEST_ARGS)
 
 matrix: $(VENV)/.installed-dev
 	@$(BIN)/python tests/matrix.py --workers $(PYTEST_WORKERS) $(foreach one,$(ONLY),--only $(one)) $(if $(PYTEST_ARGS),--tests '$(PYTEST_ARGS)') \

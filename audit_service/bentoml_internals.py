@@ -45,6 +45,10 @@ PAGES = frozenset({"index", "static_content", "assets"})
 """Names of the routes of BentoML's page at ``/``, which loads a script of a third party. Were one renamed, an audited
 service would serve that page again; ``tests/service/test_middleware.py`` asks."""
 
+DESCRIPTION = "openapi-spec"
+"""Name of the route of BentoML's description of a service, ``/docs.json``. Were it renamed, ours would still be served,
+since it comes first; BentoML's would stay behind it, where nobody reaches it."""
+
 
 def home() -> Path:
     """BentoML's home folder, ``BENTOML_HOME`` or its default; uses ``BentoMLContainer.bentoml_home``.

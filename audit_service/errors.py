@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from audit_service.outside import MOST_NAMED, said, without_folders
 from influence_engine.errors import InfluenceError
@@ -94,6 +94,13 @@ class MediaTypeError(ServiceError):
     status = 415
 
 
+class NoSuchEndpointError(ServiceError):
+    """No endpoint has this address."""
+
+    code = "not_found"
+    status = 404
+
+
 class JobNotFoundError(ServiceError):
     """No job has this id."""
 
@@ -161,13 +168,72 @@ class EngineTimeoutError(EngineUnavailableError):
     code = "engine_timeout"
 
 
-STATUS_BY_CODE = {"bad_input": 400, "bad_data": 400, "bad_settings": 400, "tier_unavailable": 422}
-"""HTTP statuses of the errors of ``influence_engine`` that a request can cause."""
+class Kind(NamedTuple):
+    """What a code says over the wire.
+
+    Attributes:
+        status: The HTTP status that it comes with.
+        meaning: One sentence.
+    """
+
+    status: int
+    meaning: str
+
+
+ANSWERED_AS = {
+    "bad_input": BadRequestError.code,
+    "bad_data": BadRequestError.code,
+    "bad_settings": BadRequestError.code,
+    "tier_unavailable": "tier_unavailable",
+}
+"""What errors of ``influence_engine`` that a request can cause are called over the wire, where one mistake has one code
+whoever finds it; the others are the service's own trouble, and keep their names."""
+
+UNSPECIFIC = {
+    "unauthorized": Kind(401, "The service's own code asks for credentials."),
+    "method_not_allowed": Kind(405, "The endpoint is asked by another method, which the header Allow names."),
+    "tier_unavailable": Kind(422, "This model and index cannot give influences of this tier."),
+    "too_many_requests": Kind(
+        429, "More requests are being answered than traffic.max_concurrency of the service lets."
+    ),
+    "service_unavailable": Kind(503, "The service does not answer just now."),
+    "timeout": Kind(504, "The method took longer than traffic.timeout of the service lets."),
+}
+"""Codes that no class of this module has: of BentoML's and Starlette's own answers, and of ``influence_engine``."""
+
+RETRY_AFTER_S = {429: 1, 503: 5}
+"""When to come again, in seconds, where what answers such a status does not know."""
+
+
+def kinds() -> dict[str, Kind]:
+    """Every code that an answer of the plugin's endpoints can have, with its status and meaning."""
+    own = {one.code: Kind(one.status, (one.__doc__ or "").splitlines()[0]) for one in _families(ServiceError)}
+    return {**own, ServiceError.code: Kind(500, "A defect of the service; its log says more."), **UNSPECIFIC}
+
+
+def _families(base: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield base
+    for one in base.__subclasses__():
+        if one.__module__ == __name__:
+            yield from _families(one)
+
+
+def code_of(error: InfluenceError) -> str:
+    """What an error raised on purpose is called over the wire."""
+    return ANSWERED_AS.get(error.code, error.code)
 
 
 def status_of(error: InfluenceError) -> int:
     """The HTTP status of an error raised on purpose: its own, else that of its code, else 500."""
-    return error.status if isinstance(error, ServiceError) else STATUS_BY_CODE.get(error.code, 500)
+    if isinstance(error, ServiceError):
+        return error.status
+    called = ANSWERED_AS.get(error.code, "")
+    return BadRequestError.status if called == BadRequestError.code else UNSPECIFIC.get(called, Kind(500, "")).status
+
+
+def body_of(error: InfluenceError) -> dict[str, Any]:
+    """The error body of an error that was raised on purpose."""
+    return error_body(code_of(error), error.message, error.field)
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:

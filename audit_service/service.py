@@ -23,7 +23,7 @@ from audit_service.bentoml_internals import api_functions
 from audit_service.config.service_config import ConfigReference, check_together
 from audit_service.engine.client import NO_ENGINE, Engine, EngineDependency
 from audit_service.engine_service import EngineHere, InfluenceEngine, hold
-from audit_service.errors import BadRequestError, JobNotFoundError, ServiceError, error_body, service_error
+from audit_service.errors import BadRequestError, JobNotFoundError, ServiceError, body_of, service_error
 from audit_service.jobs.service import JobService
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.schemas import (
@@ -317,7 +317,7 @@ class AuditMixin(MiddlewareMixin):
             jobs, record = self._jobs_of(asked)
             return await jobs.explain(request, record)
         except InfluenceError as error:
-            return error_body(error.code, error.message, error.field)
+            return body_of(error)
 
     def _refuse_job_as_explanation(self) -> None:
         context = request_to(self)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audit_service.engine.loading import Loaded
-from audit_service.errors import error_body, status_of
+from audit_service.errors import body_of, status_of
 from audit_service.prediction.inputs import check_example
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
@@ -89,7 +89,7 @@ def _aimed(task: Task, query: Example, target: dict[str, Any]) -> dict[str, Any]
 
 def failure(error: InfluenceError) -> dict[str, Any]:
     """An item's own error."""
-    return {**error_body(error.code, error.message, error.field), "status": status_of(error)}
+    return {**body_of(error), "status": status_of(error)}
 
 
 def parity(

@@ -188,13 +188,10 @@ class EngineHost:
         return len(rows)
 
     def slot(self, config: str) -> Slot:
-        """What belongs to a config; raises ``ServiceError`` (404) where this engine does not hold it."""
+        """What belongs to a config; raises ``EngineUnavailableError`` where this engine does not hold it."""
         if config not in self.slots:
-            error = ServiceError(
-                f"this engine holds {', '.join(self.slots) or 'nothing'}, not {config!r}", field="config"
-            )
-            error.code, error.status = "not_found", 404
-            raise error
+            held = ", ".join(self.slots) or "nothing"
+            raise EngineUnavailableError(f"the engine at serve.engine_url holds {held}, not {config!r}", field="config")
         return self.slots[config]
 
     def _prepare(self, loaded: Loaded) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, and_, bindparam, case, func, or_, select, update
 
-from audit_service.errors import JobNotFoundError, QueueFullError, ServiceError
+from audit_service.errors import JobNotFoundError, QueueFullError, ServiceError, body_of
 from audit_service.schemas import JobState
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
@@ -241,7 +241,7 @@ class JobStore:
                 try:
                     return job, self._cipher.decrypt(job_id, encrypted)
                 except ServiceError as error:
-                    self.end(job_id, "failed", error={"code": error.code, "message": error.message})
+                    self.end(job_id, "failed", error=body_of(error)["error"])
 
     def report_progress(self, job_id: str, progress: Mapping[str, Any]) -> bool:
         """Writes how far a running job is; returns whether it is to stop.

@@ -19,6 +19,7 @@ import torch
 
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig, load_config
+from audit_service.errors import body_of
 from audit_service.jobs.store import Job, JobStore
 from audit_service.workflows.counterfactual import Measuring, Question, seconds_left
 from audit_service.workflows.processes.priority import lowest_priority
@@ -71,7 +72,7 @@ class Worker:
             self.store.end(job.job_id, "cancelled")
         except InfluenceError as error:
             self._measuring = None  # what it says may be mended meanwhile
-            self.store.end(job.job_id, "failed", error={"code": error.code, "message": error.message})
+            self.store.end(job.job_id, "failed", error=body_of(error)["error"])
         except Exception as error:
             logger.exception("job %s failed", job.job_id)
             self._measuring = None

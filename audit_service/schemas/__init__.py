@@ -4,6 +4,7 @@ from audit_service.schemas.common import (
     MAX_BATCH,
     MAX_GROUPINGS,
     MAX_TOP_K,
+    ErrorBody,
     ErrorDetail,
     IndexIdentity,
     ModelIdentity,
@@ -13,7 +14,7 @@ from audit_service.schemas.common import (
     Target,
     Tier,
 )
-from audit_service.schemas.drift import DriftRequest
+from audit_service.schemas.drift import DriftRequest, DriftResponse
 from audit_service.schemas.engine import EngineItem, EngineRequest, SelectionRequest, StatusRequest
 from audit_service.schemas.explain import (
     Differences,
@@ -24,8 +25,8 @@ from audit_service.schemas.explain import (
     ModuleChange,
     Quality,
 )
-from audit_service.schemas.feedback import MAX_FEEDBACK, FeedbackItem, FeedbackRequest
-from audit_service.schemas.index import IndexRequest
+from audit_service.schemas.feedback import MAX_FEEDBACK, FeedbackItem, FeedbackRequest, FeedbackResponse
+from audit_service.schemas.index import IndexRequest, IndexResponse
 from audit_service.schemas.jobs import (
     ChangedExample,
     Edit,
@@ -50,19 +51,23 @@ __all__ = [
     "ChangedExample",
     "Differences",
     "DriftRequest",
+    "DriftResponse",
     "Edit",
     "EngineItem",
     "EngineRequest",
     "Entity",
     "EntityPrediction",
+    "ErrorBody",
     "ErrorDetail",
     "ExplainRequest",
     "ExplainResponse",
     "FeedbackItem",
     "FeedbackRequest",
+    "FeedbackResponse",
     "GroupShare",
     "IndexIdentity",
     "IndexRequest",
+    "IndexResponse",
     "InfluentialExample",
     "JobAnswer",
     "JobProgress",

@@ -44,6 +44,8 @@ class Target(Request):
     tokens: list[int] | None = Field(None, max_length=4096, description="Positions of tokens.")
     answer: str | None = Field(None, strict=True, max_length=100_000, description="A text that the model might give.")
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.model_fields_set:
@@ -78,6 +80,18 @@ class IndexIdentity(BaseModel):
 class ErrorDetail(BaseModel):
     """What was wrong, and what would be right."""
 
-    code: str
+    code: str = Field(description="The kind of mistake: the same everywhere.")
     message: str
-    field: str | None = None
+    field: str | None = Field(None, description="What it is about, where that has a name.")
+
+
+class ErrorBody(BaseModel):
+    """Every error."""
+
+    error: ErrorDetail
+
+
+def exactly_one(*names: str) -> dict[str, Any]:
+    """Says in JSON Schema that exactly one of some fields is there and not null."""
+    given = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names]
+    return {"oneOf": given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from audit_service.schemas.common import (
@@ -18,6 +18,7 @@ from audit_service.schemas.common import (
     Polarity,
     Target,
     Tier,
+    exactly_one,
 )
 
 PartName = Literal["index", "replayed", "intervals", "drift_baseline"]
@@ -27,6 +28,8 @@ provisional one, the ``replayed`` tier, 90% ``intervals`` from a check against r
 
 class ExplainRequest(ModelRequest):
     """A question: which training examples made this prediction?"""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one("prediction_id", "input"))
 
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
     input: dict[str, Any] | None = Field(None, description="The fields of one example, such as {'text': ...}.")

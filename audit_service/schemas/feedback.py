@@ -1,13 +1,14 @@
-"""Requests of ``/audit/feedback``."""
+"""Request and response of ``/audit/feedback``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from audit_service.schemas.common import MAX_NAME, ModelRequest, Name, Request
+from audit_service.schemas.common import MAX_NAME, ErrorBody, ModelRequest, Name, Request
+from audit_service.schemas.described import DescribedAs
 
 MAX_FEEDBACK = 1_000
 MAX_LABELS = 1_000
@@ -39,6 +40,24 @@ class FeedbackItem(Request):
 class FeedbackRequest(ModelRequest):
     """True labels that have arrived; days later, in bulk."""
 
-    items: list[dict[str, Any]] = Field(
+    items: list[Annotated[dict[str, Any], DescribedAs(FeedbackItem)]] = Field(
         min_length=1, max_length=MAX_FEEDBACK, description="Each with prediction_id, label and, if wanted, groups."
     )
+
+
+class FeedbackFate(BaseModel):
+    """What became of one item."""
+
+    fate: Literal["recorded", "repeated", "changed"] = Field(
+        description="``repeated``: the same label was known; ``changed``: another one was, and is replaced."
+    )
+
+
+class FeedbackResponse(BaseModel):
+    """What became of each item, in their order, and how many of each there are."""
+
+    items: list[FeedbackFate | ErrorBody]
+    recorded: int
+    repeated: int
+    changed: int
+    refused: int = Field(description="Items that have an error.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from audit_service.schemas.common import (
@@ -17,11 +17,14 @@ from audit_service.schemas.common import (
     Polarity,
     Request,
     Target,
+    exactly_one,
 )
 
 
 class Selection(Request):
     """Training examples: the strongest of the explanation, a group, or some that are named."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one("top_k", "group", "examples"))
 
     top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, strict=True, description="So many of the strongest ones.")
     polarity: Polarity = Field("both", description="With ``top_k``: of which.")
@@ -54,6 +57,12 @@ class Edit(Request):
 
 class JobRequest(ModelRequest):
     """A question that is answered by training again: what would this prediction be, had the training data differed?"""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [exactly_one("prediction_id", "input"), exactly_one("without", "relabel", "edit")],
+        }
+    )
 
     prediction_id: str | None = Field(None, strict=True, max_length=128, description="A prediction on record.")
     input: dict[str, Any] | None = Field(None, description="The fields of one example, such as {'text': ...}.")
@@ -89,7 +98,9 @@ class JobProgress(BaseModel):
     stage: str
     done: int
     total: int
-    seconds_left: float | None = Field(description="From what was done so far; null until that says something.")
+    seconds_left: float | None = Field(
+        None, description="From what was done so far; left out until that says something."
+    )
 
 
 class JobStatus(BaseModel):

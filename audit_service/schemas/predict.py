@@ -11,7 +11,9 @@ from audit_service.schemas.common import Request
 class TextInput(Request):
     """A text to classify."""
 
-    text: str = Field(strict=True, description="The text; at least one word.")
+    text: str = Field(
+        strict=True, description="The text; at least one word.", json_schema_extra={"minLength": 1, "pattern": r"\S"}
+    )
 
     @field_validator("text")
     @classmethod

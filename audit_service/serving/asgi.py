@@ -10,7 +10,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 
-from audit_service.errors import ServiceError, error_body
+from audit_service.errors import RETRY_AFTER_S, ServiceError, body_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,11 +51,24 @@ def replace_body(start: Message, body: bytes, content_type: bytes, more: Mapping
     start["headers"] = [*kept, *given.items()]
 
 
+def say_when_to_come_again(start: Message, seconds: int | None = None) -> None:
+    """Gives an answer that a later request need not get (429, 503) its ``Retry-After``, where it has none.
+
+    Args:
+        start: The response's start.
+        seconds: What its error says, if it says anything.
+    """
+    if start["status"] in RETRY_AFTER_S and not header(start, b"retry-after"):
+        seconds = RETRY_AFTER_S[start["status"]] if seconds is None else seconds
+        start["headers"] = [*start.get("headers", ()), (b"retry-after", str(seconds).encode())]
+
+
 async def answer_error(send: Send, error: ServiceError) -> None:
     """Answers what was raised on purpose, in the one shape of errors."""
-    body = json.dumps(error_body(error.code, error.message, error.field)).encode()
+    body = json.dumps(body_of(error)).encode()
     start: Message = {"type": "http.response.start", "status": error.status, "headers": []}
     replace_body(start, body, JSON)
+    say_when_to_come_again(start, error.retry_after)
     await send(start)
     await send({"type": "http.response.body", "body": body})
 

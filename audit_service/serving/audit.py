@@ -13,7 +13,7 @@ from audit_service.artifacts.onnx_models import ReopenedPredictor, open_predicto
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
-from audit_service.errors import EngineTimeoutError, error_body, status_of
+from audit_service.errors import EngineTimeoutError, body_of, status_of
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
 from audit_service.serving.lookup import OTHER_WORKER_S
@@ -254,4 +254,4 @@ def _answer(record: PredictionRecord | InfluenceError | None, answer: dict[str, 
 
 def failure(error: InfluenceError) -> dict[str, Any]:
     """What one question gets in place of an explanation."""
-    return {**error_body(error.code, error.message, error.field), "status": status_of(error)}
+    return {**body_of(error), "status": status_of(error)}

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from bentoml.exceptions import BentoMLException
 from starlette.responses import JSONResponse
 
-from audit_service.errors import error_body, status_of
+from audit_service.errors import body_of, status_of
 from audit_service.serving.audited_method import AuditedMethod, Auditing, Pick
 from audit_service.serving.error_responses import error_response
 from audit_service.serving.request_context import RequestContext, request_to
@@ -216,5 +216,5 @@ def _carrying_errors() -> Iterator[None]:
     try:
         yield
     except InfluenceError as error:
-        body = json.dumps(error_body(error.code, error.message, error.field))
+        body = json.dumps(body_of(error))
         raise BentoMLException(body, error_code=HTTPStatus(status_of(error))) from error

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from audit_service.errors import error_body, status_of
+from audit_service.errors import NoSuchEndpointError, body_of, error_body, status_of
 from audit_service.outside import MOST_NAMED, said
 from audit_service.serving.request_context import request_to
 from influence_engine.errors import InfluenceError
@@ -39,7 +39,13 @@ CODES = {
 
 
 def uniform_body(
-    status: int, content_type: str, body: bytes, *, endpoints: Iterable[str] = (), fields: Iterable[str] = ()
+    status: int,
+    content_type: str,
+    body: bytes,
+    *,
+    endpoints: Iterable[str] = (),
+    fields: Iterable[str] = (),
+    system: bool = False,
 ) -> dict[str, Any] | None:
     """The error body for a response of status 400 or above, or ``None`` if the response should stay as it is.
 
@@ -49,9 +55,12 @@ def uniform_body(
         body: Its body.
         endpoints: Paths that exist, for the message of a 404.
         fields: Names of the request's fields, for the message about an unknown one.
+        system: It is of a path of the server itself, where every plain text is an error's message.
     """
     if content_type.startswith("text/plain") and status in (404, 405):
-        return error_body(CODES[status], _wrong_address(status, endpoints))
+        return error_body(CODES[status], _wrong_address(status, endpoints, "GET" if system else "POST, as a rule"))
+    if content_type.startswith("text/plain") and system:
+        return error_body(_code(status), body.decode("utf-8", "replace").strip())
     if not content_type.startswith("application/json"):
         return None
     try:
@@ -64,7 +73,7 @@ def uniform_body(
         return None
     if isinstance(found.get("detail"), list) and found["detail"]:
         return _validation(found["detail"], list(fields))
-    return _nested(found["error"]) or error_body(CODES.get(status, f"http_{status}"), found["error"])
+    return _nested(found["error"]) or error_body(_code(status), found["error"])
 
 
 def answering_errors(
@@ -97,7 +106,7 @@ def error_response(error: InfluenceError) -> JSONResponse:
     """The response to an error that was raised on purpose."""
     retry_after = getattr(error, "retry_after", None)
     return JSONResponse(
-        error_body(error.code, error.message, error.field),
+        body_of(error),
         status_code=status_of(error),
         headers={} if retry_after is None else {"Retry-After": str(retry_after)},
     )
@@ -108,10 +117,19 @@ def validation_body(details: list[Mapping[str, Any]], fields: Iterable[str] = ()
     return _validation(details, list(fields))
 
 
-def _wrong_address(status: int, endpoints: Iterable[str]) -> str:
+def _code(status: int) -> str:
+    return CODES.get(status, f"http_{status}")
+
+
+def _wrong_address(status: int, endpoints: Iterable[str], method: str) -> str:
     if status == 405:
-        return "this endpoint is asked by POST with a JSON body"
-    return f"no such endpoint; there are {', '.join(sorted(endpoints))}"
+        return f"this endpoint is not asked by that method, but by {method}; the header Allow says"
+    return no_such_endpoint(endpoints).message
+
+
+def no_such_endpoint(endpoints: Iterable[str]) -> NoSuchEndpointError:
+    """The error that says which endpoints there are."""
+    return NoSuchEndpointError(f"no such endpoint; there are {', '.join(sorted(endpoints))}")
 
 
 def _validation(details: list[Mapping[str, Any]], fields: list[str]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from audit_service.errors import error_body
+from audit_service.errors import BadRequestError, body_of
 from audit_service.schemas import FeedbackItem, FeedbackRequest
 from audit_service.serving.audit import Audit
 from audit_service.serving.error_responses import validation_body
 from audit_service.store.database import storable
 from audit_service.store.outcomes import Outcome
+from audit_service.store.predictions import not_found
 from influence_engine.tasks import summary
 
 
@@ -32,7 +33,7 @@ async def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any
     for one in parsed:
         if isinstance(one, Outcome):
             fate = next(judged).fate
-            items.append(_unknown(one.prediction_id) if fate == "unknown" else {"fate": fate})
+            items.append(body_of(not_found(one.prediction_id)) if fate == "unknown" else {"fate": fate})
         else:
             items.append(one)
     return counted(items)
@@ -52,16 +53,13 @@ def _parsed(item: dict[str, Any], labels: list[str], *, several: bool) -> Outcom
         return validation_body(details, FeedbackItem.model_fields)
     if isinstance(found.label, list) != several:
         what = "a list of labels, empty where there is none" if several else "one label"
-        return error_body("bad_request", f"what was right is {what}", "label")
+        return body_of(BadRequestError(f"what was right is {what}", field="label"))
     given = [found.label] if isinstance(found.label, str) else found.label
     unknown = [label for label in given if labels and label not in labels]
     if unknown:
         known = ", ".join(map(repr, labels))
-        return error_body("bad_request", f"unknown label {unknown[0][:80]!r}; the labels are {known}", "label")
+        message = f"unknown label {unknown[0][:80]!r}; the labels are {known}"
+        return body_of(BadRequestError(message, field="label"))
     if not all(map(storable, given)):
-        return error_body("bad_request", "label has a NUL or half of a surrogate pair in it", "label")
+        return body_of(BadRequestError("label has a NUL or half of a surrogate pair in it", field="label"))
     return Outcome(found.prediction_id, summary(given) if several else given[0], found.groups)
-
-
-def _unknown(prediction_id: str) -> dict[str, Any]:
-    return error_body("not_found", f"no prediction has the id {prediction_id[:64]!r}", "prediction_id")

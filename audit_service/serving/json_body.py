@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -30,6 +31,25 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 _checking = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
 _MAY_BE_TOO_LARGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
 """Only with such digits is a number larger than the largest: the others are read without a look at each."""
+
+
+def check_json_or_text(value: str | bytes, field: str) -> None:
+    """Refuses a value that is read as JSON where it is JSON, and as a text elsewhere, and is neither.
+
+    Raises:
+        BrokenJsonError: it is not UTF-8, nested too deeply, or holds a number that is too large.
+    """
+    try:
+        text = value if isinstance(value, str) else value.decode("utf-8")
+        text.encode("utf-8")
+        with contextlib.suppress(json.JSONDecodeError):
+            json.dumps(_checking.decode(text), ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenJsonError(f"the field is not UTF-8 at byte {error.start}", field=field) from None
+    except UnicodeEncodeError:
+        raise BrokenJsonError("the field holds half of a surrogate pair, which is no character", field=field) from None
+    except RecursionError:
+        raise BrokenJsonError("the field is nested too deeply", field=field) from None
 
 
 def parse_json(body: bytes) -> Any:

@@ -23,6 +23,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from audit_service.bentoml_internals import (
+    DESCRIPTION,
     OBSERVERS,
     PAGES,
     ask_in_json,
@@ -33,16 +34,20 @@ from audit_service.bentoml_internals import (
 from audit_service.errors import BodyTooLargeError, MediaTypeError, ServiceError
 from audit_service.serving.asgi import App, CorsHeaders, Receive, Scope, Send, answer_error, replay
 from audit_service.serving.cross_site import Sites
+from audit_service.serving.error_responses import no_such_endpoint
+from audit_service.serving.form_body import check_form
 from audit_service.serving.json_body import parse_json
 from audit_service.serving.log_redaction import hide_inputs_in_logs
+from audit_service.serving.openapi import description_route
 from audit_service.serving.path_labels import PathLabels, restore_path
 from audit_service.serving.reply import Reply, rows
 from audit_service.serving.request_context import RequestContext, current_request
 from audit_service.serving.routes import (
+    FORMS,
     PICKLES,
     Direct,
     Route,
-    check_form,
+    check_batch,
     check_media_type,
     is_json,
     is_ours,
@@ -103,7 +108,8 @@ def _add_middleware(service: Any, app: Any) -> None:
         return
     if any(one.cls is AuditMiddleware for one in app.user_middleware):
         return
-    app.router.routes[:] = [route for route in app.routes if getattr(route, "name", None) not in PAGES]
+    kept = [route for route in app.routes if getattr(route, "name", None) not in PAGES | {DESCRIPTION}]
+    app.router.routes[:] = [description_route(service), *kept]
     cors = next((one.kwargs for one in app.user_middleware if one.cls is CORSMiddleware), None)
     names = [getattr(one.cls, "__name__", "") for one in app.user_middleware]
     # Those that only look stay outside: metrics and logs see what the client sees.
@@ -143,6 +149,9 @@ class AuditMiddleware:
         mounted = route is None and self.mounts and (path + "/").startswith(self.mounts)
         if scope["type"] != "http" or mounted:
             return await self.app(scope, receive, send)
+        if path.endswith("\n"):
+            # The application's patterns end with `$`, which passes it: it would answer what has met no check here.
+            return await answer_error(self.cors.around(scope, send), no_such_endpoint(self.routes))
         headers = _headers(scope)
         kind = media_type(headers.get(b"content-type", b""))
         if kind == PICKLES and not self._came_privately(scope):
@@ -150,9 +159,9 @@ class AuditMiddleware:
             return await answer_error(self.cors.around(scope, send), error)
         if route is not None and route.guarded and scope["method"] == "POST":
             return await self._guarded(route, kind, headers, scope, receive, send)
-        if path in self.system_paths:
-            return await self.app(scope, receive, send)
-        return await self.app(scope, receive, Reply(send, self.cors.around(scope, send), self.routes, route))
+        system = path in self.system_paths
+        reply = Reply(send, self.cors.around(scope, send), self.routes, route, system=system)
+        return await self.app(scope, receive, reply)
 
     def _came_privately(self, scope: Scope) -> bool:
         """Whether a request came through the private socket: the server says which one it accepted it on."""
@@ -183,10 +192,12 @@ class AuditMiddleware:
                 return  # the client went away before it had sent everything
             if context.pickled:
                 value = _unpickled(body, headers)
-            else:
-                check_form(content_type, kind, body)
+            elif kind in FORMS:
+                await check_form(content_type, body, receive, route.files)
             if not context.pickled and is_json(kind) and route.reads_json:
                 value = parse_json(body)
+                if route.batched:
+                    check_batch(value, route)
             if key and route.batched and route.recorder is not None:
                 service = bentoml.get_current_service()
                 await asyncio.to_thread(route.recorder.reserve_request, service, context, value)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any
 
 import bentoml
 
 from audit_service.bentoml_internals import pickled, unpickled
-from audit_service.serving.asgi import JSON, Message, Send, header, replace_body
+from audit_service.serving.asgi import JSON, Message, Send, header, replace_body, say_when_to_come_again
 from audit_service.serving.error_responses import uniform_body
 from audit_service.serving.request_context import RequestContext
 from audit_service.serving.routes import PredictionRecorder, Route
@@ -27,9 +26,10 @@ class Reply:
         route: The endpoint, where there is one.
         context: Of a guarded endpoint's request.
         request: What was asked of a batchable method.
+        system: It is a path of the server itself, such as ``/livez``, whose errors are plain texts.
     """
 
-    __slots__ = ("chunks", "context", "endpoints", "request", "route", "send", "send_error", "start")
+    __slots__ = ("chunks", "context", "endpoints", "request", "route", "send", "send_error", "start", "system")
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class Reply:
         route: Route | None = None,
         context: RequestContext | None = None,
         request: Any = None,
+        *,
+        system: bool = False,
     ) -> None:
         self.send = send
         self.send_error = send_error
@@ -46,6 +48,7 @@ class Reply:
         self.route = route
         self.context = context
         self.request = request
+        self.system = system
         self.start: Message | None = None
         self.chunks: list[bytes] = []
 
@@ -69,10 +72,13 @@ class Reply:
         recorder = self._recorder()
         if start["status"] >= 400:
             fields = self.route.fields if self.route is not None else ()
-            shaped = uniform_body(start["status"], content_type, body, endpoints=self.endpoints, fields=fields)
+            shaped = uniform_body(
+                start["status"], content_type, body, endpoints=self.endpoints, fields=fields, system=self.system
+            )
             if shaped is not None:
                 body, send = json.dumps(shaped).encode(), self.send_error
-                replace_body(start, body, JSON, _more(start))
+                replace_body(start, body, JSON)
+            say_when_to_come_again(start)
         elif recorder is not None and content_type.startswith("application/json"):
             body = self._record(recorder, start, body)
             self._name_predictions(start)
@@ -101,12 +107,6 @@ class Reply:
         if self.context is not None and self.context.prediction_ids:
             ids = ",".join(self.context.prediction_ids).encode("latin-1")
             start["headers"] = [*start.get("headers", ()), (b"x-prediction-id", ids)]
-
-
-def _more(start: Message) -> dict[str, str]:
-    """What BentoML leaves out: when to come again, where it has too much to do."""
-    busy = start["status"] == HTTPStatus.TOO_MANY_REQUESTS and not header(start, b"retry-after")
-    return {"Retry-After": "1"} if busy else {}
 
 
 def rows(value: Any) -> Any:

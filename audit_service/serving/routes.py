@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from python_multipart.multipart import parse_options_header
-
 from audit_service.bentoml_internals import PICKLED
 from audit_service.errors import BadRequestError, MediaTypeError
 from audit_service.serving.asgi import JSON, App
@@ -18,8 +16,6 @@ Direct = Callable[[Any, Any], Awaitable[App | None]]
 
 FORMS = frozenset({b"multipart/form-data", b"application/x-www-form-urlencoded"})
 PICKLES = PICKLED.encode()
-MOST_FORM_FIELDS = 1_000
-"""As many as the parser of forms takes."""
 
 
 class PredictionRecorder(Protocol):
@@ -44,6 +40,7 @@ class Route:
         media_types: Of a guarded one, what is read beside JSON.
         reads_json: Its input is JSON where it is sent as such.
         fields: Names of its input's fields.
+        files: Those of them that are files.
         batched: It merges several requests into one call.
         recorder: Records its predictions.
         direct: Answers past BentoML.
@@ -55,6 +52,7 @@ class Route:
     media_types: frozenset[bytes]
     reads_json: bool
     fields: tuple[str, ...]
+    files: frozenset[str]
     batched: bool
     recorder: PredictionRecorder | None
     direct: Direct | None
@@ -78,6 +76,7 @@ def route_of(method: Any, service_class: Any) -> Route:
         media_types=frozenset({JSON, declared}) if ours else FORMS | {JSON, declared},
         reads_json=declared in (JSON, b"multipart/form-data"),
         fields=tuple(method.input_spec.model_fields),
+        files=frozenset(method.input_spec.multipart_fields),
         batched=method.batchable,
         recorder=recorder,
         direct=service_class.direct.get(method.route),
@@ -114,25 +113,20 @@ def check_media_type(content_type: bytes, kind: bytes, route: Route) -> None:
     raise MediaTypeError(f"content type {kind.decode('latin-1')[:80]!a} is not read here; send {_allowed(route)}")
 
 
-def check_form(content_type: bytes, kind: bytes, body: bytes) -> None:
-    """Refuses a form that the parser behind would fail at.
+def check_batch(value: Any, route: Route) -> None:
+    """Refuses what a batchable method cannot merge with other requests, since they would all fail with it.
+
+    Args:
+        value: The request's JSON.
+        route: A batched one; BentoML gives it a single argument.
 
     Raises:
-        BadRequestError: it names no boundary, or has too many fields.
+        BadRequestError: that is a single value, or an empty list.
     """
-    if kind == b"multipart/form-data":
-        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-        if not boundary:
-            raise BadRequestError(
-                "a form of content type multipart/form-data names its boundary there; this one has none"
-            )
-        fields = body.count(b"--" + boundary) - 1
-    elif kind == b"application/x-www-form-urlencoded":
-        fields = body.count(b"&") + 1
-    else:
-        return
-    if fields > MOST_FORM_FIELDS:
-        raise BadRequestError(f"a form has {MOST_FORM_FIELDS} fields at most, this one {fields}")
+    name = route.fields[0]
+    given = value.get(name, value) if isinstance(value, dict) else value
+    if not isinstance(given, (list, dict)) or given == []:
+        raise BadRequestError("this method answers many at once: send a list of at least one", field=name)
 
 
 def _allowed(route: Route) -> str:

@@ -258,7 +258,11 @@ def test_true_labels_arrive_in_bulk_and_become_accuracy(fleet: Fleet) -> None:
     again = replica.post("/audit/feedback", {"items": items}).json()
 
     assert (found["recorded"], found["refused"], again["repeated"]) == (12, 3, 12)
-    assert [one["error"]["code"] for one in found["items"][12:]] == ["not_found", "bad_request", "invalid_request"]
+    assert [one["error"]["code"] for one in found["items"][12:]] == [
+        "prediction_not_found",
+        "invalid_request",
+        "invalid_request",
+    ]
     assert "the labels are 'negative', 'positive'" in found["items"][13]["error"]["message"]
     outcomes = replica.post("/audit/drift", {}).json()["outcomes"]["by_label"]
     right = sum(one["label"] == "positive" for one in answers)

@@ -228,7 +228,7 @@ def test_jobs_are_cancelled_and_bad_ones_say_what_would_be_right(server: Any) ->
     ]
     for question, message in absent:
         answer = server.post("/audit/jobs/submit", question)
-        assert error_of(answer, 400)["code"] == "bad_input"
+        assert error_of(answer, 400)["code"] == "invalid_request"
         assert message in error_of(answer, 400)["message"]
         assert len(answer.content) < 500
     batch = server.post("/audit/explain_batch", [{"input": {"text": TEXT}, "tier": "measured", "top_k": 5}] * 2).json()

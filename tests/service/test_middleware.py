@@ -102,6 +102,16 @@ def test_a_body_without_content_type_is_json(server: Any) -> None:
     assert error_of(server.client.send(request))["code"] == "bad_json"
 
 
+@pytest.mark.parametrize("rows", [[], None, 1.5, "text", True])
+def test_what_cannot_be_merged_into_a_batch_is_refused_and_harms_no_neighbour(server: Any, rows: Any) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        good = [pool.submit(server.post, "/double", {"rows": [[1, 2]]}) for _ in range(3)]
+        refused = server.post("/double", {"rows": rows})
+    assert refused.status_code == 400
+    assert error_of(refused)["field"] == "rows"
+    assert [one.result().json() for one in good] == [[[2, 4]]] * 3
+
+
 def test_failed_validation_names_the_field(server: Any) -> None:
     answer = server.post("/total", {"values": ["one"]})
     assert answer.status_code == 400

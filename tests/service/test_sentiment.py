@@ -230,12 +230,12 @@ def test_one_bad_item_in_a_batch_never_harms_its_neighbours(server: Any) -> None
     codes = [item.get("error", {}).get("code") for item in found]
     assert codes == [
         None,
-        "bad_input",
+        "invalid_request",
         None,
         "prediction_not_found",
-        "bad_input",
         "invalid_request",
-        "bad_input",
+        "invalid_request",
+        "invalid_request",
         None,
     ]
     for place in (0, 2, 7):

@@ -51,6 +51,9 @@ def test_only_the_audits_own_endpoints_ask_who_asks(write_config: Callable[..., 
                 assert (path, answer.status_code, error_of(answer)["code"]) == (path, 403, "forbidden")
             assert client.post("/judge", json={"text": "fine"}, headers={name: value}).status_code == 200
             assert client.get("/livez", headers={name: value}).status_code == 200
+        # A pattern that ends with `$` matches before a newline at the end, too.
+        around = client.post("/audit/drift%0A", content=b"{}", headers={"origin": "https://evil.example"})
+        assert (around.status_code, error_of(around)["code"]) == (404, "not_found")
         bare = client.post("/audit/drift", content=b"{}")
         assert (bare.status_code, error_of(bare)["code"]) == (415, "unsupported_media_type")
         assert client.post("/judge", content=b'{"text": "fine"}').status_code == 200
