@@ -26,8 +26,9 @@ from audit_service.config.sections import (
     TaskSettings,
 )
 from influence_engine.data.sources.table import similar_path
-from influence_engine.demo_assets import packaged_model, packages_folder
+from influence_engine.demo_assets import packages_folder
 from influence_engine.index.settings import IndexSettings
+from influence_engine.models.packaged import packaged_base
 from influence_engine.names import did_you_mean
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import TASK_TYPES, ExampleField, Task, input_fields, target_field
@@ -167,7 +168,7 @@ class AuditConfig(Section):
         if self.base_model.path is not None:
             return str(self._existing(("base_model", "path"), self.base_model.path))
         if self.base_model.package is not None:
-            return str(packaged_model(self.base_model.package, folder=packages_folder(self.root), progress=progress))
+            return str(packaged_base(self.base_model.package, folder=packages_folder(self.root), progress=progress))
         return self.base_model.hub
 
     def model_folder(self) -> Path | None:

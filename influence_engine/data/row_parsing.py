@@ -95,6 +95,17 @@ class Builder:
         example["metadata"] = {name: scalar(value) for name, value in row.values.items() if name not in used}
         return example
 
+    def part_key(self, row: Row, part_by: str | None) -> str:
+        """What a row's part is drawn from: its value of the column ``part_by``, where it has one, else its id.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        if row.problem is not None:
+            raise DataError(row.problem)
+        value = None if part_by is None else row.values.get(part_by)
+        return self._id(row) if value is None else f"{part_by}={label_key(value)}"
+
     def _field(self, field: str, row: Row) -> Any:
         column = self.fields[field]
         called = repr(field) if field == column else f"{field!r} (column {column!r})"

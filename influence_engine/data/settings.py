@@ -23,7 +23,7 @@ COMPANIONS = {
 """Keys that go with some sources only."""
 
 Part = Literal["train", "validation", "test"]
-PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news"]
+PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news", "elpv/solar_cells"]
 
 
 def label_key(value: Any) -> str:
@@ -55,7 +55,8 @@ class DataSettings(BaseModel):
         jsonl: A file with one JSON object a line.
         parquet: A Parquet file.
         dataset: A folder written by ``save_to_disk`` of the package ``datasets``.
-        packaged: Real data inside a Python package: sentences with the mean of twenty people's sentiment ratings.
+        packaged: Real data inside a Python package: sentences with the mean of twenty people's sentiment ratings, or
+            photographs of solar cells with an expert's judgement.
         min_rating: Packaged sentences whose mean rating, in [-4, 4], is nearer to 0 are left out as neutral.
         columns: Field of an example -> column of the source. Keys are the task's fields, ``id``, ``source``,
             ``licence`` and ``consent``. What is not named here is looked up under its own name; other columns become
@@ -66,6 +67,8 @@ class DataSettings(BaseModel):
         consent: The consent under which examples without a note of their own were given.
         on_bad_rows: Whether rows that cannot be used stop the run or are left out. Either way they are listed.
         part: Only this part of the source: 80% train, 10% validation, 10% test, by a hash of the example's id.
+        part_by: A column whose equal values are never in two parts, such as the patient, the machine or the author:
+            what they have in common would otherwise be learned in one part and tested in another.
         limit: At most this many examples, sampled by a hash of the id and ``seed``.
         seed: Chooses the sample of ``limit``.
     """
@@ -92,6 +95,7 @@ class DataSettings(BaseModel):
 
     on_bad_rows: Literal["stop", "drop"] = "stop"
     part: Part | None = None
+    part_by: str | None = None
     limit: int | None = Field(None, ge=1)
     seed: int = 0
 

@@ -6,7 +6,9 @@
 - ``targets``: what is explained, chosen once.
 - ``identity``: descriptions and digests of tasks and of what they read.
 - ``registry``: the tasks that a config can name.
-- ``text_classification``: one label a text.
+- ``classification``: what tasks with one label an example have in common.
+- ``text_classification``, ``image_classification``: one label a text, one label a picture.
+- ``pictures``, ``image_processor``: from a picture's file to what a model reads.
 """
 
 from influence_engine.tasks.capabilities import (
@@ -19,6 +21,7 @@ from influence_engine.tasks.capabilities import (
     group_of,
     head_of,
     is_right,
+    kept,
     labels_of,
     measurement_unit,
     names_its_target,
@@ -41,6 +44,7 @@ from influence_engine.tasks.contract import (
     FieldsTask,
     Head,
     HeadTask,
+    KeepingTask,
     MeasuredTask,
     PredictingTask,
     ProbabilityTask,
@@ -58,7 +62,15 @@ from influence_engine.tasks.contract import (
     Unit,
     UnitsTask,
 )
-from influence_engine.tasks.fields import ExampleField, characters, input_fields, target_field
+from influence_engine.tasks.fields import (
+    ExampleField,
+    characters,
+    input_fields,
+    picture_of,
+    received,
+    target_field,
+    without_references,
+)
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
@@ -69,7 +81,9 @@ from influence_engine.tasks.identity import (
     processor_digest,
     task_digest,
 )
-from influence_engine.tasks.registry import TASK_TYPES, TaskType
+from influence_engine.tasks.image_classification import ImageClassification
+from influence_engine.tasks.image_processor import PictureProcessor
+from influence_engine.tasks.registry import PROCESSORS, TASK_TYPES, TaskType
 from influence_engine.tasks.targets import (
     aim,
     choose_targets,
@@ -81,6 +95,7 @@ from influence_engine.tasks.targets import (
 from influence_engine.tasks.text_classification import TextClassification
 
 __all__ = [
+    "PROCESSORS",
     "TASK_TYPES",
     "UNSAID_FIELDS",
     "Array",
@@ -94,7 +109,10 @@ __all__ = [
     "FieldsTask",
     "Head",
     "HeadTask",
+    "ImageClassification",
+    "KeepingTask",
     "MeasuredTask",
+    "PictureProcessor",
     "PredictingTask",
     "ProbabilityTask",
     "ProcessorTask",
@@ -128,23 +146,27 @@ __all__ = [
     "head_of",
     "input_fields",
     "is_right",
+    "kept",
     "labels_of",
     "matches_task",
     "matches_task_digest",
     "measured_gradient",
     "measurement_unit",
     "names_its_target",
+    "picture_of",
     "predictions_of",
     "predicts_labels",
     "probabilities_of",
     "processor_digest",
     "processor_of",
     "projection_of",
+    "received",
     "show",
     "target_field",
     "target_name",
     "targets_of",
     "task_digest",
     "with_targets",
+    "without_references",
     "without_targets",
 ]

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from influence_engine.data.settings import DataSettings
-from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file, vader
+from influence_engine.data.sources import csv_file, elpv, huggingface, jsonl_file, parquet_file, vader
 from influence_engine.data.sources.table import Table
-from influence_engine.demo_assets.packages import VADER, fetch_package, packages_folder
+from influence_engine.demo_assets.packages import ELPV, VADER, fetch_package, packages_folder
 from influence_engine.progress import Progress
 
 
@@ -31,6 +31,9 @@ def open_table(settings: DataSettings, base_folder: Path, progress: Progress) ->
         path, name = _locate(settings.dataset, base_folder)
         name = f"{name}:{settings.split}" if settings.split else name
         return huggingface.read_saved(path, name=name, split=settings.split)
+    if settings.packaged in elpv.NAMES:
+        folder = fetch_package(ELPV, folder=packages_folder(base_folder), progress=progress)
+        return elpv.read_cells(folder / "elpv_dataset" / "data", name=settings.packaged)
     if settings.packaged is not None:
         folder = fetch_package(VADER, folder=packages_folder(base_folder), progress=progress)
         path = folder / "hutto_ICWSM_2014" / vader.FILES[settings.packaged]
