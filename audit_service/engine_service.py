@@ -6,6 +6,8 @@ It runs in a process of its own that BentoML starts beside the audited services,
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import logging
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from starlette.responses import JSONResponse
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, is_switched_off, listed_configs
 from audit_service.engine.host import EngineHost
-from audit_service.schemas import EngineRequest, StatusRequest
+from audit_service.schemas import EngineRequest, EngineThumbnailRequest, StatusRequest
 from audit_service.serving.error_responses import answering_errors
 from audit_service.serving.middleware import MiddlewareMixin
 from influence_engine.errors import SettingsError
@@ -83,6 +85,13 @@ class InfluenceEngine(MiddlewareMixin):
         answer: dict[str, Any] = await _explain(self, request)
         return answer
 
+    @bentoml.api(route="/thumbnail")
+    @answering_errors
+    async def thumbnail(self, request: EngineThumbnailRequest, /) -> dict[str, Any]:
+        """The picture of a training example, in base64."""
+        found = await asyncio.to_thread(self.host.thumbnail, request.config, request.example_handle)
+        return {"content": base64.b64encode(found[0]).decode("ascii"), "media_type": found[1]}
+
     @bentoml.api(route="/status")
     @answering_errors
     async def status(self, request: StatusRequest, /) -> dict[str, Any]:
@@ -123,6 +132,10 @@ class EngineHere:
     async def explain(self, config: str, items: Any, deadline_s: float) -> list[dict[str, Any]]:
         """An explanation or an error for each item; raises what ``EngineHost.explain`` raises."""
         return await self.host.explain(config, items, deadline_s)
+
+    async def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
+        """The picture of a training example; raises what ``EngineHost.thumbnail`` raises."""
+        return await asyncio.to_thread(self.host.thumbnail, config, handle)
 
     async def status(self, config: str) -> dict[str, Any]:
         """State and identity of what is loaded; ``ServiceError`` (404) for a config that is not held here."""

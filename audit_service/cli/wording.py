@@ -34,6 +34,8 @@ class Wording:
         inputs = input_fields(fields_of(task))
         if len(inputs) == 1 and inputs[0].readable:
             return cls(unit=measurement_unit(task))
+        if len(inputs) == 1 and inputs[0].viewable:
+            return cls("picture", "training picture", measurement_unit(task))
         return cls("input", "training example", measurement_unit(task))
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ from influence_engine.names import did_you_mean
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import TASK_TYPES, ExampleField, Task, input_fields, target_field
 from influence_engine.training.settings import FinetuneSettings
+
+
+OF_ANY_TASK = ("labels", "text", "image", "label", "max_length", "image_size")
+"""Keys of ``task`` that a class of one's own is called with, where they are given."""
 
 
 class AuditConfig(Section):
@@ -186,7 +190,7 @@ class AuditConfig(Section):
         """
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
         if shipped is not None:
-            return shipped.fields(**self._given)
+            return shipped.fields(**self._given(shipped.arguments))
         said = getattr(self._own_class(task.type), "fields", None)
         if isinstance(said, Sequence) and all(isinstance(one, ExampleField) for one in said):
             return tuple(said)
@@ -205,9 +209,8 @@ class AuditConfig(Section):
         field = target_field(self.example_fields())
         return list(field.names or ()) if field is not None else []
 
-    @property
-    def _given(self) -> dict[str, Any]:
-        return {key: getattr(self.task, key) for key in ("labels", "text", "label", "max_length")}
+    def _given(self, keys: Iterable[str]) -> dict[str, Any]:
+        return {key: getattr(self.task, key) for key in keys}
 
     def processor_class(self) -> str | None:
         """The class of ``transformers`` that loads what the task is made with; ``None`` where it wants nothing.
@@ -229,8 +232,8 @@ class AuditConfig(Section):
         """
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
         if shipped is not None:
-            return shipped.build(processor, {**self._given, **task.options})
-        arguments = {key: value for key, value in self._given.items() if key in task.model_fields_set}
+            return shipped.build(processor, self._given(shipped.arguments))
+        arguments = self._given(key for key in OF_ANY_TASK if key in task.model_fields_set)
         return self._own_task(task.type, processor, {**arguments, **task.options})
 
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:

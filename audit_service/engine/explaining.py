@@ -8,7 +8,7 @@ from typing import Any
 
 from audit_service.engine.loading import Loaded
 from audit_service.errors import error_body, status_of
-from audit_service.prediction.inputs import check_example
+from audit_service.prediction.inputs import taken_input
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
 from influence_engine.tasks import Example, Task, aim, fields_of, input_fields, labels_of, projection_of, show
@@ -50,9 +50,8 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
     for name in item.input:
         if known and name not in known:
             raise InputError(f"input has no field {name!r}; its fields are {', '.join(known)}", field=f"input.{name}")
-    query = dict(item.input)
     try:
-        check_example(loaded.task, query, loaded.config.serve.max_text_chars)
+        query = dict(taken_input(loaded.task, fields, item.input, loaded.config.serve.max_text_chars))
     except InputError as error:
         raise InputError(error.message, field=f"input.{error.field}") from None
     if item.target is not None:

@@ -41,6 +41,7 @@ from audit_service.schemas.jobs import (
     Selection,
 )
 from audit_service.schemas.predict import Prediction, TextInput
+from audit_service.schemas.thumbnail import EngineThumbnailRequest, ThumbnailRequest
 
 __all__ = [
     "MAX_BATCH",
@@ -53,6 +54,7 @@ __all__ = [
     "Edit",
     "EngineItem",
     "EngineRequest",
+    "EngineThumbnailRequest",
     "ErrorDetail",
     "ExplainRequest",
     "ExplainResponse",
@@ -82,5 +84,6 @@ __all__ = [
     "StatusRequest",
     "Target",
     "TextInput",
+    "ThumbnailRequest",
     "Tier",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from influence_engine.errors import InputError
@@ -55,6 +56,11 @@ class ExampleField:
     def readable(self) -> bool:
         """Whether the value is text, which can be searched, shortened and edited."""
         return self.kind == "text"
+
+    @property
+    def viewable(self) -> bool:
+        """Whether the value is a picture, which is shown as itself."""
+        return self.kind == "image"
 
     @property
     def is_list(self) -> bool:
@@ -137,13 +143,37 @@ _TYPES: dict[Kind, dict[str, Any]] = {
 }
 
 
-def received(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> dict[str, Any]:
-    """An example from outside as tasks take it; see ``ExampleField.received``."""
+def received(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An example from outside as tasks take it; see ``ExampleField.received``. The same object where all is plain."""
     taken = {field.name: field for field in fields if not field.plain}
+    if not taken:
+        return example
     return {
         name: taken[name].received(value) if name in taken and value is not None else value
         for name, value in example.items()
     }
+
+
+def embedded(fields: Sequence[ExampleField], example: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """An example of this machine, whose values are paths below ``folder``, as if it came from outside.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    local = located(fields, example, folder)
+    paths = {name: Path(value) for name, value in _references(fields, local) if not value.startswith("data:")}
+    return received(fields, {**local, **paths})
+
+
+def located(fields: Sequence[ExampleField], example: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The example with paths that are relative taken to be below ``folder``."""
+    found = [(name, value) for name, value in _references(fields, example) if not value.startswith("data:")]
+    return {**example, **{name: str(folder / Path(value).expanduser()) for name, value in found}} if found else example
+
+
+def _references(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = [field.name for field in fields if not field.plain]
+    return [(name, example[name]) for name in names if isinstance(example.get(name), str)]
 
 
 def without_references(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> dict[str, Any]:

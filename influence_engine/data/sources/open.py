@@ -8,7 +8,7 @@ from pathlib import Path
 from influence_engine.data.settings import DataSettings
 from influence_engine.data.sources import csv_file, elpv, huggingface, jsonl_file, parquet_file, vader
 from influence_engine.data.sources.table import Table
-from influence_engine.demo_assets.packages import ELPV, VADER, fetch_package, packages_folder
+from influence_engine.demo_assets.packages import ELPV, VADER, Licence, fetch_package, is_fetched, packages_folder
 from influence_engine.progress import Progress
 
 
@@ -47,6 +47,18 @@ def open_table(settings: DataSettings, base_folder: Path, progress: Progress) ->
         split=settings.split,
         revision=settings.revision,
     )
+
+
+def licence_to_accept(settings: DataSettings, folder: Path) -> Licence | None:
+    """What has to be accepted before a source is fetched; ``None`` where it is there, or nothing has to be.
+
+    Args:
+        settings: The source.
+        folder: Where packages are kept.
+    """
+    if settings.packaged not in elpv.NAMES or ELPV.licence is None:
+        return None
+    return None if ELPV.licence.is_accepted or is_fetched(ELPV, folder=folder) else ELPV.licence
 
 
 def _locate(path: Path, base_folder: Path) -> tuple[Path, str]:
