@@ -46,12 +46,13 @@ class TaskSettings(Section):
     """What the model is for.
 
     Attributes:
-        type: ``text_classification``, ``image_classification``, or a class of one's own as ``module:Class``, looked up
-            in the project first. It is called with the processor, the keys below that are given, and ``options``.
-        labels: The labels' names, in the order of the model's outputs.
+        type: ``text_classification``, ``token_classification``, ``image_classification``, or a class of one's own as
+            ``module:Class``, looked up in the project first. It is called with the processor, the keys below that are
+            given, and ``options``.
+        labels: The labels' names, in the order of the model's outputs; of token classification the entity types.
         text: Name of the field with the text, in data and requests.
         image: Name of the field with the picture.
-        label: Name of the field with the label.
+        label: Name of the field with the label; of token classification, where it is not given, ``entities``.
         max_length: Longer texts are cut to this many tokens.
         image_size: Pictures are resized to a square of so many pixels; by default as the model's own processor says.
         options: Further arguments of a class of one's own.
@@ -80,8 +81,10 @@ class TaskSettings(Section):
     def _complete(self) -> TaskSettings:
         shipped = TASK_TYPES.get(self.type)
         if shipped is not None:
-            if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-                raise ValueError(f"labels must be at least two different names, found {self.labels}")
+            fewest = shipped.fewest_labels
+            if len(self.labels) < fewest or len(set(self.labels)) != len(self.labels):
+                count = "at least two" if fewest == 2 else "one or more"
+                raise ValueError(f"labels must be {count} different names, found {self.labels}")
             if self.options:
                 raise ValueError(f"options only goes with a class of your own, and type is {self.type}")
             for key in self.model_fields_set - {"type", "options", *shipped.arguments}:

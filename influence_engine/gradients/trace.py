@@ -60,11 +60,23 @@ class Trace:
         self, outputs: Tensor, direction: Tensor, *, keep_graph: bool = False
     ) -> dict[str, LayerGradient]:
         """Per-example gradients of ``<direction_b, outputs_b>``; ``direction`` has the shape of ``outputs``."""
+        parts: dict[str, list[LayerGradient]] = {}
+        for layer, inputs, gradient in self.output_gradients(outputs, direction, keep_graph=keep_graph):
+            parts.setdefault(layer.name, []).append(layer.gradient(inputs, gradient, self.batch_size))
+        return {name: concatenate(calls) for name, calls in parts.items()}
+
+    def output_gradients(
+        self, outputs: Tensor, direction: Tensor, *, keep_graph: bool = False
+    ) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+        """Layer, input and gradient of ``<direction, outputs>`` at the output, of each call that the outputs need.
+
+        Raises:
+            ModelError: a layer's input was overwritten in place after the layer ran.
+        """
         edges = [edge for _, _, _, edge in self._calls]
         gradients: Sequence[Tensor | None] = torch.autograd.grad(
             outputs, edges, grad_outputs=direction, retain_graph=keep_graph, allow_unused=True
         )
-        parts: dict[str, list[LayerGradient]] = {}
         for (number, inputs, version, _), gradient in zip(self._calls, gradients, strict=True):
             layer = self._layers[number]
             if gradient is None:
@@ -75,8 +87,7 @@ class Trace:
                     "cannot be computed; use the out-of-place form of that operation",
                     field=layer.name,
                 )
-            parts.setdefault(layer.name, []).append(layer.gradient(inputs, gradient, self.batch_size))
-        return {name: concatenate(calls) for name, calls in parts.items()}
+            yield layer, inputs, gradient
 
 
 @contextlib.contextmanager

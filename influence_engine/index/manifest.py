@@ -68,6 +68,8 @@ class Manifest(BaseModel):
         damping: ``lambda``, with ``damping_source`` one of ``settings``, ``record``, ``displacement`` (how far
             the weights are from the base model's) and ``heuristic``; for ``segments`` one over the length of the
             training; 0 and ``none`` for ``unrolled``.
+        training_time: Length of the training, the sum of its learning rates in preconditioned coordinates; ``None``
+            where it is not known, and in versions before it was written.
         metric: The preconditioner: ``adam``, ``adam, estimated`` or ``identity``.
         energy_kept: Share of the sampled gradients' energy that the eigenbasis keeps of the layers' coordinates.
         retained: Quantiles over held-out examples of the share of a gradient's squared norm that the index keeps;
@@ -94,6 +96,7 @@ class Manifest(BaseModel):
     scale: float
     damping: float
     damping_source: str
+    training_time: float | None = None
     metric: str
     energy_kept: float
     retained: dict[str, float]

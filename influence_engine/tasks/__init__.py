@@ -6,8 +6,10 @@
 - ``targets``: what is explained, chosen once.
 - ``identity``: descriptions and digests of tasks and of what they read.
 - ``registry``: the tasks that a config can name.
+- ``parts``: parts of a training example that its influence is split over.
 - ``classification``: what tasks with one label an example have in common.
 - ``text_classification``, ``image_classification``: one label a text, one label a picture.
+- ``token_classification``: entities of a text.
 - ``pictures``, ``image_processor``: from a picture's file to what a model reads.
 """
 
@@ -85,6 +87,7 @@ from influence_engine.tasks.identity import (
 )
 from influence_engine.tasks.image_classification import ImageClassification
 from influence_engine.tasks.image_processor import PictureProcessor
+from influence_engine.tasks.parts import LossPartsTask, Part, PositionPartsTask
 from influence_engine.tasks.registry import PROCESSORS, TASK_TYPES, TaskType
 from influence_engine.tasks.targets import (
     aim,
@@ -95,6 +98,7 @@ from influence_engine.tasks.targets import (
     without_targets,
 )
 from influence_engine.tasks.text_classification import TextClassification
+from influence_engine.tasks.token_classification import TokenClassification
 
 __all__ = [
     "PROCESSORS",
@@ -113,8 +117,11 @@ __all__ = [
     "HeadTask",
     "ImageClassification",
     "KeepingTask",
+    "LossPartsTask",
     "MeasuredTask",
+    "Part",
     "PictureProcessor",
+    "PositionPartsTask",
     "PredictingTask",
     "ProbabilityTask",
     "ProcessorTask",
@@ -130,6 +137,7 @@ __all__ = [
     "Task",
     "TaskType",
     "TextClassification",
+    "TokenClassification",
     "Unit",
     "UnitsTask",
     "aim",

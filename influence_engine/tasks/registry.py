@@ -12,6 +12,7 @@ from influence_engine.tasks.image_classification import ImageClassification
 from influence_engine.tasks.image_processor import NAME as PICTURES
 from influence_engine.tasks.image_processor import PictureProcessor
 from influence_engine.tasks.text_classification import TextClassification
+from influence_engine.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TaskType:
             ``None`` for none.
         arguments: What a config may say under ``task`` for it.
         fields: The fields of its examples, of the same arguments, for whoever has no processor at hand.
+        fewest_labels: Fewer names of labels make no task of this kind.
     """
 
     name: str
@@ -32,6 +34,7 @@ class TaskType:
     processor: str | None
     arguments: tuple[str, ...]
     fields: Callable[..., tuple[ExampleField, ...]]
+    fewest_labels: int = 2
 
     def build(self, processor: Any, arguments: Mapping[str, Any]) -> Task:
         """The task.
@@ -56,6 +59,14 @@ TASK_TYPES: dict[str, TaskType] = {
         PICTURES,
         ("labels", "image", "label", "image_size"),
         ImageClassification.fields_for,
+    ),
+    "token_classification": TaskType(
+        "token_classification",
+        TokenClassification,
+        "AutoTokenizer",
+        ("labels", "text", "label", "max_length"),
+        TokenClassification.fields_for,
+        fewest_labels=1,
     ),
 }
 """By name. A new task is a class, a line here, and the contract tests of ``tests/tasks`` passed."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_engine.errors import InputError, SettingsError
+from influence_engine.errors import InputError
 from influence_engine.tasks.classification import Classification
 from influence_engine.tasks.contract import Array, Batch, Example, Unit
 from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.identity import digest_of_processor
-
-_TOGETHER = 1024
-"""Texts whose tokens are counted at once."""
+from influence_engine.tasks.tokenised_text import encoded_texts, token_counts, token_units
 
 
 class TextClassification(Classification):
@@ -79,12 +76,7 @@ class TextClassification(Classification):
 
     def sizes(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each example, from many texts at once."""
-        found: list[int] = []
-        for start in range(0, len(examples), _TOGETHER):
-            texts = [example[self.text] for example in examples[start : start + _TOGETHER]]
-            encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
-            found += [len(tokens) for tokens in encoded["input_ids"]]
-        return found
+        return token_counts(self.tokenizer, examples, self.text, self.max_length)
 
     def units(self, example: Example) -> list[Unit]:
         """Its tokens, with their characters in the text; special tokens stand for no part of it.
@@ -92,16 +84,7 @@ class TextClassification(Classification):
         Raises:
             SettingsError: the tokenizer is a slow one, which cannot say where a token comes from.
         """
-        if not self.tokenizer.is_fast:
-            raise SettingsError(
-                f"{type(self.tokenizer).__name__} cannot say where a token comes from; use the fast form of it",
-                field="tokenizer",
-            )
-        encoded = self.tokenizer(
-            example[self.text], truncation=True, max_length=self.max_length, return_offsets_mapping=True
-        )
-        places = enumerate(encoded["offset_mapping"])
-        return [Unit(self.text, start, end, position) for position, (start, end) in places if end > start]
+        return token_units(self.tokenizer, example, self.text, self.max_length)
 
     def model_inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Everything of the batch but the labels."""
@@ -128,8 +111,4 @@ class TextClassification(Classification):
         }
 
     def _encoded(self, examples: Sequence[Example]) -> dict[str, Array]:
-        encoded = self.tokenizer(
-            [example[self.text] for example in examples], padding=True, truncation=True, max_length=self.max_length
-        )
-        # Asked for tensors, transformers would first go through every token in Python: half the time of a large batch.
-        return {name: np.array(rows, dtype=np.int64) for name, rows in encoded.items()}
+        return encoded_texts(self.tokenizer, [example[self.text] for example in examples], self.max_length)

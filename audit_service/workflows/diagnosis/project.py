@@ -14,8 +14,9 @@ from audit_service.store.database import Database
 from audit_service.store.tables import PREDICTIONS
 from audit_service.workflows.diagnosis.finding import Finding
 from audit_service.workspace import Workspace
+from influence_engine.data.sources.packaged import PACKAGED
 from influence_engine.demo_assets import packages_folder
-from influence_engine.demo_assets.packages import MODELS, VADER, Package
+from influence_engine.demo_assets.packages import MODELS, Package
 from influence_engine.errors import DigestMismatchError, InfluenceError
 from influence_engine.index import InfluenceIndex
 from influence_engine.training.record import INCOMPLETE, MANIFEST
@@ -90,7 +91,7 @@ def data(workspace: Workspace) -> Finding:
     """Checks whether the training data can be read."""
     config = workspace.config
     if config.data.train.packaged is not None:
-        packaged = _packaged("data", VADER, config)
+        packaged = _packaged("data", PACKAGED[config.data.train.packaged].package, config)
         if packaged.state != "ok":
             return packaged
     if not _has_processor(workspace):

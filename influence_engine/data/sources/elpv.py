@@ -15,7 +15,7 @@ from pathlib import Path
 
 from influence_engine.data.sources.table import Row, Table, require_file
 
-NAMES = ("elpv/solar_cells",)
+NAME = "elpv/solar_cells"
 LICENCE = "CC-BY-NC-SA-4.0"
 COLUMNS = ["id", "image", "label", "cell", "module"]
 SOUND, DEFECTIVE = "sound", "defective"
@@ -25,12 +25,11 @@ _JUDGEMENTS = {"0.0": SOUND, "1.0": DEFECTIVE}
 """Where the expert was sure; a third and two thirds are not in the table."""
 
 
-def read_cells(folder: Path, *, name: str) -> Table:
+def read_cells(folder: Path) -> Table:
     """Reads ``labels.csv``; 2,223 of the 2,624 photographs, those whose judgement is sure.
 
     Args:
         folder: Where ``labels.csv`` and ``images`` are.
-        name: What the table is called.
 
     Raises:
         DataError: there is no such file.
@@ -58,5 +57,5 @@ def read_cells(folder: Path, *, name: str) -> Table:
             }
             rows.append(Row(line=line, values=values))
     return Table(
-        name=name, location=str(path), unit="line", columns=COLUMNS, rows=rows, licence=LICENCE, part_by="module"
+        name=NAME, location=str(path), unit="line", columns=COLUMNS, rows=rows, licence=LICENCE, part_by="module"
     )

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from influence_engine.data.settings import DataSettings
-from influence_engine.data.sources import csv_file, elpv, huggingface, jsonl_file, parquet_file, vader
+from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file
+from influence_engine.data.sources.packaged import PACKAGED
 from influence_engine.data.sources.table import Table
-from influence_engine.demo_assets.packages import ELPV, VADER, Licence, fetch_package, is_fetched, packages_folder
+from influence_engine.demo_assets.packages import Licence, fetch_package, is_fetched, packages_folder
 from influence_engine.progress import Progress
 
 
@@ -31,13 +32,10 @@ def open_table(settings: DataSettings, base_folder: Path, progress: Progress) ->
         path, name = _locate(settings.dataset, base_folder)
         name = f"{name}:{settings.split}" if settings.split else name
         return huggingface.read_saved(path, name=name, split=settings.split)
-    if settings.packaged in elpv.NAMES:
-        folder = fetch_package(ELPV, folder=packages_folder(base_folder), progress=progress)
-        return elpv.read_cells(folder / "elpv_dataset" / "data", name=settings.packaged)
     if settings.packaged is not None:
-        folder = fetch_package(VADER, folder=packages_folder(base_folder), progress=progress)
-        path = folder / "hutto_ICWSM_2014" / vader.FILES[settings.packaged]
-        return vader.read_ratings(path, name=settings.packaged, min_rating=settings.min_rating)
+        packaged = PACKAGED[settings.packaged]
+        folder = fetch_package(packaged.package, folder=packages_folder(base_folder), progress=progress)
+        return packaged.read(folder, settings.min_rating)
     assert settings.hub is not None  # DataSettings lets nothing through without a source
     name = "/".join(part for part in (settings.hub, settings.subset) if part)
     return huggingface.read_hub(
@@ -56,9 +54,11 @@ def licence_to_accept(settings: DataSettings, folder: Path) -> Licence | None:
         settings: The source.
         folder: Where packages are kept.
     """
-    if settings.packaged not in elpv.NAMES or ELPV.licence is None:
+    if settings.packaged is None:
         return None
-    return None if ELPV.licence.is_accepted or is_fetched(ELPV, folder=folder) else ELPV.licence
+    package = PACKAGED[settings.packaged].package
+    known = package.licence is None or package.licence.is_accepted or is_fetched(package, folder=folder)
+    return None if known else package.licence
 
 
 def _locate(path: Path, base_folder: Path) -> tuple[Path, str]:

@@ -188,6 +188,7 @@ def _version(context: BuildContext, check: ResourceCheck, digest: str, path: Pat
             scale=scale,
             damping=damping,
             damping_source="none" if approximation.steps else source,
+            training_time=None if training.damping is None else 1.0 / training.damping,
             metric=training.preconditioner_name,
             energy_kept=float(basis["kept"]),
             retained=retention.gradients,

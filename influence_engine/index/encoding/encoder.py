@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -190,6 +191,11 @@ class Encoder:
     def rotate(self, coordinates: Tensor) -> Tensor:
         """Coordinates ``[B, m]`` in the eigenvectors of the GGN: ``[B, k]``."""
         return product(coordinates, self.basis).float()
+
+    @cached_property
+    def plain_basis(self) -> Tensor:
+        """``[k, m]``, laid out row by row, for products from its other side; beside a packed one it is a copy."""
+        return self.basis.to_dense() if self.basis.is_mkldnn else self.basis
 
     def packed(self) -> Encoder:
         """A copy for encoding only, with the basis laid out as this processor multiplies by it fastest."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.tasks.toys.base import Toy
+from tests.tasks.toys.entities import entities
 from tests.tasks.toys.image import images
 from tests.tasks.toys.language import language
 from tests.tasks.toys.multi_label import multi_label
@@ -29,6 +30,7 @@ TOYS: dict[str, Callable[[Path], Toy]] = {
     "multi-label": multi_label,
     "regression": regression,
     "tokens": tokens,
+    "entities": entities,
     "images": images,
     "vit": pictures(vit, "vit", trainable=1),
     "convnext": pictures(convnext, "convnext", learning_rate=0.01),

@@ -1,0 +1,147 @@
+"""Splits influences of training examples over parts of them: mentions of a text, regions of an image.
+
+``<g_i, u>`` with a query's direction ``u`` (``attribution.direction``) is linear in the gradient ``g_i`` of an
+example's loss. Where a task says which terms its loss is a sum of (``LossPartsTask``), each term's share is the term's
+derivative along ``u``: one forward pass in forward mode gives all of them, of all examples. Where it says which
+positions of the layers lie in which part (``PositionPartsTask``), one backward pass gives what each position of each
+layer adds to ``<g_i, u>`` (``gradients.position_products``).
+
+Of an index at the final weights the parts sum to the index's own influence of the example. Of one that follows the
+training they are estimates, and their sum is another estimate of that influence; what it leaves of an answer's
+influence is given beside them (``parts_residual``), never spread over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_engine.attribution.direction import DirectionAt, QueryDirections
+from influence_engine.errors import InputError
+from influence_engine.gradients import TrackedLayers, tracing
+from influence_engine.gradients.forward_mode import derivative_along
+from influence_engine.gradients.position_products import products_by_position
+from influence_engine.index import InfluenceIndex
+from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
+from influence_engine.resources import to_device
+from influence_engine.tasks import Batch, Example, LossPartsTask, Part, PositionPartsTask, Task
+from influence_engine.training.step import parameters_put_back, put_parameters
+
+
+@dataclass(frozen=True)
+class SplitInfluence:
+    """One example's influence, split.
+
+    Attributes:
+        parts: ``field``, ``start``, ``end``, ``label`` and ``influence`` of each part.
+        residual: The influence less the sum of its parts.
+    """
+
+    parts: list[dict[str, Any]]
+    residual: float
+
+
+class PartSplitter:
+    """Splits influences of an index's examples.
+
+    Args:
+        model: The fine-tuned model.
+        task: Its task.
+        index: The index.
+        tracked: The model's layers.
+        base: The model before fine-tuning, where it is known.
+
+    Raises:
+        InputError: the task names no parts; the error's ``field`` is ``include``.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, index: InfluenceIndex, tracked: TrackedLayers, base: nn.Module | None
+    ) -> None:
+        if not isinstance(task, LossPartsTask | PositionPartsTask):
+            raise InputError(
+                f"{type(task).__name__} names no parts of an example, so influences cannot be split over them",
+                field="include",
+            )
+        self.model, self.task, self.index, self.tracked = model, task, index, tracked
+        self._parts: Any = task
+        self.directions = QueryDirections(index, model, base)
+        trained = [name for name, one in model.named_parameters() if one.requires_grad]
+        self._prefix = FrozenPrefix(model, trained)
+        self._trained = trained
+
+    def split(
+        self,
+        encoded: Tensor,
+        examples: Sequence[Example],
+        influences: Sequence[float],
+        *,
+        damping: float | None = None,
+        factor: float = 1.0,
+    ) -> list[SplitInfluence]:
+        """Splits the influences of some examples on one query.
+
+        Args:
+            encoded: The query's vector ``[k]``, from the index's encoder.
+            examples: The examples, with their targets.
+            influences: Their influences.
+            damping: As for ``InfluenceIndex.scores``.
+            factor: What the index's own influences are multiplied with in the answer.
+        """
+        if not examples:
+            return []
+        names = [list(self._parts.parts(example)) for example in examples]
+        products = self.products(encoded, examples, damping=damping) * factor
+        found = []
+        for row, (parts, influence) in enumerate(zip(names, influences, strict=True)):
+            own = products[row, : len(parts)].tolist()
+            found.append(SplitInfluence([*map(_described, parts, own)], influence - sum(own)))
+        return found
+
+    def products(self, encoded: Tensor, examples: Sequence[Example], *, damping: float | None = None) -> Tensor:
+        """What the parts of each example add to its influence on one query, ``[B, P]``; 0 past an example's own."""
+        batch = to_device(self.task.collate(examples), self.index.device)
+        total: Tensor | None = None
+        cached: CachedPrefix | None = None
+        for point in self.directions.of(encoded, damping=damping):
+            with self._prefix.caching() if cached is None else self._prefix.reusing(cached) as found:
+                if isinstance(self.task, LossPartsTask):
+                    here = self._by_loss(batch, point)
+                else:
+                    here = self._by_position(batch, examples, point)
+            cached = cached or found
+            total = here if total is None else total + here
+        assert total is not None  # there is one point at least
+        return total
+
+    def _by_loss(self, batch: Batch, point: DirectionAt) -> Tensor:
+        def losses(model: nn.Module, batch: Batch) -> Tensor:
+            found: Tensor = self._parts.loss_parts(self.task.outputs(model, batch), batch)
+            return found
+
+        along = self.tracked.parameters_of(point.along)
+        own = {name: point.weights[name] for name in along}
+        return derivative_along(self.model, losses, batch, own, along)
+
+    def _by_position(self, batch: Batch, examples: Sequence[Example], point: DirectionAt) -> Tensor:
+        count = max(len(self._parts.parts(example)) for example in examples)
+        with parameters_put_back(self.model, self._trained):
+            put_parameters(self.model, point.weights)
+            with tracing(self.model, self.task, self.tracked.layers, batch) as trace:
+                losses = self.task.loss(trace.outputs, trace.batch)
+                (direction,) = torch.autograd.grad(losses.sum(), trace.outputs, retain_graph=True)
+                calls = products_by_position(trace, trace.outputs, direction, self.tracked, point.along)
+        total = losses.new_zeros(len(examples), count)
+        for _, products in calls:
+            shape = tuple(products.shape[1:])
+            numbers = torch.stack([self._parts.parts_of_positions(one, shape).flatten() for one in examples])
+            total.scatter_add_(1, numbers.to(total.device), products.flatten(1).to(total))
+        return total
+
+
+def _described(part: Part, influence: float) -> dict[str, Any]:
+    return {"field": part.field, "start": part.start, "end": part.end, "label": part.label, "influence": influence}

@@ -1,0 +1,62 @@
+"""Where in a layer the inner product of an example's gradient and a direction of the weights comes from.
+
+A layer's weights enter its output linearly (``W x``, a convolution, a scaled normalised input, a row of a table). The
+inner product of an example's weight gradient with a direction ``V`` is therefore the inner product of the gradient at
+the layer's output with what the layer would put out if its weights were ``V``; and that is a sum over positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from influence_engine.gradients.layers import Layer
+from influence_engine.gradients.trace import Trace
+from influence_engine.gradients.tracked import TrackedLayers
+
+CHANNELS_FIRST = (nn.Conv2d, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Layers whose output has its channels before its positions, ``[B, C, ...]``; all others have them last."""
+
+
+def products_by_position(
+    trace: Trace, outputs: Tensor, direction: Tensor, tracked: TrackedLayers, along: Mapping[str, Tensor]
+) -> list[tuple[str, Tensor]]:
+    """Inner products of each example's gradient with a direction of the weights, by call of a layer and position.
+
+    Args:
+        trace: A forward pass of the batch.
+        outputs: Its outputs, with their graph.
+        direction: At the outputs, of their shape: the gradients are those of ``<direction_b, outputs_b>``.
+        tracked: The layers of the trace.
+        along: The direction of the weights, ``[d0, d1]`` by layer name; a layer that is missing counts as zero.
+
+    Returns:
+        For each call the layer's name and ``[B, *positions]``. All of an example's numbers sum to the inner product of
+        its whole gradient with ``along``.
+    """
+    weights = tracked.parameters_of(
+        {layer.name: along.get(layer.name, outputs.new_zeros(layer.shape)) for layer in tracked.layers}
+    )
+    return [
+        (layer.name, _by_position(layer, weights, inputs, gradient, trace.batch_size))
+        for layer, inputs, gradient in trace.output_gradients(outputs, direction)
+        if layer.name in along
+    ]
+
+
+def _by_position(
+    layer: Layer, weights: Mapping[str, Tensor], inputs: Tensor, gradient: Tensor, batch_size: int
+) -> Tensor:
+    module, prefix = layer.module, f"{layer.name}." if layer.name else ""
+    zeros = {name: torch.zeros_like(one) for name, one in module.named_parameters(recurse=False)}
+    own = {**zeros, **{name.removeprefix(prefix): weights[name].to(inputs) if inputs.is_floating_point() else weights[name] for name in layer.parameters()}}
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        own["weight"] = own["weight"].index_fill(0, torch.tensor([module.padding_idx], device=own["weight"].device), 0)
+    with torch.no_grad():
+        # Less what it puts out at zero: some normalisations scale by one plus their weight.
+        moved = functional_call(module, own, (inputs,)) - functional_call(module, zeros, (inputs,))
+    found = (moved * gradient).sum(1 if isinstance(module, CHANNELS_FIRST) else -1)
+    return found.reshape(batch_size, -1) if found.shape[0] != batch_size else found
