@@ -185,7 +185,12 @@ def _measured(settings: AuditConfig, given: Given, question: Question, *, as_jso
 
 
 def _check_usage(
-    one: Mapping[str, Any], inputs: dict[str, Any] | Path | None, out: Path | None, *, only_wrong: bool, target: str | None
+    one: Mapping[str, Any],
+    inputs: dict[str, Any] | Path | None,
+    out: Path | None,
+    *,
+    only_wrong: bool,
+    target: str | None,
 ) -> None:
     rows = isinstance(inputs, Path)
     for option, value in one.items():

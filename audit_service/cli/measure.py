@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from audit_service.cli.console import duration, facts, output_console, print_json, remark, size
 from audit_service.cli.options import (
+    Given,
     config_argument,
+    image_option,
     json_option,
     one_input,
     open_config,

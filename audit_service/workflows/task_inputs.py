@@ -37,7 +37,8 @@ def input_of(
     if image is not None:
         if len(fields) != 1 or not fields[0].viewable:
             raise InputError(
-                f"--image is for an input that is one picture, and here its fields are {names}: say {usual_option(fields)}",
+                f"--image is for an input that is one picture, and here its fields are {names}: "
+                f"say {usual_option(fields)}",
                 field="image",
             )
         return dict(embedded(fields, {fields[0].name: str(image)}, Path.cwd()))

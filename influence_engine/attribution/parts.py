@@ -24,6 +24,7 @@ from influence_engine.attribution.direction import DirectionAt, QueryDirections
 from influence_engine.errors import InputError
 from influence_engine.gradients import TrackedLayers, tracing
 from influence_engine.gradients.forward_mode import derivative_along
+from influence_engine.gradients.pooled_positions import pooled_maps
 from influence_engine.gradients.position_products import products_by_position
 from influence_engine.index import InfluenceIndex
 from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
@@ -131,15 +132,15 @@ class PartSplitter:
         count = max(len(self._parts.parts(example)) for example in examples)
         with parameters_put_back(self.model, self._trained):
             put_parameters(self.model, point.weights)
-            with tracing(self.model, self.task, self.tracked.layers, batch) as trace:
+            with pooled_maps(self.model) as maps, tracing(self.model, self.task, self.tracked.layers, batch) as trace:
                 losses = self.task.loss(trace.outputs, trace.batch)
                 (direction,) = torch.autograd.grad(losses.sum(), trace.outputs, retain_graph=True)
-                calls = products_by_position(trace, trace.outputs, direction, self.tracked, point.along)
+                calls = products_by_position(trace, trace.outputs, direction, self.tracked, point.along, maps)
         total = losses.new_zeros(len(examples), count)
         for _, products in calls:
             shape = tuple(products.shape[1:])
             numbers = torch.stack([self._parts.parts_of_positions(one, shape).flatten() for one in examples])
-            total.scatter_add_(1, numbers.to(total.device), products.flatten(1).to(total))
+            total.scatter_add_(1, numbers.to(total.device), products.reshape(len(examples), -1).to(total))
         return total
 
 

@@ -232,7 +232,7 @@ def model_digest(model: nn.Module) -> str:
 
 @functools.cache
 def own_architectures() -> Mapping[str, Any]:
-    """Classes of models that ``transformers`` does not have, by name; from the first call on its ``Auto...`` know them."""
+    """Classes of models that ``transformers`` lacks, by name; from the first call on its ``Auto...`` know them."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
     from influence_engine.models.efficientnet_lite import (

@@ -74,7 +74,7 @@ def _is_whole(made: Path, said: Mapping[str, Any]) -> bool:
 
 
 def _convert_lite0(weights: Path, into: Path) -> None:
-    """EfficientNet-Lite0 without its classifier of a thousand things, and the preprocessing that it was trained with."""
+    """EfficientNet-Lite0 without its classifier of a thousand things, and the preprocessing of its training."""
     import torch
 
     from influence_engine.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -21,10 +22,15 @@ from influence_engine.tasks.contract import Array, Batch, Example
 from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.identity import digest_of_processor
 from influence_engine.tasks.image_processor import PictureProcessor
+from influence_engine.tasks.parts import Part
 from influence_engine.tasks.pictures import Pixels
 
 _HELD = 256
 """Fitted pictures that are held in memory: what was checked a moment ago is not decoded again."""
+
+
+REGIONS = 5
+"""Rows, and columns, of the regions that a picture is divided into."""
 
 
 class ImageClassification(Classification):
@@ -131,6 +137,25 @@ class ImageClassification(Classification):
         """What its picture is called."""
         return pictures.name_of(example[self.image])
 
+    def parts(self, example: Example) -> list[Part]:
+        """The regions of a picture, row by row, and the whole of it for what lies nowhere (a classifier's bias)."""
+        return [*(Part(self.image, number, number + 1) for number in range(REGIONS**2)), Part(self.image)]
+
+    def parts_of_positions(self, example: Example, shape: tuple[int, ...]) -> Tensor:
+        """The regions that positions of a feature map, or patches in a row, have their middles in.
+
+        What has no place (a ``[CLS]`` before the patches, a map of one position, a pooled vector) is in the last part.
+        """
+        whole = REGIONS**2
+        if len(shape) == 2 and min(shape) > 1:
+            return _regions(*shape)
+        if len(shape) == 1:
+            side = math.isqrt(shape[0])
+            before = shape[0] - side * side
+            if side > 1 and before <= 1:  # patches of a square, after a [CLS] or without
+                return torch.cat([torch.full((before,), whole), _regions(side, side).flatten()])
+        return torch.full(shape, whole)
+
     def describe(self) -> dict[str, Any]:
         """Identity of this task for digests."""
         return {
@@ -179,3 +204,10 @@ class ImageClassification(Classification):
             yield
         except InputError as error:
             raise InputError(f"{self.image!r} {error.message}", field=self.image) from None
+
+
+def _regions(height: int, width: int) -> Tensor:
+    """Numbers of the regions that the positions of a map lie in, ``[height, width]``."""
+    row = torch.arange(height).mul(2).add(1).mul(REGIONS).div(2 * height, rounding_mode="floor")
+    column = torch.arange(width).mul(2).add(1).mul(REGIONS).div(2 * width, rounding_mode="floor")
+    return row.unsqueeze(1) * REGIONS + column
