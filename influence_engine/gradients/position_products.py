@@ -7,7 +7,7 @@ the layer's output with what the layer would put out if its weights were ``V``; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,15 +49,50 @@ def products_by_position(
         For each call the layer's name and ``[B, *positions]``. All of an example's numbers sum to the inner product of
         its whole gradient with ``along``.
     """
+    return products_of_calls(trace.output_gradients(outputs, direction), trace.batch_size, tracked, along, maps)
+
+
+def products_of_calls(
+    calls: Iterable[tuple[Layer, Tensor, Tensor]],
+    batch_size: int,
+    tracked: TrackedLayers,
+    along: Mapping[str, Tensor],
+    maps: Sequence[Tensor] = (),
+) -> list[tuple[str, Tensor]]:
+    """The same from what ``Trace.output_gradients`` gave, where that is at hand already."""
+    some = next(iter(along.values()))
     weights = tracked.parameters_of(
-        {layer.name: along.get(layer.name, outputs.new_zeros(layer.shape)) for layer in tracked.layers}
+        {layer.name: along.get(layer.name, some.new_zeros(layer.shape)) for layer in tracked.layers}
     )
     return [
         (layer.name, products)
-        for layer, inputs, gradient in trace.output_gradients(outputs, direction)
+        for layer, inputs, gradient in calls
         if layer.name in along
-        for products in _by_position(layer, weights, inputs, gradient, trace.batch_size, maps)
+        for products in _by_position(layer, weights, inputs, gradient, batch_size, maps)
     ]
+
+
+def summed_by_part(
+    products: Iterable[tuple[str, Tensor]],
+    numbers: Callable[[tuple[int, ...]], Tensor],
+    batch_size: int,
+    count: int,
+) -> Tensor:
+    """Sums of products over the positions of each part, ``[B, count]``.
+
+    Args:
+        products: As ``products_by_position`` returns them.
+        numbers: For the shape of a layer's positions the parts that they lie in, ``[B, *positions]``.
+        batch_size: ``B``.
+        count: The most parts that an example has.
+    """
+    total: Tensor | None = None
+    for _, found in products:
+        total = found.new_zeros(batch_size, count) if total is None else total
+        parts = numbers(tuple(found.shape[1:])).to(found.device)
+        total.scatter_add_(1, parts.reshape(batch_size, -1), found.reshape(batch_size, -1).to(total))
+    assert total is not None  # the outputs depend on a trained layer
+    return total
 
 
 def _by_position(
