@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
 """Where standard error is no terminal, a long stage writes one line this often instead of a bar."""
@@ -38,13 +39,13 @@ def print_json(value: Any) -> None:
 
 
 def facts(rows: dict[str, object]) -> Table:
-    """A table of two columns, name and value, without lines; values of None are left out."""
+    """A table of two columns, name and value, without lines; values of None are left out, and ``Text`` has its styles."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value is not None:
-            table.add_row(name, escape(str(value)))
+            table.add_row(name, value if isinstance(value, Text) else escape(str(value)))
     return table
 
 

@@ -76,6 +76,11 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Write the pictures of the training examples that are shown there, named by their handles.",
 )
+@click.option(
+    "--parts",
+    is_flag=True,
+    help="Split each example's influence over parts of it, such as mentions of a text or regions of a picture, where a task has any.",
+)
 @json_option
 def command(
     config: str | None,
@@ -91,6 +96,7 @@ def command(
     group_by: tuple[str, ...],
     tier: Tier,
     pictures: Path | None,
+    parts: bool,
     as_json: bool,
 ) -> None:
     """Say which training examples, and which changes to the base model, made CONFIG's model answer as it does.
@@ -118,8 +124,8 @@ def command(
       bento-audit explain sentiment --text "a slow start, but what an ending"
       bento-audit explain sentiment --text "a slow start" --target negative --top-k 3 --json
       bento-audit explain sentiment --text "a slow start" --tier measured
-      bento-audit explain entities --input '{"text": "Ann sings"}' --target '{"span": [0, 3], "label": "person"}'
-      bento-audit explain solar_cells --image cell.png --pictures shown
+      bento-audit explain entities --text "flights to boston" --target '{"span": [11, 17], "label": "origin"}' --parts
+      bento-audit explain solar_cells --image cell.png --parts --pictures shown
       bento-audit explain sentiment --input errors.jsonl --out explanations.jsonl
       bento-audit explain sentiment --input test.csv --out wrong.jsonl --only-wrong --polarity proponents
     """
@@ -127,6 +133,7 @@ def command(
     given = inputs if isinstance(inputs, dict) else None
     one = {"--text": text, "--image": image}
     _check_usage(one, inputs, out, only_wrong=only_wrong, target=target)
+    _check_parts(tier, parts=parts)
     if tier == "measured" and rows is not None:
         raise click.UsageError("--tier measured goes with --text or --image, or with --input of one input as JSON")
     short = rows is None and tier not in ("measured", "refined")
@@ -142,6 +149,7 @@ def command(
             polarity=polarity,
             group_by=list(group_by),
             tier=tier,
+            parts=parts,
             only_wrong=only_wrong,
         )
         if short:
@@ -207,6 +215,11 @@ def _check_usage(
         raise click.UsageError("--input needs --out FILE.jsonl, where the explanations are written")
     if only_wrong and target is not None:
         raise click.UsageError("--only-wrong explains what was predicted; leave --target out")
+
+
+def _check_parts(tier: Tier, *, parts: bool) -> None:
+    if parts and tier in ("measured", "refined"):
+        raise click.UsageError("--parts splits what the index itself says: leave out --tier, or name another one")
 
 
 def _of_a_file(settings: AuditConfig, rows: Path, out: Path, question: Question, *, as_json: bool) -> None:

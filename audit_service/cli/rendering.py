@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from audit_service.cli.console import facts
+from audit_service.cli.marked_text import target_in_words, with_entities, with_parts
 from audit_service.cli.wording import Wording, prediction_text, target_text
 
 MODULES_SHOWN = 6
@@ -132,17 +133,24 @@ def _header(answer: Mapping[str, Any], text: str, wording: Wording) -> Renderabl
     prediction, differences = answer["prediction"], answer["differences"]
     return facts(
         {
-            wording.input: text,
+            wording.input: _input(text, prediction, wording),
             "prediction": prediction_text(prediction),
             "base model": prediction_text(differences.get("base_prediction")),
-            "explained": _explained(differences.get("target"), prediction, wording),
+            "explained": _explained(differences.get("target"), prediction, text, wording),
             wording.measurement: _change(differences),
         }
     )
 
 
-def _explained(target: Any, prediction: Mapping[str, Any] | None, wording: Wording) -> str | None:
+def _input(text: str, prediction: Mapping[str, Any] | None, wording: Wording) -> str | Text:
+    entities = (prediction or {}).get("entities")
+    return Text.from_markup(with_entities(text, entities)) if entities and wording.marks else text
+
+
+def _explained(target: Any, prediction: Mapping[str, Any] | None, text: str, wording: Wording) -> str | None:
     """The target that is explained, where it is not the prediction."""
+    if wording.marks and isinstance(target, Mapping) and (words := target_in_words(target, text)) is not None:
+        return f"{wording.the_measurement} of {words}"
     named = target_text(target)
     if named is None or target == prediction or (prediction is not None and named == prediction.get("label")):
         return None
@@ -189,19 +197,26 @@ def _examples(rows: Sequence[Mapping[str, Any]], colour: str, wording: Wording) 
     table.add_column("influence", justify="right", style=colour, no_wrap=True)
     if probabilities:
         table.add_column("probability", justify="right", no_wrap=True)
-    grouped = any(example.get("label") is not None for example in rows)
+    # Where parts are shown, what is taught stands within the text.
+    grouped = any(one.get("label") is not None and not (wording.marks and one.get("parts")) for one in rows)
     if grouped:
         table.add_column("label", no_wrap=True)
     table.add_column(wording.example, overflow="fold")
     for number, example in enumerate(rows):
-        shown = example.get("text")
         table.add_row(
             f"{example['influence']:+.4f}" + _interval(example["error_90"], ".4f"),
             *probabilities[number : number + 1],
             *([escape(str(example.get("label") or ""))] if grouped else []),
-            escape(str(shown)) if shown is not None else f"[dim]{example['example_handle']}[/]",
+            _seen(example, wording),
         )
     return table
+
+
+def _seen(example: Mapping[str, Any], wording: Wording) -> str:
+    shown, parts = example.get("text"), example.get("parts")
+    if shown is None:
+        return f"[dim]{example['example_handle']}[/]"
+    return with_parts(shown, parts, example["parts_residual"]) if parts and wording.marks else escape(str(shown))
 
 
 def _probabilities(examples: Sequence[Mapping[str, Any]]) -> list[str]:

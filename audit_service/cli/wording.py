@@ -19,11 +19,13 @@ class Wording:
         input: What is explained: ``text``, or ``input``.
         example: A training example.
         unit: What measurements and influences are counted in; empty where the task does not say.
+        marks: Whether spans of an example can be marked in what is shown of it: it is one text.
     """
 
     input: str = "text"
     example: str = "training text"
     unit: str = "log-odds"
+    marks: bool = True
 
     @classmethod
     def of(cls, task: object) -> Wording:
@@ -35,8 +37,8 @@ class Wording:
         if len(inputs) == 1 and inputs[0].readable:
             return cls(unit=measurement_unit(task))
         if len(inputs) == 1 and inputs[0].viewable:
-            return cls("picture", "training picture", measurement_unit(task))
-        return cls("input", "training example", measurement_unit(task))
+            return cls("picture", "training picture", measurement_unit(task), marks=False)
+        return cls("input", "training example", measurement_unit(task), marks=False)
 
     @property
     def measurement(self) -> str:
@@ -54,9 +56,14 @@ class Wording:
 
 
 def prediction_text(prediction: Mapping[str, Any] | None) -> str | None:
-    """``label (confidence)`` where there are both, else the prediction as JSON; None where nothing is predicted."""
+    """``label (confidence)``, or that of each entity, where there are both, else the prediction as JSON; None where
+    nothing is predicted.
+    """
     if prediction is None:
         return None
+    entities = prediction.get("entities")
+    if isinstance(entities, list):
+        return ", ".join(f"{one['text']} ({one['label']} {one['confidence']:.1%})" for one in entities) or "no entity"
     label, confidence = prediction.get("label"), prediction.get("confidence")
     if label is not None and confidence is not None:
         return f"{label} ({confidence:.1%})"

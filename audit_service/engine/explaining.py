@@ -36,7 +36,11 @@ def explain(loaded: Loaded, items: Sequence[EngineItem]) -> list[dict[str, Any]]
 
 def same_call(item: EngineItem) -> tuple[Any, ...]:
     """Items for which this is equal can share one call of the attributor."""
-    return (item.top_k, item.tier, item.polarity, tuple(item.group_by))
+    return (item.top_k, item.tier, item.polarity, tuple(item.group_by), _wants_parts(item))
+
+
+def _wants_parts(item: EngineItem) -> bool:
+    return {"examples", "parts"} <= set(item.include)
 
 
 def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
@@ -106,7 +110,12 @@ def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Ex
     first = items[0]
     try:
         attributions = loaded.attributor.attribute(
-            queries, top_k=first.top_k, tier=first.tier, polarity=first.polarity, group_by=first.group_by
+            queries,
+            top_k=first.top_k,
+            tier=first.tier,
+            polarity=first.polarity,
+            group_by=first.group_by,
+            parts=_wants_parts(first),
         )
     except InfluenceError as error:
         if len(items) == 1:
@@ -153,6 +162,7 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
                 "label": one.label,
                 "source": one.source,
                 **({"text": shown} if shown else {}),
+                **({} if one.parts is None else {"parts": one.parts, "parts_residual": one.parts_residual}),
             }
             for one, shown in ((one, show(loaded.task, one.fields)) for one in attribution.examples)
         ]

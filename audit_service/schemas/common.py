@@ -12,7 +12,7 @@ MAX_BATCH = 100
 MAX_GROUPINGS = 8
 Polarity = Literal["both", "each", "proponents", "opponents"]
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
-Part = Literal["examples", "groups", "modules"]
+Part = Literal["examples", "groups", "modules", "parts"]
 
 
 class Request(BaseModel):

@@ -35,7 +35,11 @@ class ExplainRequest(ModelRequest):
         "both", description="The strongest of both signs, ``top_k`` of each, or one sign's only."
     )
     tier: Tier = "best"
-    include: list[Part] = Field(["examples", "groups", "modules"], description="Parts of the answer.")
+    include: list[Part] = Field(
+        ["examples", "groups", "modules"],
+        description="Parts of the answer. ``parts`` splits each example's influence over parts of it, where the task "
+        "names some.",
+    )
     group_by: list[str] = Field(
         ["label", "source"],
         max_length=MAX_GROUPINGS,
@@ -47,6 +51,16 @@ class ExplainRequest(ModelRequest):
         if (self.prediction_id is None) == (self.input is None):
             raise PydanticCustomError("one_source", "send exactly one of prediction_id and input")
         return self
+
+
+class ExamplePart(BaseModel):
+    """A part of a training example, such as a mention in its text or a region of its image."""
+
+    field: str = Field(description="The field of the example that it is a part of.")
+    start: int | None = Field(description="First character (of an image: row-major number of the region); null: the rest.")
+    end: int | None = Field(description="One past the last; null: the rest.")
+    label: str | None = Field(description="What training teaches of it, such as a mention's type.")
+    influence: float = Field(description="Its share of what the example did to the target's measurement.")
 
 
 class InfluentialExample(BaseModel):
@@ -64,6 +78,12 @@ class InfluentialExample(BaseModel):
     label: str | None = Field(description="Its label, or what stands for it in a group.")
     source: str | None
     text: str | None = Field(None, description="What a person sees of it.")
+    parts: list[ExamplePart] | None = Field(
+        None, description="Its influence by part, where ``include`` names ``parts`` and the index keeps the example."
+    )
+    parts_residual: float | None = Field(
+        None, description="Its influence less the sum of its parts, which are estimates unless the index is ``final``."
+    )
 
 
 class GroupShare(BaseModel):

@@ -56,6 +56,7 @@ class Question:
         polarity: Polarities of the training examples to return.
         group_by: Columns of the training examples that influence is summed by.
         tier: How influences are obtained.
+        parts: Whether to split the returned examples' influences over parts of them.
         only_wrong: Leave out rows whose label is what the model predicts; of the others, explain what it predicts.
     """
 
@@ -64,6 +65,7 @@ class Question:
     polarity: Polarity = "both"
     group_by: list[str] = field(default_factory=lambda: list(DEFAULT_COLUMNS))
     tier: Tier = "best"
+    parts: bool = False
     only_wrong: bool = False
 
 
@@ -171,7 +173,13 @@ def _load(workspace: Workspace, tier: Tier) -> Loaded:
 def _answers(loaded: Loaded, rows: Sequence[Asked], question: Question) -> list[dict[str, Any]]:
     """One explanation a row."""
     side = "each" if question.polarity == "both" else question.polarity
-    asked = {"top_k": question.top_k, "polarity": side, "group_by": question.group_by, "tier": question.tier}
+    asked = {
+        "top_k": question.top_k,
+        "polarity": side,
+        "group_by": question.group_by,
+        "tier": question.tier,
+        "include": ["examples", "groups", "modules", *(["parts"] if question.parts else [])],
+    }
     items = [_item(row).model_copy(update=asked) for row in rows]
     return [_explanation(answer) for answer in explain(loaded, items)]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_engine.attribution.groups import DEFAULT_COLUMNS, Groups
+from influence_engine.attribution.parts import PartSplitter
 from influence_engine.attribution.quality import Errors, quality_of, refinement
 from influence_engine.attribution.result import Attribution, Changes, Clock, Influential, ranks
 from influence_engine.differences import BaseDifference
@@ -85,6 +86,7 @@ class Attributor:
         self._groups = Groups(index, self.device)
         self._refiner: Refiner | None = None
         self._solved: tuple[str, Refined] | None = None
+        self._splitter: PartSplitter | None = None
 
     def refine_with(self, train: Sequence[Example], *, progress: Progress = silent) -> None:
         """Makes the tier ``refined`` available: each of its answers takes passes over all training examples.
@@ -110,6 +112,7 @@ class Attributor:
         tier: Tier = "best",
         polarity: Polarity = "both",
         group_by: Sequence[str] = DEFAULT_COLUMNS,
+        parts: bool = False,
     ) -> list[Attribution]:
         """Explains queries with one forward and one backward pass for all of them.
 
@@ -120,9 +123,11 @@ class Attributor:
             polarity: Whether to return the strongest of either sign, as many of each, or those of one sign.
             group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
                 ``consent``, or one of their metadata.
+            parts: Whether to split the returned examples' influences over parts of them (``attribution.parts``).
 
         Raises:
-            InputError: a query cannot be used, or a column is not there; ``field`` names what is wrong.
+            InputError: a query cannot be used, a column is not there, or the task names no parts; ``field`` names what
+                is wrong.
             TierUnavailableError: this index cannot answer that tier; the message says why.
             SettingsError: ``top_k`` or ``polarity`` is out of range.
         """
@@ -130,6 +135,7 @@ class Attributor:
         if isinstance(top_k, bool) or not 1 <= top_k <= MOST_EXAMPLES:
             raise SettingsError(f"top_k is {top_k}; it must be from 1 to {MOST_EXAMPLES}", field="top_k")
         groupings = [self._groups.by(column) for column in dict.fromkeys(group_by)]
+        splitter = self._part_splitter() if parts else None
         if not queries:
             return []
         clock = Clock()
@@ -163,6 +169,13 @@ class Attributor:
         errors = [Errors.of(self.index.calibration, answered, unit) for unit in unit_of(scores).tolist()]
         examples = self._fetch(returned, answered, measurements, errors, polarity)
         clock.lap("fetch")
+        if splitter is not None:
+            damping = None if basis is None else basis.damping
+            examples = [
+                splitter.split_all(one, chosen, damping=damping, factor=slope)
+                for one, chosen in zip(encoded, examples, strict=True)
+            ]
+            clock.lap("parts")
         changes = self._changes(batch, gradients, measurements, cached)
         predictions = predictions_of(self.task, outputs, batch)
         clock.lap("differences")
@@ -248,6 +261,12 @@ class Attributor:
         batch = to_device(self.task.collate(queries), self.device)
         outputs = self.task.outputs(self.model, batch)
         return self.task.measurement(outputs, choose_targets(self.task, outputs, batch))
+
+    def _part_splitter(self) -> PartSplitter:
+        if self._splitter is None:
+            base = None if self.difference is None else self.difference.base
+            self._splitter = PartSplitter(self.model, self.task, self.index, self.tracked, base)
+        return self._splitter
 
     def _check_layers(self) -> None:
         expected = {layer.name: layer.shape for layer in self.index.manifest.layers}

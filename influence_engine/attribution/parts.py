@@ -14,13 +14,14 @@ influence is given beside them (``parts_residual``), never spread over them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from influence_engine.attribution.direction import DirectionAt, QueryDirections
+from influence_engine.attribution.result import Influential
 from influence_engine.errors import InputError
 from influence_engine.gradients import TrackedLayers, tracing
 from influence_engine.gradients.forward_mode import derivative_along
@@ -29,21 +30,8 @@ from influence_engine.gradients.position_products import products_by_position
 from influence_engine.index import InfluenceIndex
 from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.resources import to_device
-from influence_engine.tasks import Batch, Example, LossPartsTask, Part, PositionPartsTask, Task
+from influence_engine.tasks import Batch, Example, LossPartsTask, Part, PositionPartsTask, Task, fields_of
 from influence_engine.training.step import parameters_put_back, put_parameters
-
-
-@dataclass(frozen=True)
-class SplitInfluence:
-    """One example's influence, split.
-
-    Attributes:
-        parts: ``field``, ``start``, ``end``, ``label`` and ``influence`` of each part.
-        residual: The influence less the sum of its parts.
-    """
-
-    parts: list[dict[str, Any]]
-    residual: float
 
 
 class PartSplitter:
@@ -75,33 +63,32 @@ class PartSplitter:
         self._prefix = FrozenPrefix(model, trained)
         self._trained = trained
 
-    def split(
-        self,
-        encoded: Tensor,
-        examples: Sequence[Example],
-        influences: Sequence[float],
-        *,
-        damping: float | None = None,
-        factor: float = 1.0,
-    ) -> list[SplitInfluence]:
-        """Splits the influences of some examples on one query.
+    def split_all(
+        self, encoded: Tensor, examples: Sequence[Influential], *, damping: float | None = None, factor: float = 1.0
+    ) -> list[Influential]:
+        """The examples of an explanation with their influences split; those of which the index keeps no fields as they
+        are.
 
         Args:
             encoded: The query's vector ``[k]``, from the index's encoder.
-            examples: The examples, with their targets.
-            influences: Their influences.
+            examples: The examples.
             damping: As for ``InfluenceIndex.scores``.
             factor: What the index's own influences are multiplied with in the answer.
         """
-        if not examples:
-            return []
-        names = [list(self._parts.parts(example)) for example in examples]
-        products = self.products(encoded, examples, damping=damping) * factor
-        found = []
-        for row, (parts, influence) in enumerate(zip(names, influences, strict=True)):
-            own = products[row, : len(parts)].tolist()
-            found.append(SplitInfluence([*map(_described, parts, own)], influence - sum(own)))
-        return found
+        wanted = {field.name for field in fields_of(self.task)}
+        known = [one for one in examples if wanted <= set(one.fields)]
+        if not known:
+            return list(examples)
+        products = self.products(encoded, [one.fields for one in known], damping=damping) * factor
+        split: dict[int, Influential] = {}
+        for one, row in zip(known, products.tolist(), strict=True):
+            own = self._parts.parts(one.fields)
+            # What lies behind the tokens that are read has no column where no other example has more parts.
+            values = [*row, *[0.0] * len(own)]
+            parts = [_described(*pair) for pair in zip(own, values, strict=False)]
+            residual = one.influence - sum(part["influence"] for part in parts)
+            split[one.row] = replace(one, parts=parts, parts_residual=residual)
+        return [split.get(one.row, one) for one in examples]
 
     def products(self, encoded: Tensor, examples: Sequence[Example], *, damping: float | None = None) -> Tensor:
         """What the parts of each example add to its influence on one query, ``[B, P]``; 0 past an example's own."""
@@ -140,7 +127,7 @@ class PartSplitter:
         for _, products in calls:
             shape = tuple(products.shape[1:])
             numbers = torch.stack([self._parts.parts_of_positions(one, shape).flatten() for one in examples])
-            total.scatter_add_(1, numbers.to(total.device), products.reshape(len(examples), -1).to(total))
+            total.scatter_add_(1, numbers.to(total.device), products.reshape(len(products), -1).to(total))
         return total
 
 

@@ -24,6 +24,9 @@ class Influential:
         tier: How the influence was obtained.
         fields: The task's fields of the example.
         label: What it is grouped under: its label, or what stands for it.
+        parts: The influence split over parts of the example, where that was asked for and the example is at hand:
+            ``field``, ``start``, ``end``, ``label`` and ``influence`` of each.
+        parts_residual: The influence less the sum of its parts.
     """
 
     rank: int
@@ -38,6 +41,8 @@ class Influential:
     label: str | None
     source: str | None
     fields: dict[str, Any]
+    parts: list[dict[str, Any]] | None = None
+    parts_residual: float | None = None
 
 
 @dataclass(frozen=True)
