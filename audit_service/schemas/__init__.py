@@ -40,7 +40,7 @@ from audit_service.schemas.jobs import (
     Relabel,
     Selection,
 )
-from audit_service.schemas.predict import Prediction, TextInput
+from audit_service.schemas.predict import Prediction, TextInput, Upload
 from audit_service.schemas.thumbnail import EngineThumbnailRequest, ThumbnailRequest
 
 __all__ = [
@@ -86,4 +86,5 @@ __all__ = [
     "TextInput",
     "ThumbnailRequest",
     "Tier",
+    "Upload",
 ]

@@ -1,10 +1,8 @@
 """Defects of a solar cell in a photograph, with the training photographs that made every answer."""
 
-from pathlib import Path
-
 import bentoml
 
-from audit_service import AuditMixin, Prediction, audited
+from audit_service import AuditMixin, Prediction, Upload, audited
 
 
 @bentoml.service
@@ -16,6 +14,5 @@ class SolarCells(AuditMixin, config="solar_cells"):
 
     @bentoml.api
     @audited(label="label", confidence="confidence", scores="scores")
-    async def predict(self, image: Path) -> Prediction:
-        # An uploaded file, or in JSON the file's bytes in base64.
+    async def predict(self, image: Upload) -> Prediction:
         return Prediction(**self.predictor.predict([{"image": image}])[0])
