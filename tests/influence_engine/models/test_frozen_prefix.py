@@ -105,7 +105,7 @@ def test_of_a_chain_only_what_is_read_again_takes_memory(*, skip: bool) -> None:
             model(inputs)
         with prefix.reusing(cached):
             assert torch.equal(model(inputs), expected)
-    assert cached_bytes(cached) == 5 * 4 * (444 if skip else 4)
+    assert cached_bytes(cached) == 4 * (5 * 444 if skip else 5 * 4 + 2)
 
 
 def test_what_was_forgotten_is_never_read_silently() -> None:
