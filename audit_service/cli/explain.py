@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from audit_service.schemas import Polarity, Tier
     from audit_service.workflows.batch_explanation import Question
 
+
 @click.command("explain", short_help="Explain a prediction, or a file of them, without a server.")
 @config_argument
 @profile_option
@@ -79,7 +80,8 @@ if TYPE_CHECKING:
 @click.option(
     "--parts",
     is_flag=True,
-    help="Split each example's influence over parts of it, such as mentions of a text or regions of a picture, where a task has any.",
+    help="Split each example's influence over parts of it, where a task has any: mentions of a text, regions of a "
+    "picture.",
 )
 @json_option
 def command(
@@ -162,9 +164,7 @@ def command(
         _of_one(settings, Given(text, image, given), question, pictures, as_json=as_json)
 
 
-def _of_one(
-    settings: AuditConfig, given: Given, question: Question, pictures: Path | None, *, as_json: bool
-) -> None:
+def _of_one(settings: AuditConfig, given: Given, question: Question, pictures: Path | None, *, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.workflows import batch_explanation, shown_pictures, task_inputs
 

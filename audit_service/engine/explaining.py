@@ -40,7 +40,7 @@ def same_call(item: EngineItem) -> tuple[Any, ...]:
 
 
 def _wants_parts(item: EngineItem) -> bool:
-    return {"examples", "parts"} <= set(item.include)
+    return "parts" in item.include
 
 
 def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
@@ -138,6 +138,8 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
     if "modules" in item.include and attribution.base_measurement is not None:
         differences["modules"] = attribution.modules
         differences["modules_residual"] = attribution.modules_residual
+    if attribution.changed_parts is not None:
+        differences["parts"] = attribution.changed_parts
     tolerance = loaded.config.serve.parity_tolerance
     agrees = parity(item.recorded, attribution.prediction, tolerance, loaded.task)
     answer: dict[str, Any] = {

@@ -45,8 +45,7 @@ def input_of(
     if text is not None:
         if len(fields) != 1 or not fields[0].readable:
             raise InputError(
-                f"--text is for an input that is one text, and here its fields are {names}: "
-                f"say {usual_option(fields)}",
+                f"--text is for an input that is one text, and here its fields are {names}: say {usual_option(fields)}",
                 field="text",
             )
         return {fields[0].name: text}

@@ -1,9 +1,9 @@
 """EfficientNet-Lite: a small convolutional network without squeeze-and-excitation, of ordinary layers.
 
 Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019, in the variant for
-phones (no squeeze-and-excitation, ReLU6). TensorFlow pads a convolution of stride 2 by more on the right and below than on the
-left and above, where a side is even; here a zero padding of its own does it, so that per-example gradients see a plain
-convolution. For sides that are multiples of 32 the outputs are the original's.
+phones (no squeeze-and-excitation, ReLU6). TensorFlow pads a convolution of stride 2 by more on the right and below than
+on the left and above, where a side is even; here a zero padding of its own does it, so that per-example gradients see a
+plain convolution. For sides that are multiples of 32 the outputs are the original's.
 """
 
 from __future__ import annotations

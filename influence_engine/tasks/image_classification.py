@@ -29,8 +29,11 @@ _HELD = 256
 """Fitted pictures that are held in memory: what was checked a moment ago is not decoded again."""
 
 
-REGIONS = 5
-"""Rows, and columns, of the regions that a picture is divided into."""
+_REGION = 32
+"""Side of a region in pixels of what the model reads: what most networks' last feature map has a position for."""
+
+_MOST_REGIONS = 7
+"""In a row, and in a column: more would be too small to see."""
 
 
 class ImageClassification(Classification):
@@ -137,23 +140,28 @@ class ImageClassification(Classification):
         """What its picture is called."""
         return pictures.name_of(example[self.image])
 
+    @property
+    def regions(self) -> int:
+        """Rows, and columns, of the regions that a picture is divided into."""
+        return min(_MOST_REGIONS, max(2, min(self._processor.shape) // _REGION))
+
     def parts(self, example: Example) -> list[Part]:
         """The regions of a picture, row by row, and the whole of it for what lies nowhere (a classifier's bias)."""
-        return [*(Part(self.image, number, number + 1) for number in range(REGIONS**2)), Part(self.image)]
+        return [*(Part(self.image, number, number + 1) for number in range(self.regions**2)), Part(self.image)]
 
     def parts_of_positions(self, example: Example, shape: tuple[int, ...]) -> Tensor:
         """The regions that positions of a feature map, or patches in a row, have their middles in.
 
         What has no place (a ``[CLS]`` before the patches, a map of one position, a pooled vector) is in the last part.
         """
-        whole = REGIONS**2
+        whole = self.regions**2
         if len(shape) == 2 and min(shape) > 1:
-            return _regions(*shape)
+            return _regions(*shape, self.regions)
         if len(shape) == 1:
             side = math.isqrt(shape[0])
             before = shape[0] - side * side
             if side > 1 and before <= 1:  # patches of a square, after a [CLS] or without
-                return torch.cat([torch.full((before,), whole), _regions(side, side).flatten()])
+                return torch.cat([torch.full((before,), whole), _regions(side, side, self.regions).flatten()])
         return torch.full(shape, whole)
 
     def describe(self) -> dict[str, Any]:
@@ -206,8 +214,8 @@ class ImageClassification(Classification):
             raise InputError(f"{self.image!r} {error.message}", field=self.image) from None
 
 
-def _regions(height: int, width: int) -> Tensor:
-    """Numbers of the regions that the positions of a map lie in, ``[height, width]``."""
-    row = torch.arange(height).mul(2).add(1).mul(REGIONS).div(2 * height, rounding_mode="floor")
-    column = torch.arange(width).mul(2).add(1).mul(REGIONS).div(2 * width, rounding_mode="floor")
-    return row.unsqueeze(1) * REGIONS + column
+def _regions(height: int, width: int, side: int) -> Tensor:
+    """Numbers of the regions, ``side`` a row, that the positions of a map lie in, ``[height, width]``."""
+    row = torch.arange(height).mul(2).add(1).mul(side).div(2 * height, rounding_mode="floor")
+    column = torch.arange(width).mul(2).add(1).mul(side).div(2 * width, rounding_mode="floor")
+    return row.unsqueeze(1) * side + column

@@ -99,8 +99,7 @@ def test_an_upload_and_base64_get_one_answer_and_each_is_explained_by_its_id(ser
     assert len({answer.pop("prediction_id") for answer in [dict(one) for one in answers]}) == 3
     assert answers[0]["scores"] == answers[1]["scores"] == answers[2]["scores"]
     found = [
-        explained(server.post("/audit/explain", {"prediction_id": one["prediction_id"], "top_k": 4}))
-        for one in answers
+        explained(server.post("/audit/explain", {"prediction_id": one["prediction_id"], "top_k": 4})) for one in answers
     ]
     by_input = explained(server.post("/audit/explain", {"input": {"image": sent}, "top_k": 4}))
     for one in found:

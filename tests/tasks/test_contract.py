@@ -138,9 +138,7 @@ def test_curvature_is_the_second_derivative_through_the_outputs(trained: Trained
     outputs = task.outputs(model, batch)
     # J v by two backward passes, then v^T J^T H J v with H from the loss itself.
     dummy = torch.zeros_like(outputs, requires_grad=True)
-    pulled = torch.autograd.grad(
-        outputs, list(trained_ones.values()), dummy, create_graph=True, materialize_grads=True
-    )
+    pulled = torch.autograd.grad(outputs, list(trained_ones.values()), dummy, create_graph=True, materialize_grads=True)
     inner = sum((one * part).sum() for one, part in zip(pulled, _taken_apart(model, direction).values(), strict=True))
     (along,) = torch.autograd.grad(inner, dummy)
     leaf = outputs.detach().requires_grad_()

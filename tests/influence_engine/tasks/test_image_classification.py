@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +101,8 @@ def test_a_file_that_changes_is_read_again(photograph: Path) -> None:
     assert not torch.equal(TASK.collate([example_of(photograph)])["pixel_values"], before)
 
 
-def test_a_task_can_be_copied_and_sent_and_is_described_by_what_it_does() -> None:
-    for other in (copy.deepcopy(TASK), pickle.loads(pickle.dumps(TASK))):
-        assert describe_task(other) == describe_task(TASK)
+def test_a_task_can_be_copied_and_is_described_by_what_it_does() -> None:
+    assert describe_task(copy.deepcopy(TASK)) == describe_task(copy.copy(TASK)) == describe_task(TASK)
     smaller = ImageClassification(TASK.processor, TASK.labels, image_size=8)
     assert describe_task(smaller) != describe_task(TASK)
     assert content_digest(TASK, []) == content_digest(smaller, [])

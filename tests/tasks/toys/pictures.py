@@ -78,5 +78,6 @@ def resnet() -> nn.Module:
 def efficientnet_lite() -> nn.Module:
     """Depthwise convolutions with uneven padding; batch normalisation is frozen."""
     stages = [(1, 3, 1, 1, 6), (2, 5, 2, 2, 8)]
-    config = EfficientNetLiteConfig(stages=stages, stem_channels=6, head_channels=12, num_labels=2)
+    sizes = {"stem_channels": 6, "head_channels": 12, "num_labels": 2}
+    config = EfficientNetLiteConfig(stages=stages, initializer_range=0.4, **sizes)
     return EfficientNetLiteForImageClassification(config)
