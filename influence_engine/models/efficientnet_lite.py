@@ -115,7 +115,8 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Feature maps ``[B, head_channels, H / 32, W / 32]`` of ``[B, 3, H, W]``, and their means."""
-        found = self.stem(pixel_values)
+        # Channels last, convolutions of one channel each take half the time on a processor.
+        found = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             found = block(found)
         found = self.top(found)

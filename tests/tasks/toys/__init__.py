@@ -35,6 +35,6 @@ TOYS: dict[str, Callable[[Path], Toy]] = {
     "vit": pictures(vit, "vit", trainable=1),
     "convnext": pictures(convnext, "convnext", learning_rate=0.01),
     "resnet": pictures(resnet, "resnet", learning_rate=0.005),
-    "efficientnet-lite": pictures(efficientnet_lite, "efficientnet-lite"),
+    "efficientnet-lite": pictures(efficientnet_lite, "efficientnet-lite", learning_rate=0.004),
     "language": language,
 }
