@@ -42,7 +42,10 @@ def main() -> None:
     model, base = workspace.run.load_model(), workspace.run.load_base()
     tuned = margins(model, workspace.task, held_out)
     probes = {
-        "linear probe on the frozen base": (pooled(base, workspace.task, train), pooled(base, workspace.task, held_out)),
+        "linear probe on the frozen base": (
+            pooled(base, workspace.task, train),
+            pooled(base, workspace.task, held_out),
+        ),
         "logistic regression on pixels": (pixels(workspace.task, train), pixels(workspace.task, held_out)),
     }
     rows: list[dict[str, Any]] = [_row("fine-tuned", tuned, truth)]
@@ -69,8 +72,8 @@ def margins(model: nn.Module, task: Task, examples: Sequence[Example]) -> Tensor
 def pooled(model: Any, task: Task, examples: Sequence[Example]) -> Tensor:
     """Means of the last feature maps, ``[N, channels]``."""
     with torch.no_grad():
-        found = [model.efficientnet_lite(task.collate(some)["pixel_values"]).pooler_output for some in _blocks(examples)]
-    return torch.cat(found)
+        batches = [task.collate(some)["pixel_values"] for some in _blocks(examples)]
+        return torch.cat([model.efficientnet_lite(batch).pooler_output for batch in batches])
 
 
 def pixels(task: Task, examples: Sequence[Example]) -> Tensor:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
 from support import machine, parser_of, show
 
 from audit_service.config import load_config

@@ -144,7 +144,10 @@ class Attributor:
         clock = Clock()
         self._check(queries)
         caching = contextlib.nullcontext({}) if self.difference is None else self.difference.caching()
-        pooling = pooled_maps(self.model) if parts else contextlib.nullcontext([])
+        nothing: list[Tensor] = []
+        pooling: contextlib.AbstractContextManager[list[Tensor]] = (
+            pooled_maps(self.model) if parts else contextlib.nullcontext(nothing)
+        )
         with caching as cached, pooling as maps, self._trace(queries) as trace:
             batch = choose_targets(self.task, trace.outputs, trace.batch)
             measurements, direction = measured_gradient(self.task, trace.outputs, batch)

@@ -223,7 +223,7 @@ class _Side:
 def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return torch.linalg.eigh(matrix.float())
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch's LinAlgError is one
         # With many channels that never fire, single precision may not converge.
         values, vectors = torch.linalg.eigh(matrix.double())
         return values, vectors.float()

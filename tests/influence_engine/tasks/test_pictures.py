@@ -1,4 +1,4 @@
-"""Promises: what people send as a picture becomes upright 8-bit pixels, or is refused with the reason; paths stay ours."""
+"""Promises: what people send as a picture becomes upright pixels, or is refused with the reason; paths stay ours."""
 
 from __future__ import annotations
 
