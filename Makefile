@@ -64,8 +64,10 @@ docs-check: $(VENV)/.installed-dev
 NONE = $(if $(PYTEST_ARGS),5,0)
 SLOWEST = --durations=25
 
+# The small project that many tests use is made once for both calls, in a folder that goes with them.
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(SLOWEST) $(PYTEST_ARGS); units=$$?; \
+	@export TEST_PROJECT_FOLDER=$$(mktemp -d); trap 'rm -rf "$$TEST_PROJECT_FOLDER"' EXIT; \
+	  $(BIN)/python -m pytest -m 'not service' -n $(PYTEST_WORKERS) --dist loadfile $(SLOWEST) $(PYTEST_ARGS); units=$$?; \
 	  case $$units in 0|$(NONE)) ;; *) exit $$units;; esac; \
 	  $(BIN)/python -m pytest -m service $(SLOWEST) $(PYTEST_ARGS); servers=$$?; \
 	  case $$servers in $(NONE)) exit $$units;; *) exit $$servers;; esac

@@ -41,6 +41,11 @@ OBSERVERS = frozenset({"RunnerTrafficMetricsMiddleware", "OpenTelemetryMiddlewar
 errors in BentoML's shape; nothing else changes."""
 
 
+PAGES = frozenset({"index", "static_content", "assets"})
+"""Names of the routes of BentoML's page at ``/``, which loads a script of a third party. Were one renamed, an audited
+service would serve that page again; ``tests/service/test_middleware.py`` asks."""
+
+
 def home() -> Path:
     """BentoML's home folder, ``BENTOML_HOME`` or its default; uses ``BentoMLContainer.bentoml_home``.
 

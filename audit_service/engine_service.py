@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import bentoml
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, is_switched_off, listed_configs
 from audit_service.engine.host import EngineHost
-from audit_service.schemas import EngineRequest, EngineThumbnailRequest, StatusRequest
+from audit_service.schemas import EngineRequest, EngineThumbnailRequest, SelectionRequest, StatusRequest
 from audit_service.serving.error_responses import answering_errors
 from audit_service.serving.middleware import MiddlewareMixin
 from influence_engine.errors import SettingsError
@@ -92,6 +92,12 @@ class InfluenceEngine(MiddlewareMixin):
         found = await asyncio.to_thread(self.host.thumbnail, request.config, request.example_handle)
         return {"content": base64.b64encode(found[0]).decode("ascii"), "media_type": found[1]}
 
+    @bentoml.api(route="/selected")
+    @answering_errors
+    async def selected(self, request: SelectionRequest, /) -> dict[str, Any]:
+        """How many training examples are in a group, or have some handles."""
+        return {"examples": await self.host.selected(request.config, request.group, request.examples)}
+
     @bentoml.api(route="/status")
     @answering_errors
     async def status(self, request: StatusRequest, /) -> dict[str, Any]:
@@ -136,6 +142,10 @@ class EngineHere:
     async def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
         """The picture of a training example; raises what ``EngineHost.thumbnail`` raises."""
         return await asyncio.to_thread(self.host.thumbnail, config, handle)
+
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """As ``EngineHost.selected``."""
+        return await self.host.selected(config, group, examples)
 
     async def status(self, config: str) -> dict[str, Any]:
         """State and identity of what is loaded; ``ServiceError`` (404) for a config that is not held here."""

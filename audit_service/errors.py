@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from audit_service.outside import MOST_NAMED, said, without_folders
 from influence_engine.errors import InfluenceError
 
 
@@ -79,11 +80,25 @@ class InputErasedError(ServiceError):
     status = 410
 
 
+class ModelChangedError(ServiceError):
+    """The prediction on record was made by another model than the one that is served now."""
+
+    code = "model_changed"
+    status = 409
+
+
 class BodyTooLargeError(ServiceError):
     """The body is longer than ``serve.max_body_bytes``."""
 
     code = "body_too_large"
     status = 413
+
+
+class ForeignSiteError(ServiceError):
+    """A browser asks for a page that may not ask here."""
+
+    code = "forbidden"
+    status = 403
 
 
 class MediaTypeError(ServiceError):
@@ -127,6 +142,13 @@ class StateSchemaError(ServiceError):
     code = "state_schema"
 
 
+class ModelUnavailableError(ServiceError):
+    """The model that is to predict cannot be opened; the message says why."""
+
+    code = "model_unavailable"
+    status = 503
+
+
 class EngineUnavailableError(ServiceError):
     """The explanation engine is down, loading, or did not answer in time. Predictions are not affected."""
 
@@ -138,6 +160,13 @@ class EngineLoadingError(EngineUnavailableError):
     """The explanation engine is still loading its model and index."""
 
     code = "engine_loading"
+
+
+class EngineBusyError(EngineUnavailableError):
+    """More explanations are asked for than can be answered in time."""
+
+    code = "engine_busy"
+    status = 429
 
 
 class EngineTimeoutError(EngineUnavailableError):
@@ -156,10 +185,13 @@ def status_of(error: InfluenceError) -> int:
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """The one shape of every error body: ``{"error": {"code", "message", "field"?}}``."""
-    error = {"code": code, "message": message}
+    """The one shape of every error body: ``{"error": {"code", "message", "field"?}}``.
+
+    Message and field may quote what was sent or name a file: they are cut, and folders of this machine are left out.
+    """
+    error = {"code": code, "message": said(without_folders(message))}
     if field is not None:
-        error["field"] = field
+        error["field"] = said(without_folders(field), MOST_NAMED)
     return {"error": error}
 
 

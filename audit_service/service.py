@@ -23,7 +23,7 @@ from audit_service.bentoml_internals import api_functions
 from audit_service.config.service_config import ConfigReference, check_together
 from audit_service.engine.client import NO_ENGINE, Engine, EngineDependency
 from audit_service.engine_service import EngineHere, InfluenceEngine, hold
-from audit_service.errors import BadRequestError, JobNotFoundError, error_body, service_error
+from audit_service.errors import BadRequestError, JobNotFoundError, ServiceError, error_body, service_error
 from audit_service.jobs.service import JobService
 from audit_service.monitoring.snapshot import snapshot
 from audit_service.schemas import (
@@ -39,10 +39,11 @@ from audit_service.schemas import (
 )
 from audit_service.serving.audit import Audit
 from audit_service.serving.audited_method import AuditedMethod
-from audit_service.serving.audits import Audits, first_of
+from audit_service.serving.audits import Asked, Audits, first_of
 from audit_service.serving.error_responses import answering_errors, validation_body
 from audit_service.serving.middleware import MiddlewareMixin
 from audit_service.serving.request_context import request_to
+from audit_service.store.predictions import PredictionRecord
 from influence_engine.errors import InfluenceError, SettingsError
 
 __all__ = ["AuditMixin", "InfluenceEngine"]
@@ -156,6 +157,12 @@ class AuditMixin(MiddlewareMixin):
         return max(reference.read().serve.max_body_bytes for reference in named or cls._audit_configs)
 
     @classmethod
+    def public_sites(cls) -> tuple[list[str], list[str]]:
+        """``serve.hosts`` and ``serve.origins`` of all its configs."""
+        serve = [reference.read().serve for reference in cls._audit_configs]
+        return [host for one in serve for host in one.hosts], [origin for one in serve for origin in one.origins]
+
+    @classmethod
     def _engine_url(cls) -> str | None:
         # BentoML asks for it before it starts any process: a config that cannot be read, or an audited method whose
         # inputs cannot be found, ends `bentoml serve` with the reason instead of workers that are started in vain.
@@ -217,7 +224,9 @@ class AuditMixin(MiddlewareMixin):
         if not 1 <= len(requests) <= MAX_BATCH:
             raise BadRequestError(f"a batch holds 1 to {MAX_BATCH} requests, this one {len(requests)}")
         answers: list[Any] = [_parsed(request) for request in requests]
-        answers = [await self._job_of(answer) if _is_measured(answer) else answer for answer in answers]
+        measured = [answer for answer in answers if _is_measured(answer)]
+        jobs = zip(measured, await self._audits.about(measured), strict=True)
+        answers = [await self._job_of(*next(jobs)) if _is_measured(answer) else answer for answer in answers]
         good = [answer for answer in answers if isinstance(answer, ExplainRequest)]
         explained = iter(await self._audits.explain(self.audit_engine, good) if good else [])
         answers = [next(explained) if isinstance(answer, ExplainRequest) else answer for answer in answers]
@@ -229,8 +238,9 @@ class AuditMixin(MiddlewareMixin):
     @answering_errors
     async def audit_jobs_submit(self, request: JobRequest, /) -> dict[str, Any]:
         """Trains again without, or with other, training examples, in the background; equal questions are one job."""
-        jobs = await self._jobs_about(request)
-        return self._answer(await jobs.submit(request), 202)
+        jobs, record = await self._jobs_about(request)
+        await self._check_selected(jobs.audit.name, request)
+        return self._answer(await jobs.submit(request, record), 202)
 
     @bentoml.api(route="/audit/jobs/status")
     @answering_errors
@@ -254,7 +264,7 @@ class AuditMixin(MiddlewareMixin):
     @answering_errors
     async def audit_feedback(self, request: FeedbackRequest, /) -> dict[str, Any]:
         """Takes true labels that have arrived; each item has its own fate, or its own error."""
-        return self._answer(await asyncio.to_thread(self._audits.take_feedback, request), 200)
+        return self._answer(await self._audits.take_feedback(request), 200)
 
     @bentoml.api(route="/audit/drift")
     @answering_errors
@@ -275,23 +285,47 @@ class AuditMixin(MiddlewareMixin):
     @bentoml.api(route="/audit/index")
     @answering_errors
     async def audit_index(self, request: IndexRequest, /) -> dict[str, Any]:
-        """What the engine has loaded, or why it has not."""
-        return await self.audit_engine.status(self._audits.chosen(request.config).name)
+        """What the engine has loaded, or why it has not; and in ``record`` whether predictions are put on record."""
+        audit = self._audits.chosen(request.config)
+        status = await self.audit_engine.status(audit.name)
+        return {**status, "record": audit.store.state()}
 
-    async def _jobs_about(self, request: ExplainRequest | JobRequest) -> JobService:
-        audit = await asyncio.to_thread(self._audits.of, request.config, request.prediction_id)
-        return self._jobs[audit.name]
+    async def _check_selected(self, name: str, request: JobRequest) -> None:
+        """Refuses at once what the job would find out after loading a model."""
+        handles = None if request.edit is None else [request.edit.example]
+        chosen = request.without or request.relabel
+        try:
+            if handles is not None:
+                await self.audit_engine.selected(name, None, handles)
+            elif chosen is not None and chosen.top_k is None:
+                await self.audit_engine.selected(name, chosen.group, chosen.examples)
+        except ServiceError as error:
+            if error.status < 500:
+                raise
+            # The engine is down or loading: the job finds out.
+
+    async def _jobs_about(self, request: ExplainRequest | JobRequest) -> tuple[JobService, PredictionRecord | None]:
+        (asked,) = await self._audits.about([request])
+        return self._jobs_of(asked)
+
+    def _jobs_of(self, asked: Asked | InfluenceError) -> tuple[JobService, PredictionRecord | None]:
+        if isinstance(asked, InfluenceError):
+            raise asked
+        if isinstance(asked.record, InfluenceError):
+            raise asked.record
+        return self._jobs[asked.audit.name], asked.record
 
     async def _measured(self, request: ExplainRequest) -> dict[str, Any]:
-        jobs = await self._jobs_about(request)
-        return await jobs.explain(request)
+        jobs, record = await self._jobs_about(request)
+        return await jobs.explain(request, record)
 
     async def _job(self, ask: Callable[[JobService], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         return await first_of(list(self._jobs.values()), ask, JobNotFoundError)
 
-    async def _job_of(self, request: ExplainRequest) -> dict[str, Any]:
+    async def _job_of(self, request: ExplainRequest, asked: Asked | InfluenceError) -> dict[str, Any]:
         try:
-            return await self._measured(request)
+            jobs, record = self._jobs_of(asked)
+            return await jobs.explain(request, record)
         except InfluenceError as error:
             return error_body(error.code, error.message, error.field)
 

@@ -96,7 +96,11 @@ def folder_digests(
 
 
 def verify_folder(
-    folder: str | os.PathLike[str], expected: Mapping[str, str], *, meanwhile: Callable[[], object] | None = None
+    folder: str | os.PathLike[str],
+    expected: Mapping[str, str],
+    *,
+    meanwhile: Callable[[], object] | None = None,
+    each: Callable[[str], object] = lambda name: None,
 ) -> None:
     """Checks the digest of every file that ``expected`` names by its relative path, several at a time.
 
@@ -105,6 +109,7 @@ def verify_folder(
         expected: The digests.
         meanwhile: Work that is done on this thread while others read the files, such as importing what will be needed.
             It must trust nothing that is in the folder.
+        each: Called with the name of every file whose digest was right.
 
     Raises:
         DigestMismatchError: a file is missing or differs; the message names the file and both digests. It takes the
@@ -119,6 +124,7 @@ def verify_folder(
         finally:
             for name, digest in expected.items():
                 _check_digest(root / name, digest, found[name].result())
+                each(name)
 
 
 def _digest_or_none(path: Path) -> str | None:

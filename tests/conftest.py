@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,19 +111,29 @@ class Project:
 
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Fine-tunes on 200 snippets, builds the index, exports to ONNX: about half a minute, once a process.
+    """Fine-tunes on 200 snippets, builds the index, exports to ONNX: about half a minute, once for all processes.
 
-    ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
+    Each process has a copy of its own. ``TEST_PROJECT_FOLDER`` names a folder that keeps it for the next session.
     """
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    beside_others = "PYTEST_XDIST_WORKER" in os.environ
+    root, kept = tmp_path_factory.mktemp("project"), os.environ.get("TEST_PROJECT_FOLDER")
+    shared = Path(kept) if kept else tmp_path_factory.getbasetemp().parent / "project" if beside_others else root
+    shared.mkdir(parents=True, exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build(opened_project(shared))
+    if not beside_others:
+        return opened_project(shared)
+    shutil.copytree(shared, root, dirs_exist_ok=True)
+    return opened_project(root)
+
+
+def opened_project(root: Path) -> Project:
+    """The project in that folder, whose config is written there."""
     from audit_service.config import load_config
-    from audit_service.workflows.export import export_for_serving
-    from audit_service.workspace import Workspace
 
     data = os.environ.setdefault("BENTO_AUDIT_DATA", str(ROOT / "data"))
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    kept = os.environ.get("TEST_PROJECT_FOLDER")
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # each has its own
-    root = Path(kept) / worker if kept else tmp_path_factory.mktemp("project")
     file = root / "configs" / "sentiment.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(CONFIG, encoding="utf-8")
@@ -132,8 +144,19 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     task = config.task_object(load_processor(base))
     train = load_examples(config.data.train, task, config.root).examples
     test = load_examples(config.data.test, task, config.root).examples
-    if not (config.onnx_folder / "manifest.json").is_file():
-        finetune(task, base, train, settings=config.finetune, record_to=config.run_folder, reuse=True)
-        InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
-        export_for_serving(Workspace(config), test)
     return Project(root, config, task, train, test, {"BENTO_AUDIT_CONFIG": str(file), "BENTO_AUDIT_DATA": data})
+
+
+def build(project: Project) -> None:
+    """Trains, indexes and exports, unless that has been done."""
+    from audit_service.workflows.export import export_for_serving
+    from audit_service.workspace import Workspace
+
+    config, task, train, test = project.config, project.task, project.train, project.test
+    if (config.onnx_folder / "manifest.json").is_file():
+        return
+    base = config.base_model_location()
+    assert base is not None
+    finetune(task, base, train, settings=config.finetune, record_to=config.run_folder, reuse=True)
+    InfluenceIndex.build_from_run(config.run_folder, task, train, config.index_folder, config.index, held_out=test)
+    export_for_serving(Workspace(config), test)

@@ -20,6 +20,7 @@ from audit_service.prediction.export_files import MANIFEST as ONNX_MANIFEST
 from influence_engine.errors import RecordError
 from influence_engine.index import current_version
 from influence_engine.index.building.pipeline import CURRENT, VERSIONS
+from influence_engine.index.manifest import MANIFEST as INDEX_MANIFEST
 
 Kind = Literal["model", "index", "onnx"]
 
@@ -36,11 +37,18 @@ def find(config: AuditConfig, kind: Literal["index", "onnx"]) -> Found:
     """The index or the ONNX export: the config's folder where there is one, else the Bento model.
 
     Raises:
-        RecordError: there is neither; the message says which command makes it.
+        RecordError: there is neither, or an index none of whose versions is current; the message says which command
+            makes it.
     """
     local = config.index_folder if kind == "index" else config.onnx_folder
     if (local / (CURRENT if kind == "index" else ONNX_MANIFEST)).is_file():
         return Found(local, config.name)
+    if kind == "index" and any((local / VERSIONS).glob(f"*/{INDEX_MANIFEST}")):
+        raise RecordError(
+            f"the index in {local} has versions, and no file {CURRENT} that says which is current: restore it, or run "
+            f"bento-audit index build {config.spelled if config.file else config.name}",
+            field=str(local / CURRENT),
+        )
     return find_bento_model(config, kind, local)
 
 

@@ -223,6 +223,11 @@ class ServeSettings(Section):
             (torch) that still counts as the same prediction.
         engine_url: Where the explanation engine runs, if it is not started by the service itself.
         threads: Threads of one prediction; by default ONNX Runtime's own choice.
+        explain_threads: Threads of one explanation; by default what is measured to be fastest, at the start and again
+            when explanations have become slower or faster.
+        hosts: Names under which ``/audit/...`` is reached, such as ``audit.example.com``; ``*`` for any. An address in
+            digits, ``localhost`` and names without a dot need not be named.
+        origins: Pages of other addresses that may ask ``/audit/...`` from a browser, ``https://desk.example.com``.
     """
 
     explain_deadline_s: float = Field(2.0, gt=0, le=600)
@@ -232,6 +237,25 @@ class ServeSettings(Section):
     parity_tolerance: float = Field(1e-3, gt=0, lt=1)
     engine_url: str | None = None
     threads: int | None = Field(None, ge=1)
+    explain_threads: int | None = Field(None, ge=1, le=1024)
+    hosts: list[str] = []
+    origins: list[str] = []
+
+    @field_validator("hosts")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        for host in value:
+            if host != "*" and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", host):
+                raise ValueError(f"found {host!r}; it should be a name such as audit.example.com, without a port, or *")
+        return value
+
+    @field_validator("origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"found {origin!r}; it should be an address such as https://desk.example.com")
+        return value
 
     @field_validator("engine_url")
     @classmethod

@@ -1,20 +1,30 @@
-"""Dynamic batching without a delay: when the one worker gets free, it takes everything that has arrived meanwhile."""
+"""Dynamic batching without a delay: when the one worker gets free, it takes what has arrived meanwhile.
+
+It takes no more than it can answer in time: as many as fit before the earliest of their deadlines at the pace of
+lately. What cannot be in time any more is refused at once, so that the work goes to those who still wait.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from audit_service.errors import EngineTimeoutError, EngineUnavailableError
+from audit_service.errors import EngineBusyError, EngineTimeoutError, EngineUnavailableError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+NEWEST = 0.3
+"""Weight of the newest batch in the pace."""
+
+MARGIN = 1.25
+"""So much longer than at the pace of lately a batch may take, and still be in time."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +45,7 @@ class BatchWorker(Generic[Item, Answer]):
             raises becomes the error of every item.
         max_batch: Items of one call at most.
         max_waiting: Items that wait at most; further ones are refused at once.
+        clock: Tells the time in seconds, the same that deadlines are in.
     """
 
     def __init__(
@@ -43,11 +54,15 @@ class BatchWorker(Generic[Item, Answer]):
         *,
         max_batch: int = 32,
         max_waiting: int = 512,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: deque[_Job[Item, Answer]] = deque()
+        self._clock = clock
+        self._seconds_an_item = 0.0
+        self._waiting: list[_Job[Item, Answer]] = []
+        self._other: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="explanations", daemon=True)
@@ -59,19 +74,37 @@ class BatchWorker(Generic[Item, Answer]):
         Args:
             item: What to answer.
             group: What its batch has in common.
-            deadline: ``time.monotonic()`` after which nobody waits for the answer any more; then, or once the future
-                is cancelled, the item is not computed.
+            deadline: The time after which nobody waits for the answer any more; then, or once the future is cancelled,
+                the item is not computed.
 
         Raises:
-            EngineUnavailableError: too many items wait already, or the worker is closed.
+            EngineBusyError: too many items wait already, for their number or for this one's deadline.
+            EngineUnavailableError: the worker is closed.
         """
         job: _Job[Item, Answer] = _Job(item, group, deadline)
         with self._wake:
-            if self._closed or len(self._waiting) >= self._max_waiting:
-                raise EngineUnavailableError("the explanation engine is busy; ask again shortly", retry_after=1)
+            if self._closed:
+                raise _stopping()
+            ahead = len(self._waiting) * self._seconds_an_item
+            if len(self._waiting) >= self._max_waiting or (ahead and self._clock() + ahead > deadline):
+                raise EngineBusyError(
+                    f"the explanation engine is busy: {len(self._waiting)} explanations wait; ask again shortly",
+                    retry_after=max(1, math.ceil(ahead)),
+                )
             self._waiting.append(job)
             self._wake.notify()
         return job.future
+
+    def between(self, work: Callable[[], Any]) -> Future[Any]:
+        """Has something else done in the worker's thread, before its next batch."""
+        future: Future[Any] = Future()
+        with self._wake:
+            if self._closed:
+                future.set_exception(_stopping())
+            else:
+                self._other.append((work, future))
+                self._wake.notify()
+        return future
 
     def close(self) -> None:
         """Stops the worker after its current batch; what waits gets an error."""
@@ -83,44 +116,77 @@ class BatchWorker(Generic[Item, Answer]):
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: bool(self._waiting) or self._closed)
-                jobs = list(self._waiting)
-                self._waiting.clear()
-                closed = self._closed
-            if closed:
-                for job in jobs:
-                    if job.future.set_running_or_notify_cancel():
-                        job.future.set_exception(EngineUnavailableError("the explanation engine stops", retry_after=5))
-                return
-            groups: dict[Hashable, list[_Job[Item, Answer]]] = {}
-            for job in jobs:
-                groups.setdefault(job.group, []).append(job)
-            for group in groups.values():
-                for start in range(0, len(group), self._max_batch):
-                    self._answer(group[start : start + self._max_batch])
+                self._wake.wait_for(lambda: bool(self._waiting or self._other) or self._closed)
+                other, self._other = self._other, []
+                if self._closed:
+                    for future in [*(job.future for job in self._waiting), *(future for _, future in other)]:
+                        if future.set_running_or_notify_cancel():
+                            future.set_exception(_stopping())
+                    return
+                jobs = [] if other else self._next()
+            for work, future in other:
+                try:
+                    future.set_result(work())
+                except Exception as error:
+                    future.set_exception(error)
+            if jobs:
+                self._answer(jobs)
 
-    def _answer(self, jobs: list[_Job[Item, Answer]]) -> None:
-        now = time.monotonic()
+    def _next(self) -> list[_Job[Item, Answer]]:
+        """Takes the next batch from those that wait, and refuses what would be too late."""
+        now, pace = self._clock(), self._seconds_an_item
         wanted = []
-        for job in jobs:
-            if not job.future.set_running_or_notify_cancel():
-                continue  # nobody waits for it any more
-            if job.deadline < now:
-                job.future.set_exception(
-                    EngineTimeoutError("the deadline passed before it was computed", retry_after=1)
-                )
+        for job in self._waiting:
+            if job.future.cancelled():
+                job.future.set_running_or_notify_cancel()
+            elif job.deadline < now:
+                _refuse(job)
             else:
                 wanted.append(job)
+        if len(wanted) > 1:  # alone, it is tried: the pace may have been another's
+            in_time = [job for job in wanted if now + pace <= job.deadline]
+            late = [job for job in wanted if now + pace > job.deadline]
+            if in_time:
+                for job in late:
+                    _refuse(job)
+                wanted = in_time
+        if not wanted:
+            self._waiting = []
+            return []
+        group = [job for job in wanted if job.group == wanted[0].group][: self._max_batch]
+        group.sort(key=lambda job: job.deadline)
+        left = group[0].deadline - now
+        fit = len(group) if pace <= 0 else max(1, int(left / (pace * MARGIN)))
+        taken = group[:fit]
+        chosen = set(map(id, taken))
+        self._waiting = [job for job in wanted if id(job) not in chosen]
+        return taken
+
+    def _answer(self, jobs: list[_Job[Item, Answer]]) -> None:
+        wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         if not wanted:
             return
+        began = self._clock()
         answers: Sequence[Any]
         try:
             answers = self._run([job.item for job in wanted])
         except Exception as error:
             logger.exception("a batch of %d explanations failed", len(wanted))
             answers = [error] * len(wanted)
+        pace = (self._clock() - began) / len(wanted)
+        known = self._seconds_an_item
+        self._seconds_an_item = pace if known <= 0 else known + NEWEST * (pace - known)
         for job, answer in zip(wanted, answers, strict=True):
             if isinstance(answer, Exception):
                 job.future.set_exception(answer)
             else:
                 job.future.set_result(answer)
+
+
+def _stopping() -> EngineUnavailableError:
+    return EngineUnavailableError("the explanation engine stops", retry_after=5)
+
+
+def _refuse(job: _Job[Any, Any]) -> None:
+    if job.future.set_running_or_notify_cancel():
+        job.future.set_exception(EngineTimeoutError("the deadline passed before it was computed", retry_after=1))

@@ -27,6 +27,9 @@ CONNECTIONS = 64
 THUMBNAIL_S = 5.0
 """How long a picture is waited for."""
 
+SELECTING_S = 5.0
+"""How long a service waits to hear whether training examples are there."""
+
 NO_ENGINE = "off:"
 """The address of an engine where there is none: BentoML starts no service that has an address."""
 
@@ -39,6 +42,9 @@ class Engine(Protocol):
 
     async def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
         """The picture of a training example, with its media type."""
+
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """How many training examples are in a group, or have these handles; ``InputError`` where there are none."""
 
     async def status(self, config: str) -> dict[str, Any]:
         """What is loaded for ``config``: ``{"state", "reason", ...}``."""
@@ -86,6 +92,17 @@ class HttpEngine:
         answer = await self._post("/thumbnail", {"config": config, "example_handle": handle}, THUMBNAIL_S)
         return base64.b64decode(answer["content"]), str(answer["media_type"])
 
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """Asks how many training examples are selected.
+
+        Raises:
+            ServiceError: there is no such group or handle (400), or the engine cannot say.
+        """
+        request = {"config": config, "group": group, "examples": examples}
+        answer = await self._post("/selected", request, SELECTING_S)
+        count: int = answer["examples"]
+        return count
+
     async def status(self, config: str) -> dict[str, Any]:
         """Asks what is loaded; the same errors as ``explain``."""
         answer: dict[str, Any] = await self._post("/status", {"config": config}, 2.0)
@@ -108,7 +125,7 @@ class HttpEngine:
                 return _body(*await self._send(path, content))
         except TimeoutError:
             raise EngineTimeoutError(
-                f"the explanation engine did not answer within {deadline_s:g} s; ask again shortly", retry_after=2
+                f"the explanation engine did not answer within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
         except (aiohttp.ClientError, OSError):
             raise EngineUnavailableError(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -18,6 +18,8 @@ from audit_service.engine.batching import BatchWorker
 from audit_service.engine.explaining import explain, failure, same_call
 from audit_service.engine.loading import Loaded, index_version, load
 from audit_service.engine.pictures import picture_of_example
+from audit_service.engine.selecting import rows_of_group, rows_of_handles
+from audit_service.engine.threads import ThreadChoice
 from audit_service.engine.tracing import current_context, leave_spans, now_ns
 from audit_service.errors import (
     EngineLoadingError,
@@ -34,7 +36,7 @@ from influence_engine.errors import InfluenceError
 from influence_engine.tasks import fields_of, input_fields
 
 WATCH_S = 1.0
-RETRY_S = 60.0
+RETRY_S = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +50,22 @@ class Slot:
     Args:
         name: The config's name.
         find_config: Reads the config; called in the thread, so that a mistake in it is a state and not a crash.
+        prepare: Called with what was loaded before it answers anything.
     """
 
-    def __init__(self, name: str, find_config: Callable[[], AuditConfig]) -> None:
+    def __init__(
+        self,
+        name: str,
+        find_config: Callable[[], AuditConfig],
+        prepare: Callable[[Loaded], None] = lambda loaded: None,
+    ) -> None:
         self.name = name
         self.state: State = "loading"
         self.reason: str | None = None
         self.loaded: Loaded | None = None
-        self._find_config = find_config
+        self._find_config, self._prepare = find_config, prepare
         self._version: str | None = None
+        self._failed = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load {name}", daemon=True)
         self._thread.start()
@@ -75,7 +84,7 @@ class Slot:
                 f"the explanation engine is loading {self.name!r}; predictions go on, ask again shortly", retry_after=5
             )
         raise EngineUnavailableError(
-            f"the explanation engine could not load {self.name!r}: {self.reason}", retry_after=60
+            f"the explanation engine could not load {self.name!r}: {self.reason}", retry_after=int(RETRY_S)
         )
 
     def status(self) -> dict[str, Any]:
@@ -98,10 +107,11 @@ class Slot:
                 config = config or self._find_config()
                 version = index_version(config)
                 changed = version != self._version
-                if changed or (self.loaded is None and time.monotonic() >= next_try):
+                if changed or (self._failed and time.monotonic() >= next_try):
                     next_try = time.monotonic() + RETRY_S
                     self._version = version
                     self._load(config)
+                    self._failed = False
             except Exception as error:  # whatever it is, it becomes the state that is reported
                 self._fail(error)
                 config = None  # the mistake may be in it, and may be mended
@@ -112,6 +122,7 @@ class Slot:
         if self.loaded is None:
             self.state = "loading"
         loaded = in_short_lived_thread(partial(_loaded_and_warm, config))
+        self._prepare(loaded)
         loaded = replace(loaded, metrics=counting(loaded, None if self.loaded is None else self.loaded.metrics))
         self.loaded, self.state, self.reason = loaded, "ready", None
         logger.info(
@@ -129,7 +140,9 @@ class Slot:
             logger.error(
                 "%s cannot be explained: %s", self.name, reason, exc_info=not isinstance(error, InfluenceError)
             )
-        # What was loaded before goes on answering; the reason says what is wrong with the newer one.
+        # What was loaded before goes on answering; the reason says what is wrong with the newer one, which is tried
+        # again: files that are mended need not get another name.
+        self._failed = True
         self.state, self.reason = ("failed" if self.loaded is None else "ready"), reason
 
 
@@ -141,8 +154,9 @@ class EngineHost:
     """
 
     def __init__(self, configs: dict[str, Callable[[], AuditConfig]]) -> None:
-        self.slots = {name: Slot(name, find_config) for name, find_config in configs.items()}
-        self._worker: BatchWorker[tuple[Loaded, EngineItem, Any], dict[str, Any]] = BatchWorker(_run)
+        self._worker: BatchWorker[tuple[Loaded, EngineItem, Any], dict[str, Any]] = BatchWorker(self._run)
+        self._threads: ThreadChoice | None = None
+        self.slots = {name: Slot(name, find_config, self._prepare) for name, find_config in configs.items()}
 
     async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
         """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``.
@@ -162,7 +176,7 @@ class EngineHost:
                 return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
         except TimeoutError:
             raise EngineTimeoutError(
-                f"not explained within {deadline_s:g} s; ask again shortly", retry_after=2
+                f"not explained within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
 
     def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
@@ -180,6 +194,21 @@ class EngineHost:
             )
         return found
 
+    async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
+        """How many training examples are in a group, or have these handles.
+
+        Raises:
+            InputError: there is no such group, or no example with one of the handles.
+            ServiceError: as ``explain``.
+        """
+        index = self.slot(config).ready().attributor.index
+        rows: list[int] = []
+        for column, value in (group or {}).items():
+            rows += await asyncio.to_thread(rows_of_group, index, column, value)
+        if examples:
+            rows += await asyncio.to_thread(rows_of_handles, index, examples)
+        return len(rows)
+
     def slot(self, config: str) -> Slot:
         """What belongs to a config; raises ``ServiceError`` (404) where this engine does not hold it."""
         if config not in self.slots:
@@ -189,6 +218,20 @@ class EngineHost:
             error.code, error.status = "not_found", 404
             raise error
         return self.slots[config]
+
+    def _prepare(self, loaded: Loaded) -> None:
+        """Chooses the number of threads for what has been loaded, in the thread that explains."""
+        choice = ThreadChoice(partial(warm_up, loaded), fixed=loaded.config.serve.explain_threads)
+        self._worker.between(choice.choose).result()
+        self._threads = choice
+
+    def _run(self, items: Sequence[tuple[Loaded, EngineItem, Any]]) -> list[dict[str, Any] | Exception]:
+        began = time.perf_counter()
+        answers = _run(items)
+        if self._threads is not None and len(items) == 1:
+            self._threads.took(time.perf_counter() - began)
+            self._worker.between(self._threads.again)
+        return answers
 
     def close(self) -> None:
         """Stops its threads."""

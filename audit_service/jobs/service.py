@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import subprocess
@@ -15,18 +16,18 @@ from audit_service.artifacts.bento_models import find
 from audit_service.artifacts.recorded_runs import replayable_run
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
-from audit_service.errors import JobNotDoneError
+from audit_service.errors import JobNotDoneError, ServiceError
 from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import JobMetrics
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
-from audit_service.store.predictions import PredictionStore
+from audit_service.store.predictions import PredictionRecord
 from audit_service.workflows.counterfactual import Question
 from influence_engine.errors import InfluenceError, InputError, TierUnavailableError
 from influence_engine.index import current_version
 from influence_engine.names import listing
 from influence_engine.tasks import Target as TargetName
-from influence_engine.tasks import input_fields
+from influence_engine.tasks import characters, input_fields
 
 WATCH_S = 2.0
 LOG = "jobs.log"
@@ -40,7 +41,6 @@ class Auditing(Protocol):
     config: AuditConfig
     name: str
     model_digest: str
-    store: PredictionStore
 
 
 class JobService:
@@ -61,6 +61,10 @@ class JobService:
     def start(self) -> None:
         """Begins to watch the queue: what an earlier server left unfinished is gone on with."""
         self._metrics = JobMetrics(model_label(self.audit.config.name, self.audit.model_digest))
+        with contextlib.suppress(
+            ServiceError, OSError
+        ):  # the queue cannot be read just now: the job has one attempt less
+            self.store.forgive()
         threading.Thread(target=self._watch, name="jobs", daemon=True).start()
 
     def close(self) -> None:
@@ -70,21 +74,25 @@ class JobService:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
-    async def submit(self, request: JobRequest) -> dict[str, Any]:
+    async def submit(self, request: JobRequest, record: PredictionRecord | None = None) -> dict[str, Any]:
         """Queues a job, or finds the one with the same content.
+
+        Args:
+            request: What is asked.
+            record: The prediction on record that it names.
 
         Raises:
             TierUnavailableError: nothing can be measured here; the message says why.
             QueueFullError: too many wait.
-            ServiceError: the prediction is not known, or its input not kept.
+            ServiceError: the prediction's input is not kept, or the job cannot be.
         """
-        return await asyncio.to_thread(self._submit, request)
+        return await asyncio.to_thread(self._submit, request, record)
 
-    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+    async def explain(self, request: ExplainRequest, record: PredictionRecord | None = None) -> dict[str, Any]:
         """An explanation of the measured tier: the job that trains without its strongest examples."""
         selection = Selection(top_k=request.top_k, polarity=request.polarity)
         given = request.model_dump(include={"prediction_id", "input", "target"}, exclude_none=True)
-        return await self.submit(JobRequest.model_validate({**given, "without": selection}))
+        return await self.submit(JobRequest.model_validate({**given, "without": selection}), record)
 
     async def status(self, request: JobReference) -> dict[str, Any]:
         """Where a job stands; raises ``JobNotFoundError``."""
@@ -109,13 +117,13 @@ class JobService:
         """Cancels a job; one that has ended stays as it is. Raises ``JobNotFoundError``."""
         return described(await asyncio.to_thread(self.store.cancel, request.job_id))
 
-    def _submit(self, request: JobRequest) -> dict[str, Any]:
+    def _submit(self, request: JobRequest, record: PredictionRecord | None) -> dict[str, Any]:
         self._check_record()
         index = current_version(find(self.audit.config, "index").folder)
         target: TargetName | None = None if request.target is None else request.target.named()
         given = request.input
-        if request.prediction_id is not None:
-            record = self.audit.store.get(request.prediction_id)
+        if record is not None:
+            record.check_model(self.audit.model_digest)
             given = record.kept_input()
             if target is None and record.label in self.audit.config.label_names():
                 target = record.label
@@ -142,6 +150,12 @@ class JobService:
         for wanted in input_fields(config.example_fields()):
             if wanted.readable and not str(given.get(wanted.name) or "").strip():
                 raise InputError(f"{wanted.name!r} must be a text of a word at least", field=f"input.{wanted.name}")
+        for place, value in given.items():
+            self._check_length(f"input.{place}", value)
+        if request.edit is not None:
+            self._check_length("edit.text", request.edit.text)
+        if request.relabel is not None:
+            self._check_length("relabel.label", request.relabel.label)
         named = {
             "target.label": None if request.target is None else request.target.label,
             "relabel.label": None if request.relabel is None else request.relabel.label,
@@ -149,6 +163,11 @@ class JobService:
         for field, label in named.items():
             if label is not None and labels and label not in labels:
                 raise InputError(f"unknown label {label!r}; the labels are {listing(labels)}", field=field)
+
+    def _check_length(self, place: str, value: Any) -> None:
+        most = self.audit.config.serve.max_text_chars
+        if (length := characters(value)) > most:
+            raise InputError(f"{place} has {length} characters; at most {most} are read", field=place)
 
     def _check_record(self) -> None:
         """Training again takes the record and the training data; a service may well be without."""

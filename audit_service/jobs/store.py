@@ -23,7 +23,7 @@ from audit_service.schemas import JobState
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id
-from audit_service.store.location import StateLocation
+from audit_service.store.location import StateLocation, private_folder
 from audit_service.store.tables import JOBS, jobs
 from influence_engine.digests import json_digest
 
@@ -85,7 +85,9 @@ CANCEL_RUNNING = update(jobs).where(_THIS, jobs.c.state == "running").values(can
 KEEP_RUNNING = update(jobs).where(_THIS).values(cancelling=0)
 PROGRESS = update(jobs).where(_THIS).values(progress=bindparam("given"))
 CANCELLING = select(jobs.c.cancelling).where(_THIS)
-UNDO_ATTEMPT = update(jobs).where(jobs.c.state == "running", jobs.c.attempts > 0).values(attempts=jobs.c.attempts - 1)
+_ONE_LESS = case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
+GIVE_BACK = update(jobs).where(jobs.c.state == "running").values(state="queued", attempts=_ONE_LESS)
+FORGIVE = update(jobs).where(jobs.c.state == "running").values(attempts=_ONE_LESS)
 COUNT_RESULTS = (
     update(jobs).where(jobs.c.state == "done", jobs.c.counted == 0).values(counted=1).returning(jobs.c.result)
 )
@@ -271,14 +273,25 @@ class JobStore:
                 update(jobs).where(jobs.c.job_id == job_id, jobs.c.state.in_(("queued", "running"))).values(values)
             )
 
-    def undo_attempt(self) -> None:
-        """The process that works ends for no fault of its job: that is not counted as an attempt.
+    def give_back(self) -> None:
+        """The process that works ends for no fault of its job, which waits for the next one: that was no attempt.
 
         Raises:
             ServiceError: the jobs cannot be written.
         """
         with self._database.writing(FAILURE, alone=True) as connection:
-            connection.execute(UNDO_ATTEMPT)
+            connection.execute(GIVE_BACK)
+
+    def forgive(self) -> None:
+        """A server starts and finds a job that ended with an earlier one, before it could be given back: no attempt.
+
+        Raises:
+            ServiceError: the jobs cannot be written.
+        """
+        with self.working() as alone:
+            if alone:
+                with self._database.writing(FAILURE, alone=True) as connection:
+                    connection.execute(FORGIVE)
 
     def take_uncounted_results(self) -> list[dict[str, Any]]:
         """Results that nobody has been given yet, for metrics: each is returned once, whoever asks.
@@ -304,8 +317,7 @@ class JobStore:
             with self._database.holding(LOCK, FAILURE) as held:
                 yield held
             return
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / LOCK).open("w") as file:
+        with (private_folder(self.folder) / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

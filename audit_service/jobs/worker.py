@@ -105,7 +105,7 @@ def end_with_the_starter(store: JobStore) -> None:
             while os.read(0, 4096):
                 pass
         with contextlib.suppress(InfluenceError):
-            store.undo_attempt()
+            store.give_back()
         os._exit(0)  # whatever is unfinished is on disk
 
     threading.Thread(target=watch, name="starter", daemon=True).start()

@@ -15,6 +15,7 @@ ALERTS = (
     "AuditInfluenceDrift",
     "AuditExplainLatencyHigh",
     "AuditIndexStale",
+    "AuditRecordsWait",
     "AuditRecordsDropped",
     "AuditValuesLeftOut",
 )
@@ -75,6 +76,17 @@ def service_alerts(settings: MonitoringSettings) -> list[dict[str, Any]]:
             description=(
                 "It was built {{ $value | humanizeDuration }} ago; "
                 f"{settings.stale_after} are allowed. What was learnt since is missing from explanations."
+            ),
+        ),
+        _alert(
+            "AuditRecordsWait",
+            "sum by (model) (increase(audit_record_write_failures_total[5m])) > 0",
+            settings,
+            {},
+            summary="Predictions of {{ $labels.model }} cannot be put on record",
+            description=(
+                "{{ $value | humanize }} attempts to write records failed in the last five minutes. Records wait in "
+                "memory, ten thousand for each worker; what comes then is lost."
             ),
         ),
         _alert(

@@ -87,6 +87,11 @@ fidelity = Histogram(
 dropped = Counter(
     "audit_records_dropped_total", "Records and sampled explanations that were lost.", ["model", "reason"]
 )
+delayed = Counter(
+    "audit_record_write_failures_total",
+    "Attempts to write records that failed; they wait and are tried again.",
+    ["model"],
+)
 outcomes = Counter("audit_outcomes_total", "True labels that arrived.", ["model", "label", "outcome"])
 outcomes_by_group = Counter(
     "audit_outcomes_by_group_total", "True labels that arrived, by group.", ["model", "group", "outcome"]

@@ -55,16 +55,21 @@ class PredictionMetrics:
 
 
 class DropMetrics:
-    """What was lost of one model's records."""
+    """What was lost of one model's records, or had to wait."""
 
     def __init__(self, model: str) -> None:
         self._reasons: Children[Any] | None = quietly(
             lambda: Children(lambda reason: metrics.dropped.labels(model, reason), [*metrics.DROP_REASONS, OTHER])
         )
+        self._delays: Any = quietly(lambda: metrics.delayed.labels(model))
 
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts what was dropped."""
         quietly(lambda: self._reasons and self._reasons.get(reason).inc(count))
+
+    def delayed(self) -> None:
+        """Counts an attempt to write records that failed."""
+        quietly(lambda: self._delays and self._delays.inc())
 
 
 class InfluenceMetrics:

@@ -14,7 +14,7 @@ from audit_service.schemas.common import (
     Tier,
 )
 from audit_service.schemas.drift import DriftRequest
-from audit_service.schemas.engine import EngineItem, EngineRequest, StatusRequest
+from audit_service.schemas.engine import EngineItem, EngineRequest, SelectionRequest, StatusRequest
 from audit_service.schemas.explain import (
     Differences,
     ExplainRequest,
@@ -81,6 +81,7 @@ __all__ = [
     "Relabel",
     "Request",
     "Selection",
+    "SelectionRequest",
     "StatusRequest",
     "Target",
     "TextInput",

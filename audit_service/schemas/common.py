@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_TOP_K = 100
 MAX_BATCH = 100
 MAX_GROUPINGS = 8
+MAX_NAME = 1_024
+Name = Annotated[str, StringConstraints(strict=True, max_length=MAX_NAME)]
+"""A label, a column, a group or a handle."""
+
 Polarity = Literal["both", "each", "proponents", "opponents"]
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
 Part = Literal["examples", "groups", "modules", "parts"]
@@ -35,7 +39,7 @@ class ModelRequest(Request):
 class Target(Request):
     """What is to be explained, instead of what was predicted; which of these there are is the task's affair."""
 
-    label: str | None = Field(None, strict=True, max_length=1024, description="A label, of the whole or of the span.")
+    label: Name | None = Field(None, description="A label, of the whole or of the span.")
     span: tuple[int, int] | None = Field(None, description="First character of a part of the input, and one past it.")
     tokens: list[int] | None = Field(None, max_length=4096, description="Positions of tokens.")
     answer: str | None = Field(None, strict=True, max_length=100_000, description="A text that the model might give.")

@@ -1,4 +1,4 @@
-"""Requests of the engine's own endpoints, ``/explain`` and ``/status``, which the audited services ask."""
+"""Requests of the engine's own endpoints, ``/explain``, ``/selected`` and ``/status``, which audited services ask."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ class StatusRequest(Request):
     """Asks what is loaded."""
 
     config: str | None = None
+
+
+class SelectionRequest(Request):
+    """Asks whether training examples are there: those of a group, or some by their handles."""
+
+    config: str
+    group: dict[str, str] | None = Field(None, min_length=1, max_length=1)
+    examples: list[str] | None = Field(None, max_length=10_000)

@@ -13,6 +13,7 @@ from audit_service.schemas.common import (
     IndexIdentity,
     ModelIdentity,
     ModelRequest,
+    Name,
     Part,
     Polarity,
     Target,
@@ -37,10 +38,11 @@ class ExplainRequest(ModelRequest):
     tier: Tier = "best"
     include: list[Part] = Field(
         ["examples", "groups", "modules"],
+        max_length=16,
         description="Parts of the answer. ``parts`` splits each example's influence over parts of it, and the change "
         "by fine-tuning over parts of the input, where the task names some.",
     )
-    group_by: list[str] = Field(
+    group_by: list[Name] = Field(
         ["label", "source"],
         max_length=MAX_GROUPINGS,
         description="Columns that influence is summed by: label, source, licence, consent, or one of the metadata.",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from audit_service.schemas.common import ModelRequest, Request
+from audit_service.schemas.common import ModelRequest, Name, Request
 
 MAX_FEEDBACK = 1_000
 
@@ -15,8 +15,8 @@ class FeedbackItem(Request):
     """The true label of one prediction."""
 
     prediction_id: str = Field(strict=True, min_length=1, max_length=128)
-    label: str = Field(strict=True, min_length=1, max_length=1024, description="What was right.")
-    groups: dict[str, str] = Field(
+    label: Name = Field(min_length=1, description="What was right.")
+    groups: dict[Name, Name] = Field(
         default_factory=dict, max_length=16, description="Groups it belongs to, such as {'region': 'north'}."
     )
 

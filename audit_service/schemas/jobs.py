@@ -13,6 +13,7 @@ from audit_service.schemas.common import (
     IndexIdentity,
     ModelIdentity,
     ModelRequest,
+    Name,
     Polarity,
     Request,
     Target,
@@ -24,10 +25,10 @@ class Selection(Request):
 
     top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, strict=True, description="So many of the strongest ones.")
     polarity: Polarity = Field("both", description="With ``top_k``: of which.")
-    group: dict[str, str] | None = Field(
+    group: dict[Name, Name] | None = Field(
         None, min_length=1, max_length=1, description="A column and its value, such as {'label': 'negative'}."
     )
-    examples: list[str] | None = Field(None, min_length=1, max_length=10_000, description="Their handles.")
+    examples: list[Name] | None = Field(None, min_length=1, max_length=10_000, description="Their handles.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -45,8 +46,10 @@ class Relabel(Selection):
 class Edit(Request):
     """Another text for a training example."""
 
-    example: str = Field(strict=True, description="Its handle.")
-    text: str = Field(strict=True, description="The text that it gets.")
+    example: Name = Field(description="Its handle.")
+    text: str = Field(
+        strict=True, min_length=1, description="The text that it gets; as long as an input may be, at most."
+    )
 
 
 class JobRequest(ModelRequest):

@@ -9,21 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from audit_service.artifacts.bento_models import index_version_folder
-from audit_service.artifacts.onnx_models import open_predictor
+from audit_service.artifacts.onnx_models import ReopenedPredictor, open_predictor
 from audit_service.artifacts.state_places import state_location
 from audit_service.config import AuditConfig
 from audit_service.engine.client import Engine
-from audit_service.errors import error_body, status_of
+from audit_service.errors import EngineTimeoutError, error_body, status_of
 from audit_service.prediction.predictor import OnnxPredictor
 from audit_service.schemas import EngineItem, ExplainRequest, ExplainResponse
+from audit_service.serving.lookup import OTHER_WORKER_S
 from audit_service.serving.monitor import ServiceMonitor
+from audit_service.serving.request_context import seconds_since_arrival
 from audit_service.store.ids import new_id
 from audit_service.store.outcomes import Judged, Outcome, OutcomeStore
-from audit_service.store.predictions import OTHER_WORKER_S, PredictionRecord, PredictionStore, Reservation, is_fresh
+from audit_service.store.predictions import PredictionRecord, PredictionStore, Reservation, is_fresh
 from influence_engine.errors import InfluenceError, InputError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import received
+
+Question = tuple[ExplainRequest, PredictionRecord | InfluenceError | None]
+"""A request, and the prediction on record that it names, or why there is none; None where it brings its input."""
 
 
 class Audit:
@@ -46,19 +51,19 @@ class Audit:
         self.monitor = ServiceMonitor(name, config)
         self.outcomes = OutcomeStore(state_location(config))
         self.store = PredictionStore(
-            state_location(config), keep_inputs_s=config.serve.keep_inputs_s, dropped=self.monitor.dropped
+            state_location(config),
+            keep_inputs_s=config.serve.keep_inputs_s,
+            dropped=self.monitor.dropped,
+            delayed=self.monitor.delayed,
         )
 
-    def open_predictor(self) -> OnnxPredictor:
-        """The config's model in ONNX Runtime.
+    def open_predictor(self) -> ReopenedPredictor:
+        """The config's model in ONNX Runtime; what keeps it from being opened is answered with 503 until it is not."""
 
-        Raises:
-            RecordError: it has not been exported yet.
-            DigestMismatchError: a file has changed, or the task has.
-        """
-        predictor = open_predictor(self.config, self.monitor.features)
-        self.model_digest = predictor.model_digest
-        return predictor
+        def opened(predictor: OnnxPredictor) -> None:
+            self.model_digest = predictor.model_digest
+
+        return ReopenedPredictor(lambda: open_predictor(self.config, self.monitor.features), opened)
 
     def start(self, engine: Callable[[], Engine]) -> None:
         """Opens the record and begins to count; call it in the process that serves.
@@ -109,22 +114,22 @@ class Audit:
         )
         self.monitor.predicted(example, outputs)
 
-    def feedback(self, outcomes: Sequence[Outcome]) -> list[Judged]:
+    async def feedback(self, outcomes: Sequence[Outcome]) -> list[Judged]:
         """Keeps true labels and counts them; a prediction that was judged before is not counted twice.
 
         Raises:
             ServiceError: they cannot be kept.
         """
-        self.store.flush()  # what this worker answered a moment ago is found, too
-        judged = self.outcomes.add(outcomes)
+        judged = await asyncio.to_thread(self._kept, outcomes)
         fresh = [
             place
             for place, one in enumerate(judged)
             if one.fate == "unknown" and is_fresh(outcomes[place].prediction_id)
         ]
         if fresh:  # another worker may be about to write them
-            time.sleep(OTHER_WORKER_S)
-            for place, one in zip(fresh, self.outcomes.add([outcomes[place] for place in fresh]), strict=True):
+            await asyncio.sleep(OTHER_WORKER_S)
+            again = await asyncio.to_thread(self.outcomes.add, [outcomes[place] for place in fresh])
+            for place, one in zip(fresh, again, strict=True):
                 judged[place] = one
         counting = self.monitor.outcomes
         for outcome, one in zip(outcomes, judged, strict=True):
@@ -135,6 +140,10 @@ class Audit:
                 )
         return judged
 
+    def _kept(self, outcomes: Sequence[Outcome]) -> list[Judged]:
+        self.store.flush()  # what this worker answered a moment ago is found, too
+        return self.outcomes.add(outcomes)
+
     def dropped(self, reason: str, count: int = 1) -> None:
         """Counts predictions that are missing from the record."""
         self.monitor.dropped(reason, count)
@@ -144,17 +153,17 @@ class Audit:
         asked = received(self.fields, example)
         return self.store.reserve(idempotency_key, f"{self.service}\0{method}\0{self.model_digest}", asked)
 
-    async def explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
-        """For each request an explanation, or ``{"error": {...}, "status": ...}`` of its own.
+    async def explain(self, engine: Engine, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """For each question an explanation, or ``{"error": {...}, "status": ...}`` of its own.
 
         Raises:
             ServiceError: the engine cannot answer at all.
         """
         began = time.perf_counter()
         try:
-            answers = await self._explain(engine, requests)
+            answers = await self._explain(engine, questions)
         except InfluenceError as error:
-            self._count([{"status": status_of(error)}] * len(requests), began)
+            self._count([{"status": status_of(error)}] * len(questions), began)
             raise
         self._count(answers, began)
         return answers
@@ -167,24 +176,18 @@ class Audit:
             explanations.explained(tier_of(answer), answer.get("status", 200))
         explanations.took(time.perf_counter() - began)
 
-    async def _explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
-        questions = await asyncio.gather(*(self._question(request) for request in requests))
-        items = [question[0] for question in questions if not isinstance(question, InfluenceError)]
+    async def _explain(self, engine: Engine, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        asked = [_item(request, record) for request, record in questions]
+        items = [one for one in asked if isinstance(one, EngineItem)]
         deadline_s = self.config.serve.explain_deadline_s * (1 + (len(items) - 1) // 10)
-        answers = iter(await engine.explain(self.name, items, deadline_s) if items else [])
+        left_s = deadline_s - seconds_since_arrival()
+        if items and left_s <= 0:
+            raise EngineTimeoutError(f"not asked within {deadline_s:g} s; ask again shortly", retry_after=2)
+        answers = iter(await engine.explain(self.name, items, left_s) if items else [])
         return [
-            _failure(question) if isinstance(question, InfluenceError) else _answer(question[1], next(answers))
-            for question in questions
+            failure(item) if isinstance(item, InfluenceError) else _answer(record, next(answers))
+            for item, (_, record) in zip(asked, questions, strict=True)
         ]
-
-    async def _question(self, request: ExplainRequest) -> tuple[EngineItem, PredictionRecord | None] | InfluenceError:
-        try:
-            record = None
-            if request.prediction_id is not None:
-                record = await asyncio.to_thread(self.store.get, request.prediction_id)
-            return _item(request, record), record
-        except InfluenceError as error:
-            return error
 
 
 def tier_of(answer: Mapping[str, Any]) -> str | None:
@@ -193,19 +196,29 @@ def tier_of(answer: Mapping[str, Any]) -> str | None:
     return examples[0]["tier"] if examples else None
 
 
-def _item(request: ExplainRequest, record: PredictionRecord | None) -> EngineItem:
+def _item(request: ExplainRequest, record: PredictionRecord | InfluenceError | None) -> EngineItem | InfluenceError:
+    if isinstance(record, InfluenceError):
+        return record
     options = request.model_dump(include={"top_k", "polarity", "tier", "include", "group_by"})
     options["target"] = None if request.target is None else request.target.model_dump(mode="json", exclude_none=True)
     if record is None:
         return EngineItem(input=request.input or {}, **options)
     recorded = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
-    return EngineItem(input=record.kept_input(), recorded=recorded, **options)
+    try:
+        return EngineItem(input=record.kept_input(), recorded=recorded, **options)
+    except InfluenceError as error:
+        return error
 
 
-def _answer(record: PredictionRecord | None, answer: dict[str, Any]) -> dict[str, Any]:
-    if "error" in answer:
+def _answer(record: PredictionRecord | InfluenceError | None, answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer or isinstance(record, InfluenceError):
         return answer
     explanation = answer["explanation"]
+    if record is not None:
+        try:
+            record.check_model(explanation["model"]["digest"])
+        except InfluenceError as error:
+            return failure(error)
     prediction = explanation["prediction"]
     if record is not None and (record.label is not None or prediction is None):
         prediction = {"label": record.label, "confidence": record.confidence, "scores": record.scores}
@@ -220,5 +233,6 @@ def _answer(record: PredictionRecord | None, answer: dict[str, Any]) -> dict[str
     return made.model_dump(mode="json", exclude_unset=True)
 
 
-def _failure(error: InfluenceError) -> dict[str, Any]:
+def failure(error: InfluenceError) -> dict[str, Any]:
+    """What one question gets in place of an explanation."""
     return {**error_body(error.code, error.message, error.field), "status": status_of(error)}

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from audit_service.engine.client import Engine
-from audit_service.errors import BadRequestError, error_body, status_of
+from audit_service.errors import BadRequestError
 from audit_service.schemas import ExplainRequest, FeedbackRequest
-from audit_service.serving.audit import Audit
+from audit_service.schemas.common import ModelRequest
+from audit_service.serving.audit import Audit, Question, failure
 from audit_service.serving.feedback import counted, take_feedback
-from audit_service.store.predictions import OTHER_WORKER_S, found_of, is_fresh
+from audit_service.serving.lookup import OTHER_WORKER_S, Found, look_up
+from audit_service.store.predictions import PredictionRecord, is_fresh
 from influence_engine.errors import InfluenceError
 from influence_engine.names import listing
 
 Result = TypeVar("Result")
+
+
+class Asked(NamedTuple):
+    """What a question is about.
+
+    Attributes:
+        audit: The one that it names, that which recorded its prediction, or the service's own.
+        record: The prediction on record that it names, or why there is none; None where it brings its input along.
+    """
+
+    audit: Audit
+    record: PredictionRecord | InfluenceError | None
 
 
 class Audits:
@@ -53,18 +66,28 @@ class Audits:
             f"this service is not audited by {config[:80]!r}; there is {listing(self.members)}", field="config"
         )
 
-    def of(self, config: str | None, prediction_id: str | None) -> Audit:
-        """The audit that a question is about: the one named, that which recorded the prediction, or the service's own.
+    async def about(self, questions: Sequence[ModelRequest]) -> list[Asked | InfluenceError]:
+        """What each question is about, or why nothing says so."""
+        chosen = [self._chosen_for(one) for one in questions]
+        records: list[dict[str, Found[Audit] | InfluenceError]] = []
+        for owner in (None, *self.members.values()):
+            ids = [named_in(one) for one, audit in zip(questions, chosen, strict=True) if audit is owner]
+            owners = list(self.members.values()) if owner is None else [owner]
+            records.append(await look_up(owners, [one for one in ids if one is not None]))
+        by_owner = dict(zip((None, *self.members.values()), records, strict=True))
+        return [
+            audit if isinstance(audit, InfluenceError) else _asked(audit, by_owner[audit], named_in(one))
+            for one, audit in zip(questions, chosen, strict=True)
+        ]
 
-        Raises:
-            BadRequestError: there is no such audit, or nothing says which.
-            PredictionNotFoundError: none of several has the prediction.
-            ServiceError: a store cannot be read.
-        """
-        if config is not None or prediction_id is None or len(self.members) < 2:
-            return self.chosen(config)
-        audits = list(self.members.values())
-        return audits[found_of([audit.store for audit in audits], prediction_id)[0]]
+    def _chosen_for(self, question: ModelRequest) -> Audit | InfluenceError | None:
+        """The audit that is named or goes without saying; None where the prediction on record says which."""
+        if question.config is None and named_in(question) is not None and len(self.members) > 1:
+            return None
+        try:
+            return self.chosen(question.config)
+        except InfluenceError as error:
+            return error
 
     async def explain(self, engine: Engine, requests: Sequence[ExplainRequest]) -> list[dict[str, Any]]:
         """For each request an explanation, or ``{"error": {...}, "status": ...}`` of its own.
@@ -73,30 +96,25 @@ class Audits:
             ServiceError: none can be answered at all.
         """
         answers: list[dict[str, Any]] = [{} for _ in requests]
-        places: dict[Audit, list[int]] = {}
-        found = await asyncio.gather(*(self._asked(request) for request in requests))
-        for place, one in enumerate(found):
-            if isinstance(one, Audit):
-                places.setdefault(one, []).append(place)
+        questions: dict[Audit, dict[int, Question]] = {}
+        for place, (request, one) in enumerate(zip(requests, await self.about(requests), strict=True)):
+            if isinstance(one, InfluenceError):
+                answers[place] = failure(one)
             else:
-                answers[place] = _failure(one)
-        asked = [[requests[place] for place in mine] for mine in places.values()]
+                questions.setdefault(one.audit, {})[place] = request, one.record
         explained = await asyncio.gather(
-            *(_caught(audit.explain(engine, mine)) for audit, mine in zip(places, asked, strict=True))
+            *(_caught(audit.explain(engine, list(mine.values()))) for audit, mine in questions.items())
         )
         failures = [one for one in explained if isinstance(one, InfluenceError)]
         if failures and len(failures) == len(explained):
             raise failures[0]
-        for mine, some in zip(places.values(), explained, strict=True):
-            each = [_failure(some)] * len(mine) if isinstance(some, InfluenceError) else some
+        for mine, some in zip(questions.values(), explained, strict=True):
+            each = [failure(some)] * len(mine) if isinstance(some, InfluenceError) else some
             for place, answer in zip(mine, each, strict=True):
                 answers[place] = answer
         return answers
 
-    async def _asked(self, request: ExplainRequest) -> Audit | InfluenceError:
-        return await _caught(asyncio.to_thread(self.of, request.config, request.prediction_id))
-
-    def take_feedback(self, request: FeedbackRequest) -> dict[str, Any]:
+    async def take_feedback(self, request: FeedbackRequest) -> dict[str, Any]:
         """Keeps true labels where their predictions are on record; see ``feedback.take_feedback``.
 
         Raises:
@@ -104,12 +122,12 @@ class Audits:
             ServiceError: nothing could be kept.
         """
         if request.config is not None or len(self.members) < 2:
-            return take_feedback(self.chosen(request.config), request)
+            return await take_feedback(self.chosen(request.config), request)
         ids = [str(item.get("prediction_id")) for item in request.items]
-        owners = self._owners(ids)
+        owners = await asyncio.to_thread(self._owners, ids)
         if any(is_fresh(one) for place, one in enumerate(ids) if place not in owners):
-            time.sleep(OTHER_WORKER_S)  # another worker may be about to write it
-            owners = self._owners(ids)
+            await asyncio.sleep(OTHER_WORKER_S)  # another worker may be about to write it
+            owners = await asyncio.to_thread(self._owners, ids)
         answers: dict[int, dict[str, Any]] = {}
         last = list(self.members.values())[-1]
         for audit in self.members.values():
@@ -117,14 +135,13 @@ class Audits:
             mine = [place for place in range(len(ids)) if owners.get(place, last) is audit]
             if mine:
                 part = request.model_copy(update={"items": [request.items[place] for place in mine]})
-                answers |= zip(mine, take_feedback(audit, part)["items"], strict=True)
+                answers |= zip(mine, (await take_feedback(audit, part))["items"], strict=True)
         return counted([answers[place] for place in range(len(ids))])
 
     def _owners(self, ids: Sequence[str]) -> dict[int, Audit]:
         owners: dict[int, Audit] = {}
         for audit in self.members.values():
-            audit.store.flush()  # what this worker answered a moment ago is found, too
-            known = audit.outcomes.known(ids)
+            known = audit.store.known(ids)
             owners |= {place: audit for place, one in enumerate(ids) if one in known}
         return owners
 
@@ -149,5 +166,17 @@ async def _caught(work: Awaitable[Result]) -> Result | InfluenceError:
         return error
 
 
-def _failure(error: InfluenceError) -> dict[str, Any]:
-    return {**error_body(error.code, error.message, error.field), "status": status_of(error)}
+def named_in(question: ModelRequest) -> str | None:
+    """The prediction on record that a question names; None where it brings its input along."""
+    found: str | None = getattr(question, "prediction_id", None)
+    return found
+
+
+def _asked(
+    audit: Audit | None, records: Mapping[str, Found[Audit] | InfluenceError], prediction_id: str | None
+) -> Asked | InfluenceError:
+    found = None if prediction_id is None else records[prediction_id]
+    if audit is None:
+        assert found is not None  # an audit is left open only where a prediction is named
+        return found if isinstance(found, InfluenceError) else Asked(*found)
+    return Asked(audit, found[1] if isinstance(found, tuple) else found)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from audit_service.errors import error_body, status_of
+from audit_service.outside import MOST_NAMED, said
 from audit_service.serving.request_context import request_to
 from influence_engine.errors import InfluenceError
 
@@ -118,7 +119,7 @@ def _validation(details: list[Mapping[str, Any]], fields: list[str]) -> dict[str
     kind, message = str(first.get("type", "")), str(first.get("msg", "not valid"))
     if kind == "json_invalid":
         return error_body("bad_json", message)
-    field = ".".join(str(part) for part in first.get("loc", ()) if part != "root") or None
+    field = said(".".join(str(part) for part in first.get("loc", ()) if part != "root"), MOST_NAMED) or None
     if kind == "extra_forbidden":
         message = "no such field" + (f"; the fields are {', '.join(fields)}" if fields else "")
     if field is not None:

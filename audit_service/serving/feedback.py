@@ -14,7 +14,7 @@ from audit_service.store.database import storable
 from audit_service.store.outcomes import Outcome
 
 
-def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
+async def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
     """Keeps the true labels of a request.
 
     Returns:
@@ -25,7 +25,7 @@ def take_feedback(audit: Audit, request: FeedbackRequest) -> dict[str, Any]:
         ServiceError: nothing could be kept.
     """
     parsed = [_parsed(item, audit.config.label_names()) for item in request.items]
-    judged = iter(audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
+    judged = iter(await audit.feedback([one for one in parsed if isinstance(one, Outcome)]))
     items: list[dict[str, Any]] = []
     for one in parsed:
         if isinstance(one, Outcome):

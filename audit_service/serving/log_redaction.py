@@ -6,10 +6,15 @@ BentoML logs every failed validation with its traceback, and pydantic's error te
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from pydantic import ValidationError
 
 from audit_service.bentoml_internals import LOGGERS
+from audit_service.outside import MOST_NAMED, said
+
+MOST_PLACES = 5
+"""As many mistakes of one request are logged."""
 
 
 class InputRedactingFilter(logging.Filter):
@@ -20,12 +25,17 @@ class InputRedactingFilter(logging.Filter):
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, ValidationError):
             details = error.errors(include_input=False, include_context=False, include_url=False)
-            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['type']}" for item in details)
-            record.msg = f"{record.getMessage()}: {error.error_count()} invalid ({places})"
+            places = "; ".join(f"{place_of(item['loc'])}: {item['type']}" for item in details[:MOST_PLACES])
+            record.msg = said(f"{record.getMessage()}: {error.error_count()} invalid ({places})")
             record.args = ()
             record.exc_info = None
             record.exc_text = None
         return True
+
+
+def place_of(loc: Iterable[int | str]) -> str:
+    """Where in a body something was found, by names that came with it."""
+    return said(".".join(map(str, loc)), MOST_NAMED) or "body"
 
 
 def hide_inputs_in_logs() -> None:

@@ -15,24 +15,34 @@ from it (``bentoml_internals.when_an_app_is_made``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import bentoml
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from audit_service.bentoml_internals import OBSERVERS, ask_in_json, private_socket, unpickled, when_an_app_is_made
+from audit_service.bentoml_internals import (
+    OBSERVERS,
+    PAGES,
+    ask_in_json,
+    private_socket,
+    unpickled,
+    when_an_app_is_made,
+)
 from audit_service.errors import BodyTooLargeError, MediaTypeError, ServiceError
 from audit_service.serving.asgi import App, CorsHeaders, Receive, Scope, Send, answer_error, replay
+from audit_service.serving.cross_site import Sites
 from audit_service.serving.json_body import parse_json
 from audit_service.serving.log_redaction import hide_inputs_in_logs
+from audit_service.serving.path_labels import PathLabels, restore_path
 from audit_service.serving.reply import Reply, rows
 from audit_service.serving.request_context import RequestContext, current_request
 from audit_service.serving.routes import (
     PICKLES,
     Direct,
     Route,
+    check_form,
     check_media_type,
     is_json,
     is_ours,
@@ -40,7 +50,7 @@ from audit_service.serving.routes import (
     route_of,
 )
 
-SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json", "/"})
+SYSTEM_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json", "/docs.json"})
 
 
 class MiddlewareMixin:
@@ -60,6 +70,11 @@ class MiddlewareMixin:
             audited: What ``@audited`` knows of the endpoint's method; ``None`` for one of the plugin's own.
         """
         return 1024 * 1024
+
+    @classmethod
+    def public_sites(cls) -> tuple[Iterable[str], Iterable[str]]:
+        """Names of the service, and addresses of other pages, that ``/audit/...`` may be asked under and by."""
+        return (), ()
 
     @classmethod
     def is_switched_on(cls) -> bool:
@@ -88,11 +103,13 @@ def _add_middleware(service: Any, app: Any) -> None:
         return
     if any(one.cls is AuditMiddleware for one in app.user_middleware):
         return
+    app.router.routes[:] = [route for route in app.routes if getattr(route, "name", None) not in PAGES]
     cors = next((one.kwargs for one in app.user_middleware if one.cls is CORSMiddleware), None)
     names = [getattr(one.cls, "__name__", "") for one in app.user_middleware]
     # Those that only look stay outside: metrics and logs see what the client sees.
     place = next((i for i, name in enumerate(names) if name not in OBSERVERS), len(names))
     app.user_middleware.insert(place, Middleware(AuditMiddleware, service=service, cors=cors))
+    app.user_middleware.insert(0, Middleware(PathLabels, routes=app.routes))
 
 
 class AuditMiddleware:
@@ -109,6 +126,8 @@ class AuditMiddleware:
         self.app = app
         self.owner = service.inner
         self.cors = CorsHeaders(cors)
+        hosts, origins = self.owner.public_sites()
+        self.sites = Sites.of(hosts, origins, cors)
         self.socket = private_socket(service) if self.owner.may_be_depended_on else None
         prefix = "/" + (service.path_prefix or "").strip("/")
         prefix = "" if prefix == "/" else prefix
@@ -118,6 +137,7 @@ class AuditMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
+        restore_path(scope)
         path = scope.get("path", "")
         route = self.routes.get(path)
         mounted = route is None and self.mounts and (path + "/").startswith(self.mounts)
@@ -150,7 +170,10 @@ class AuditMiddleware:
         value = None
         try:
             if not context.pickled:
-                check_media_type(kind, route)
+                content_type = headers.get(b"content-type", b"")
+                if route.audit:
+                    self.sites.check(*(headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin")))
+                check_media_type(content_type, kind, route)
                 body = await _read(headers.get(b"content-length", b""), receive, route.limit)
             elif route.batched:  # by BentoML's own protocol, from a service beside this one: as long as that sends it
                 body = await _read(b"", receive, None)
@@ -160,7 +183,9 @@ class AuditMiddleware:
                 return  # the client went away before it had sent everything
             if context.pickled:
                 value = _unpickled(body, headers)
-            elif is_json(kind) and route.reads_json:
+            else:
+                check_form(content_type, kind, body)
+            if not context.pickled and is_json(kind) and route.reads_json:
                 value = parse_json(body)
             if key and route.batched and route.recorder is not None:
                 service = bentoml.get_current_service()

@@ -153,3 +153,8 @@ class ServiceMonitor:
         """Counts what was lost."""
         if self._drops is not None:
             self._drops.dropped(reason, count)
+
+    def delayed(self) -> None:
+        """Counts an attempt to write records that failed."""
+        if self._drops is not None:
+            self._drops.delayed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 import bentoml
@@ -71,7 +72,7 @@ class Reply:
             shaped = uniform_body(start["status"], content_type, body, endpoints=self.endpoints, fields=fields)
             if shaped is not None:
                 body, send = json.dumps(shaped).encode(), self.send_error
-                replace_body(start, body, JSON)
+                replace_body(start, body, JSON, _more(start))
         elif recorder is not None and content_type.startswith("application/json"):
             body = self._record(recorder, start, body)
             self._name_predictions(start)
@@ -100,6 +101,12 @@ class Reply:
         if self.context is not None and self.context.prediction_ids:
             ids = ",".join(self.context.prediction_ids).encode("latin-1")
             start["headers"] = [*start.get("headers", ()), (b"x-prediction-id", ids)]
+
+
+def _more(start: Message) -> dict[str, str]:
+    """What BentoML leaves out: when to come again, where it has too much to do."""
+    busy = start["status"] == HTTPStatus.TOO_MANY_REQUESTS and not header(start, b"retry-after")
+    return {"Retry-After": "1"} if busy else {}
 
 
 def rows(value: Any) -> Any:

@@ -7,6 +7,7 @@ method writes into it, and the middleware reads it when the response comes out.
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
 
 from audit_service.store.predictions import Reservation
@@ -23,9 +24,10 @@ class RequestContext:
         pickled: A service beside this one asks, by BentoML's own protocol.
         reserved: What this key stands for, once it is known (batched methods only).
         prediction_ids: Ids of the predictions in the response, in its order.
+        arrived: When it came, by ``time.monotonic()``; deadlines begin here, also where it had to wait for its turn.
     """
 
-    __slots__ = ("batched", "idempotency_key", "owner", "pickled", "prediction_ids", "reserved")
+    __slots__ = ("arrived", "batched", "idempotency_key", "owner", "pickled", "prediction_ids", "reserved")
 
     def __init__(
         self,
@@ -41,9 +43,16 @@ class RequestContext:
         self.pickled = pickled
         self.reserved: Reservation | None = None
         self.prediction_ids: list[str] = []
+        self.arrived = time.monotonic()
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar("bento_audit_request", default=None)
+
+
+def seconds_since_arrival() -> float:
+    """Seconds since the request that is answered came; 0 where other code calls."""
+    context = current_request.get()
+    return 0.0 if context is None else time.monotonic() - context.arrived
 
 
 def request_to(service: object) -> RequestContext | None:

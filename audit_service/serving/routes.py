@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from python_multipart.multipart import parse_options_header
+
 from audit_service.bentoml_internals import PICKLED
-from audit_service.errors import MediaTypeError
+from audit_service.errors import BadRequestError, MediaTypeError
 from audit_service.serving.asgi import JSON, App
 from audit_service.serving.request_context import RequestContext
 
@@ -16,6 +18,8 @@ Direct = Callable[[Any, Any], Awaitable[App | None]]
 
 FORMS = frozenset({b"multipart/form-data", b"application/x-www-form-urlencoded"})
 PICKLES = PICKLED.encode()
+MOST_FORM_FIELDS = 1_000
+"""As many as the parser of forms takes."""
 
 
 class PredictionRecorder(Protocol):
@@ -35,6 +39,7 @@ class Route:
     Attributes:
         guarded: It is audited, or the plugin's own: limits and media types are the plugin's. Any other endpoint reads
             whatever BentoML reads there.
+        audit: It is one of ``/audit/...``, which other people's pages may not ask.
         limit: Of a guarded one, bytes that a body may have.
         media_types: Of a guarded one, what is read beside JSON.
         reads_json: Its input is JSON where it is sent as such.
@@ -45,6 +50,7 @@ class Route:
     """
 
     guarded: bool
+    audit: bool
     limit: int
     media_types: frozenset[bytes]
     reads_json: bool
@@ -67,6 +73,7 @@ def route_of(method: Any, service_class: Any) -> Route:
     guarded = ours or recorder is not None
     return Route(
         guarded=guarded,
+        audit=ours and method.route.startswith("/audit/"),
         limit=service_class.max_body_bytes(recorder) if guarded else 0,
         media_types=frozenset({JSON, declared}) if ours else FORMS | {JSON, declared},
         reads_json=declared in (JSON, b"multipart/form-data"),
@@ -89,9 +96,44 @@ def is_json(kind: bytes) -> bool:
     return kind == JSON or (kind.endswith(b"+json") and kind.count(b"/") == 1)
 
 
-def check_media_type(kind: bytes, route: Route) -> None:
-    """Refuses what a guarded endpoint does not read; raises ``MediaTypeError``."""
+def check_media_type(content_type: bytes, kind: bytes, route: Route) -> None:
+    """Refuses what a guarded endpoint does not read.
+
+    Args:
+        content_type: The header; a browser lets any page post without one, so ``/audit/...`` asks for it.
+        kind: Its media type.
+        route: The endpoint.
+
+    Raises:
+        MediaTypeError: the endpoint does not read that.
+    """
+    if route.audit and not content_type:
+        raise MediaTypeError(f"there is no content type; send {_allowed(route)}")
     if is_json(kind) or kind in route.media_types or kind.partition(b"/")[0] + b"/*" in route.media_types:
         return
-    allowed = ", ".join(sorted(name.decode() for name in route.media_types))
-    raise MediaTypeError(f"content type {kind.decode('latin-1')[:80]!r} is not read here; send {allowed}")
+    raise MediaTypeError(f"content type {kind.decode('latin-1')[:80]!a} is not read here; send {_allowed(route)}")
+
+
+def check_form(content_type: bytes, kind: bytes, body: bytes) -> None:
+    """Refuses a form that the parser behind would fail at.
+
+    Raises:
+        BadRequestError: it names no boundary, or has too many fields.
+    """
+    if kind == b"multipart/form-data":
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        if not boundary:
+            raise BadRequestError(
+                "a form of content type multipart/form-data names its boundary there; this one has none"
+            )
+        fields = body.count(b"--" + boundary) - 1
+    elif kind == b"application/x-www-form-urlencoded":
+        fields = body.count(b"&") + 1
+    else:
+        return
+    if fields > MOST_FORM_FIELDS:
+        raise BadRequestError(f"a form has {MOST_FORM_FIELDS} fields at most, this one {fields}")
+
+
+def _allowed(route: Route) -> str:
+    return ", ".join(sorted(name.decode() for name in route.media_types))

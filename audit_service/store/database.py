@@ -246,7 +246,7 @@ def _translated(error: Exception, failure: str, *, on_server: bool) -> ServiceEr
             f"{failure}: the database server does not answer as it should, the log says more; try again later",
             retry_after=RETRY_AFTER_S,
         )
-    return StoreUnavailableError(f"{failure}: {_reason(error)}")
+    return StoreUnavailableError(f"{failure}: {_reason(error)}", retry_after=RETRY_AFTER_S)
 
 
 def _is_locked(error: Exception) -> bool:

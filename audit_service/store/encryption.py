@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from audit_service.errors import ServiceError
+from audit_service.store.location import private_folder
 
 
 class InputCipher:
@@ -64,7 +65,7 @@ class InputCipher:
 
 def key_of(path: Path) -> bytes:
     """The key in a file that only its owner can read; it is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     if not path.exists():
         _make_key(path)
     return path.read_bytes()

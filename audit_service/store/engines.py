@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
 
+from audit_service.store.location import private_folder
 from influence_engine.errors import SettingsError
 
 BEGIN = "begin"
@@ -44,7 +45,7 @@ def sqlite_engine(path: Path, synchronous: Literal["NORMAL", "FULL"], timeout_s:
     )
 
     def make_private(dialect: Any, record: Any, arguments: Any, options: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 

@@ -13,10 +13,8 @@ from sqlalchemy import BindParameter, Connection, bindparam, select
 
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.location import StateLocation
+from audit_service.store.predictions import AT_ONCE
 from audit_service.store.tables import PREDICTIONS, outcomes, predictions
-
-AT_ONCE = 500
-"""Ids of one query."""
 
 _IDS: BindParameter[str] = bindparam("ids", expanding=True)
 KEEP = Insert.or_replace(outcomes)
@@ -83,16 +81,6 @@ class OutcomeStore:
         """
         with self._database.writing("the true labels could not be kept", alone=True) as connection:
             return [one for part in _parts(given) for one in _add(connection, part)]
-
-    def known(self, prediction_ids: Sequence[str]) -> set[str]:
-        """Those of some predictions that are on record here.
-
-        Raises:
-            ServiceError: the store cannot be read.
-        """
-        ids = [one for one in prediction_ids if storable(one)]
-        with self._database.reading("the predictions on record cannot be read") as connection:
-            return {row[0] for part in _parts(ids) for row in connection.execute(PREDICTED, {"ids": part})}
 
     def judged(self, since: float = 0.0) -> list[dict[str, Any]]:
         """Every prediction since a Unix time whose true label is known.

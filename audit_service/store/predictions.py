@@ -17,7 +17,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -27,11 +27,13 @@ from audit_service.errors import (
     IdempotencyConflictError,
     InputErasedError,
     InputNotKeptError,
+    ModelChangedError,
     PredictionNotFoundError,
     ServiceError,
     StoreUnavailableError,
 )
 from audit_service.monitoring.finite import finite, finite_json
+from audit_service.outside import said, without_folders
 from audit_service.store.database import Database, Insert, storable
 from audit_service.store.encryption import InputCipher, plain
 from audit_service.store.ids import derived_id, id_age_s
@@ -42,12 +44,13 @@ from influence_engine.digests import json_digest
 
 logger = logging.getLogger(__name__)
 
-OTHER_WORKER_S = 0.5
-"""How long a fresh id is looked for, as another worker may be about to write it."""
-
 PURGE_EVERY_S = 3600.0
 
+AT_ONCE = 500
+"""Ids of one query."""
+
 _ID: BindParameter[str] = bindparam("id")
+_IDS: BindParameter[str] = bindparam("ids", expanding=True)
 _BEFORE: BindParameter[float] = bindparam("before")
 
 # Made once: SQLAlchemy then need not work out each time that it knows the statement.
@@ -63,6 +66,7 @@ READ = select(
     predictions.c.time,
     predictions.c.input_state,
 ).where(predictions.c.prediction_id == _ID)
+THERE = select(predictions.c.prediction_id).where(predictions.c.prediction_id.in_(_IDS))
 IDS_SINCE = select(predictions.c.prediction_id).where(predictions.c.time >= _BEFORE).order_by(predictions.c.time)
 RESERVED = select(reservations.c.input_mac, exists().where(predictions.c.prediction_id == _ID).label("recorded")).where(
     reservations.c.prediction_id == _ID
@@ -130,6 +134,22 @@ class PredictionRecord:
             )
         return dict(self.input)
 
+    def check_model(self, digest: str | None) -> None:
+        """Refuses what would be said of this prediction by another model than the one that made it.
+
+        Args:
+            digest: Of the model that would be asked; nothing is known to be wrong where it, or the record's, is empty.
+
+        Raises:
+            ModelChangedError: it is another one.
+        """
+        if digest and self.model_digest and digest != self.model_digest:
+            raise ModelChangedError(
+                f"prediction {self.prediction_id} was made by the model {self.model_digest[:12]}, and {digest[:12]} is "
+                "served now; send its input to ask the present model",
+                field="prediction_id",
+            )
+
 
 class PredictionStore:
     """The store of one service, opened by every worker.
@@ -138,8 +158,8 @@ class PredictionStore:
         place: The state folder, with the store and its key, or the location that names a server beside it; made if it
             is missing.
         keep_inputs_s: Seconds for which inputs are kept; 0 keeps none.
-        other_worker_s: Seconds for which ``get`` looks for a fresh id that is not there yet.
         dropped: Told why records were dropped, and how many.
+        delayed: Called with every attempt to write records that failed, and is made again.
     """
 
     def __init__(
@@ -147,16 +167,15 @@ class PredictionStore:
         place: StateLocation | str | os.PathLike[str],
         *,
         keep_inputs_s: float = 30 * 86400.0,
-        other_worker_s: float = OTHER_WORKER_S,
         dropped: Callable[[str, int], None] = lambda reason, count: None,
+        delayed: Callable[[], None] = lambda: None,
     ) -> None:
         location = StateLocation.of(place)
         self.keep_inputs_s = keep_inputs_s
-        self.other_worker_s = other_worker_s
         self._dropped = dropped
         self._database = Database(location, PREDICTIONS)
         self._cipher = InputCipher(location.folder / "predictions.key")
-        self._behind = WriteBehind("predictions", self._write, dropped, self.purge, PURGE_EVERY_S)
+        self._behind = WriteBehind("predictions", self._write, dropped, self.purge, PURGE_EVERY_S, delayed)
 
     def start(self) -> None:
         """Opens the store and starts the writer; call it once the process is the one that serves.
@@ -182,29 +201,43 @@ class PredictionStore:
             record = replace(record, input=None, input_state="not_kept")
         self._behind.add(record.prediction_id, record)
 
+    def state(self) -> dict[str, Any]:
+        """How many records wait to be written by this worker, and why the last attempt failed, if it did."""
+        reason = self._behind.reason
+        return {"waiting": len(self._behind), "reason": None if reason is None else said(without_folders(reason))}
+
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Waits until everything recorded so far is on disk; false if the time was not enough."""
         return self._behind.flush(timeout_s)
 
     def get(self, prediction_id: str) -> PredictionRecord:
-        """The prediction with this id, whichever worker made it.
-
-        Raises:
-            PredictionNotFoundError: there is none.
-            ServiceError: the store cannot be read.
-        """
-        return found_of([self], prediction_id)[1]
-
-    def find(self, prediction_id: str) -> PredictionRecord | None:
         """The prediction with this id, if it is on record by now.
 
         Raises:
+            PredictionNotFoundError: it is not.
             ServiceError: the store cannot be read.
         """
         waiting = self._behind.waiting(prediction_id)
         if waiting is not None:  # as it will be read when it has been written
             return replace(waiting, confidence=finite(waiting.confidence), scores=_finite_scores(waiting.scores))
-        return self._read(prediction_id)
+        found = self._read(prediction_id)
+        if found is None:
+            raise not_found(prediction_id)
+        return found
+
+    def known(self, prediction_ids: Iterable[str]) -> set[str]:
+        """Those of some predictions that are on record by now.
+
+        Raises:
+            ServiceError: the store cannot be read.
+        """
+        ids = [one for one in prediction_ids if storable(one)]
+        waiting = {one for one in ids if self._behind.waiting(one) is not None}
+        written: set[str] = set()
+        with self._database.reading("the predictions on record cannot be read") as connection:
+            for start in range(0, len(ids), AT_ONCE):
+                written.update(connection.scalars(THERE, {"ids": ids[start : start + AT_ONCE]}))
+        return waiting | written
 
     def since(self, at: float) -> Iterator[PredictionRecord]:
         """Every prediction on record since a Unix time, oldest first.
@@ -328,26 +361,11 @@ class PredictionStore:
         )
 
 
-def found_of(stores: Sequence[PredictionStore], prediction_id: str) -> tuple[int, PredictionRecord]:
-    """The one of several stores that has a prediction, by its place, and the prediction.
-
-    Raises:
-        PredictionNotFoundError: none has it, also after waiting for another worker to write a fresh one.
-        ServiceError: a store cannot be read.
-    """
-    longest = max((store.other_worker_s for store in stores), default=0.0)
-    give_up = time.monotonic() + (longest if is_fresh(prediction_id) else 0)
-    while True:
-        for place, store in enumerate(stores):
-            found = store.find(prediction_id)
-            if found is not None:
-                return place, found
-        if time.monotonic() >= give_up:
-            raise PredictionNotFoundError(
-                f"no prediction has the id {prediction_id[:64]!r}; it is in the header X-Prediction-Id",
-                field="prediction_id",
-            )
-        time.sleep(0.01)
+def not_found(prediction_id: str) -> PredictionNotFoundError:
+    """The error that says where ids come from."""
+    return PredictionNotFoundError(
+        f"no prediction has the id {prediction_id[:64]!r}; it is in the header X-Prediction-Id", field="prediction_id"
+    )
 
 
 def _finite_scores(scores: Any) -> Any:

@@ -38,6 +38,10 @@ class WriteBehind(Generic[T]):
         dropped: Told why items were dropped, and how many.
         now_and_then: Called by the thread every ``every_s`` seconds, and first of all at the start.
         every_s: See ``now_and_then``.
+        delayed: Called with every attempt to write that failed.
+
+    Attributes:
+        reason: Why the last attempt to write failed; ``None`` since one has not.
     """
 
     def __init__(
@@ -47,7 +51,10 @@ class WriteBehind(Generic[T]):
         dropped: Callable[[str, int], None],
         now_and_then: Callable[[], object],
         every_s: float,
+        delayed: Callable[[], None] = lambda: None,
     ) -> None:
+        self.reason: str | None = None
+        self._delayed = delayed
         self._name, self._write_group, self._dropped = name, write, dropped
         self._now_and_then, self._every_s = now_and_then, every_s
         self._pending: OrderedDict[str, T] = OrderedDict()
@@ -56,6 +63,9 @@ class WriteBehind(Generic[T]):
         self._closed = False
         self._next = 0.0
         self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self._pending)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -107,10 +117,13 @@ class WriteBehind(Generic[T]):
             try:
                 if group:
                     self._write_group(group)
+                self.reason = None
                 if time.time() >= self._next:
                     self._next = time.time() + self._every_s
                     self._now_and_then()
-            except (InfluenceError, OSError):
+            except (InfluenceError, OSError) as error:
+                self.reason = error.message if isinstance(error, InfluenceError) else error.strerror or str(error)
+                self._delayed()
                 logger.exception("%d %s wait: they cannot be written", len(group), self._name)
                 self._next = time.time() + self._every_s
                 if closing:

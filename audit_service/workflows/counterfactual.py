@@ -17,6 +17,7 @@ from audit_service.artifacts.state_places import state_folder
 from audit_service.config import AuditConfig
 from audit_service.engine.explaining import query_of
 from audit_service.engine.loading import load
+from audit_service.engine.selecting import rows_of_group, rows_of_handles
 from audit_service.schemas import Edit, EngineItem, MeasuredAnswer, Relabel, Selection
 from audit_service.workflows.task_inputs import target_fields
 from audit_service.workspace import Workspace
@@ -202,7 +203,10 @@ class Measuring:
             return self._ids(selection.examples)
         if selection.group is not None:
             ((column, value),) = selection.group.items()
-            return members(self._grouped(column), column, value)
+            index = self.loaded.attributor.index
+            if self.local:  # at a terminal beside the data, also by what they hold, and what there is is listed
+                return members(self._grouped(column), column, value)
+            return [index.example_ids[row] for row in rows_of_group(index, column, value)]
         (explained,) = self.loaded.attributor.attribute(
             [self.query(question)], top_k=selection.top_k or 1, polarity=selection.polarity
         )
@@ -235,15 +239,9 @@ class Measuring:
 
     def _ids(self, handles: Sequence[str]) -> list[str]:
         index = self.loaded.attributor.index
-        known = dict(zip(index.table.column("example_handle"), index.example_ids, strict=True))
-        if self.local:
-            known = {**dict(zip(index.example_ids, index.example_ids, strict=True)), **known}
-        for handle in handles:
-            if handle not in known:
-                raise InputError(
-                    f"this index has no example {handle!r}; explanations name them as example_handle", field="examples"
-                )
-        return [known[handle] for handle in handles]
+        own = set(index.example_ids) if self.local else set()
+        rows = iter(rows_of_handles(index, [handle for handle in handles if handle not in own]))
+        return [handle if handle in own else index.example_ids[next(rows)] for handle in handles]
 
     def _described(self, change: Change) -> list[dict[str, Any]]:
         index = self.loaded.attributor.index

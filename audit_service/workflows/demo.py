@@ -17,6 +17,7 @@ import yaml
 
 from audit_service.artifacts.bento_models import index_version_folder
 from audit_service.config import AuditConfig
+from audit_service.store.location import private_folder
 from audit_service.workflows.export import export_if_it_can_be
 from audit_service.workflows.finetuning import run_finetuning
 from audit_service.workflows.index_building import BuildOrder, build_for_serving, first_index
@@ -24,6 +25,7 @@ from audit_service.workflows.processes.bentoml_server import Server, ServerError
 from audit_service.workspace import Workspace
 from influence_engine.errors import SettingsError
 from influence_engine.index import Manifest
+from influence_engine.index.index import CALIBRATION
 from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import UNSAID_FIELDS, embedded, input_fields, target_field
 
@@ -152,7 +154,7 @@ def running_bento(config: AuditConfig, *, port: int) -> Iterator[Server]:
     service: str = yaml.safe_load(bentofile.read_text(encoding="utf-8"))["service"]
     # A home of its own: at its start BentoML clears the metrics of whatever else uses the same one.
     home = os.environ.get("BENTOML_HOME", str(config.state_folder / "bentoml"))
-    log = config.state_folder / "server.log"
+    log = private_folder(config.state_folder) / "server.log"
     chosen = free_port(HOST, port)
     environment = {"BENTOML_HOME": home}
     with serving(service, config.root, host=HOST, port=chosen, log=log, environment=environment) as server:
@@ -172,8 +174,9 @@ def ask_again(config: AuditConfig, address: str, first: ServerAnswers, *, top_k:
         ServerError: the server answered with an error, or the engine has not taken it up in time.
     """
     began = time.monotonic()
-    checked = order_of(config, None).check
-    digest = Manifest.read(index_version_folder(config) / MANIFEST).build_digest
+    folder = index_version_folder(config)
+    checked = (folder / CALIBRATION).is_file()
+    digest = Manifest.read(folder / MANIFEST).build_digest
     question = {"prediction_id": first.prediction["prediction_id"], "top_k": top_k, "polarity": "each"}
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
         while time.monotonic() - began < SECONDS_TO_EXPLAIN:

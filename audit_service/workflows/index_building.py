@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -57,8 +58,9 @@ class BuildOrder:
         drift_baseline: Whether the baseline of its drift metrics is built.
         provisional: Whether a quick index, of one step at the final weights, comes first where none is current and the
             one that is wanted follows the training trajectory.
-        seconds: In which replay and check are to be done: fewer directions are replayed where all would take longer,
-            or none; no limit if None.
+        seconds: In which index, replay and check are to be done; no limit if None. Where all would take longer, fewer
+            directions are replayed, or none, and what still does not fit is put off: the index that follows the
+            training trajectory, then the check.
     """
 
     directions: int = 0
@@ -117,13 +119,17 @@ def make_provisional_index(workspace: Workspace) -> InfluenceIndex | None:
     Raises:
         InfluenceError: as ``build_index``.
     """
-    settings = workspace.config.index
+    if not _wants_trajectory(workspace):
+        return None
+    return build_index(workspace, workspace.config.index.model_copy(update={"approximation": "final"}))
+
+
+def _wants_trajectory(workspace: Workspace) -> bool:
+    """Whether the config's index is to follow the training trajectory."""
     provenance = Provenance({}, base=workspace.model.base)
     if workspace.config.model is None:
         provenance = Provenance.of(workspace.run)
-    if not approximation_of(settings, provenance).along_trajectory:
-        return None
-    return build_index(workspace, settings.model_copy(update={"approximation": "final"}))
+    return approximation_of(workspace.config.index, provenance).along_trajectory
 
 
 def _is_there(workspace: Workspace) -> bool:
@@ -140,39 +146,73 @@ def _is_there(workspace: Workspace) -> bool:
 def _build(
     workspace: Workspace, order: BuildOrder, announce: Callable[[str], None], pending: PendingWork, began: float
 ) -> Built:
-    spelled = workspace.config.spelled
-    announce(str(plan_index(workspace)))
+    spelled, limit = workspace.config.spelled, _TimeLimit(order.seconds, began)
+    plan = plan_index(workspace)
+    announce(str(plan))
     first_index(workspace, order)
     exported = export_if_it_can_be(workspace)
     announce(f"Explanations can be asked for from now on: bento-audit explain {spelled}, or a service that is started.")
-    with pending.making("index"):
-        index = build_index(workspace)
+    check_seconds = _check_seconds(workspace) if order.check else 0.0
+    if plan.seconds is not None and _is_provisional(workspace) and not limit.allows(plan.seconds + check_seconds):
+        pending.skip("index")
+        announce(
+            f"The index along the training trajectory is put off: it takes about {plan.seconds:.0f} s, more than is "
+            f"left of the time. The provisional one stays. Build it later with: bento-audit index build {spelled}"
+        )
+    else:
+        with pending.making("index"):
+            build_index(workspace)
     cache = FrozenCache()
-    if order.directions and (index.basis is None or index.basis.width != order.directions):
+    basis = workspace.index.basis
+    if order.directions and (basis is None or basis.width != order.directions):
+        plan_of_replay = plan_directions(workspace, order.directions)
         directions = order.directions
-        plan = plan_directions(workspace, directions)
         if order.seconds is not None:
-            left = order.seconds - (time.monotonic() - began) - (_check_seconds(workspace) if order.check else 0.0)
-            directions = plan.within(left, FEWEST_DIRECTIONS)
+            directions = plan_of_replay.within(limit.left() - check_seconds, FEWEST_DIRECTIONS)
         if directions:
-            announce(str(plan if directions == order.directions else _fewer(plan, directions)))
+            announce(str(plan_of_replay if directions == order.directions else _fewer(plan_of_replay, directions)))
             with pending.making("replayed"):
                 replay_directions(workspace, directions, cache)
         else:
             pending.skip("replayed")
             announce(
-                f"Not replayed: {plan}, more than is left of the time. Influences stay estimated. Replay later with: "
-                f"bento-audit index build {spelled} --directions {order.directions}"
+                f"Not replayed: {plan_of_replay}, more than is left of the time. Influences stay estimated. Replay "
+                f"later with: bento-audit index build {spelled} --directions {order.directions}"
             )
-    if order.check:
+    if order.check and limit.allows(check_seconds):
         with pending.making("intervals"):
             check_against_retraining(workspace, cache)
+    elif order.check:
+        pending.skip("intervals")
+        announce(
+            f"Not checked: training again {RETRAININGS} times takes about {check_seconds:.0f} s, more than is left of "
+            f"the time. Influences have no intervals. Check later with: bento-audit index check {spelled}"
+        )
     if order.drift_baseline and not drift_baseline.is_there(workspace.config):
         with pending.making("drift_baseline"):
             drift_baseline.build(workspace)
     if exported is not None:
         register(workspace)
     return Built(about(workspace.index), exported)
+
+
+@dataclass(frozen=True)
+class _TimeLimit:
+    """How long an order may still take; for ever without a limit."""
+
+    seconds: float | None
+    began: float
+
+    def left(self) -> float:
+        return math.inf if self.seconds is None else self.seconds - (time.monotonic() - self.began)
+
+    def allows(self, seconds: float) -> bool:
+        return seconds <= self.left()
+
+
+def _is_provisional(workspace: Workspace) -> bool:
+    """Whether the index that is there is of one step, and the one that is wanted follows the trajectory."""
+    return workspace.index.manifest.approximation == "final" and _wants_trajectory(workspace)
 
 
 def _fewer(plan: ReplayPlan, directions: int) -> str:

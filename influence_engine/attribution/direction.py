@@ -72,9 +72,7 @@ class QueryDirections:
         encoder = self.index.encoder
         turned = (encoded.float() * self._gains(damping)).to(encoder.basis.dtype) @ encoder.plain_basis
         coordinates, layers = turned.float(), encoder.coordinates
-        along = {
-            name: layers.displacements(name, coordinates[:, where].T) for name, where in layers.slices().items()
-        }
+        along = {name: layers.displacements(name, coordinates[:, where].T) for name, where in layers.slices().items()}
         return [
             DirectionAt(weights, {name: matrices[number] for name, matrices in along.items()})
             for number, weights in enumerate(self._weights)

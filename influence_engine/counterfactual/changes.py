@@ -123,9 +123,7 @@ def _replacing(
         if example_id not in by_id:
             raise DataError(f"there is no training example {example_id!r}", field="examples")
         if by_id[example_id].get(field) == values[example_id]:
-            raise DataError(
-                f"the {field} of the training example {example_id!r} is {values[example_id]!r} already", field=field
-            )
+            raise DataError(f"the {field} of a training example is already what it was to become", field=field)
         other: dict[str, Any] = {**by_id[example_id], field: values[example_id]}
         if isinstance(task, CheckingTask):
             task.check(other, labelled=True)

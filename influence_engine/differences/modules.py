@@ -71,7 +71,6 @@ class BaseDifference:
         """
         return {name: gradient.inner(self._displacements[name]) for name, gradient in gradients.items()}
 
-
     def split_by_position(
         self, calls: Iterable[tuple[Layer, Tensor, Tensor]], batch_size: int, maps: Sequence[Tensor]
     ) -> list[tuple[str, Tensor]]:

@@ -68,25 +68,43 @@ def built_files(version: Path) -> list[str]:
     )
 
 
-def verify_files(version: Path, progress: Progress = silent) -> None:
-    """Reads every file of a version whose digest is known, and compares the digests.
+def verify_files(version: Path, progress: Progress = silent) -> bool:
+    """Reads every file of a version whose digest is known, several at a time, and compares the digests.
 
-    A version without the part ``file_sums`` has a digest of its encoder only; its rows have ``content_digest``.
+    A version without the part ``file_sums`` has a digest of its encoder and its parts only; its rows have
+    ``content_digest``.
+
+    Returns:
+        Whether that was every file.
 
     Raises:
         DigestMismatchError: a file is missing, has changed, or is not of this version; the message names it.
         IndexFormatError: the manifest or the sums cannot be read.
     """
-    manifest = Manifest.read(version / MANIFEST)
+    while True:
+        manifest = Manifest.read(version / MANIFEST)
+        try:
+            return _verify(version, manifest, progress)
+        except DigestMismatchError:
+            if Manifest.read(version / MANIFEST).parts == manifest.parts:
+                raise
+            # A part was replaced meanwhile.
+
+
+def _verify(version: Path, manifest: Manifest, progress: Progress) -> bool:
     expected = {**manifest.files}
     for part in manifest.parts.values():
         expected |= part.files
-    verify_folder(version, expected)
-    sums = _sums(version, manifest)
+    sums_file = _sums_file(manifest)
+    if sums_file is not None:
+        verify_folder(version, {sums_file: expected[sums_file]})
+    sums: dict[str, Any] | None = None if sums_file is None else read_json(version / sums_file)
+    if sums is not None:
+        expected |= sums["files"]
+    done = iter(range(1, len(expected) + 1))
+    verify_folder(version, expected, each=lambda name: progress(VERIFYING, next(done), len(expected), name))
     if sums is None:
-        return
-    for name in _reporting(list(sums["files"]), VERIFYING, progress):
-        verify_folder(version, {name: sums["files"][name]})
+        return False
     strangers = [name for name in built_files(version) if name not in sums["files"]]
     if strangers:
         raise DigestMismatchError(
@@ -100,16 +118,15 @@ def verify_files(version: Path, progress: Progress = silent) -> None:
             f"version's {NAME} say {sums['manifest']}. Restore the file, or build the index again.",
             field=str(version / MANIFEST),
         )
+    return True
 
 
-def _sums(version: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """The content of ``sums.json``; None where there is none in the form that this code knows."""
+def _sums_file(manifest: Manifest) -> str | None:
+    """Path of ``sums.json`` in the version's folder; None where there is none in the form that this code knows."""
     part = manifest.parts.get(NAME)
     if part is None or part.version != FileSums.version:
         return None
-    path = version / next(name for name in part.files if Path(name).name == SUMS)
-    found: dict[str, Any] = read_json(path)
-    return found
+    return next(name for name in part.files if Path(name).name == SUMS)
 
 
 def _manifest_digest(version: Path) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from influence_engine.digests import verify_folder
 from influence_engine.errors import DigestMismatchError, IndexFormatError, SettingsError
 from influence_engine.index.building.context import DEFAULT_OPTIONS, BuildOptions
 from influence_engine.index.building.cost_estimate import BuildPlan
@@ -203,7 +203,9 @@ class InfluenceIndex:
         key: bytes | None = None,
         device: str = "auto",
     ) -> InfluenceIndex:
-        """Opens the current version, or the one named, after checking its files.
+        """Opens the current version, or the one named, after checking every file that an answer rests on.
+
+        Of a version without sums of its files, the rows are read and compared instead.
 
         Args:
             path: Folder of the index.
@@ -226,8 +228,20 @@ class InfluenceIndex:
                 f"this one ({model_digest}). Build an index for it: bento-audit index build",
                 field=str(path),
             )
-        verify_folder(folder, manifest.files)
-        return cls(folder, manifest, choose_device(device), key)
+        complete = verify_files(folder)
+        chosen = choose_device(device)
+        try:
+            opened = cls(folder, Manifest.read(folder / MANIFEST), chosen, key)
+            if not complete:
+                opened.verify_rows()
+        except torch.OutOfMemoryError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:  # as Lance and pyarrow say it
+            raise IndexFormatError(
+                f"{folder / TABLE} cannot be read ({type(error).__name__}). Restore it, or build the index again",
+                field=str(folder / TABLE),
+            ) from error
+        return opened
 
     @staticmethod
     def plan(
@@ -250,6 +264,14 @@ class InfluenceIndex:
             DigestMismatchError: a file or a row has changed since the index was built.
         """
         verify_files(self.folder, progress)
+        self.verify_rows()
+
+    def verify_rows(self) -> None:
+        """Reads every row and compares the digest of them all.
+
+        Raises:
+            DigestMismatchError: a row has changed since the index was built.
+        """
         found = self.table.content_digest()
         if found != self.manifest.content_digest:
             raise DigestMismatchError(

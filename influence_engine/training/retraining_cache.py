@@ -14,28 +14,37 @@ from torch import Tensor
 from influence_engine.tensor_files import write_tensors
 from influence_engine.training.optimizers import OptimizerState, Parameters, TrainingState
 
+LEAST_WAIT_S = 2.0
+"""Seconds between two checkpoints that are quickly written."""
+
+WRITING = 0.05
+"""Share of the time that writing checkpoints may take, unless so much work would be lost."""
+
 
 class WorkCheckpoint:
     """The state of resumable work, in one file that is written atomically.
 
     Args:
         path: The file.
-        every_s: Seconds of work that an interruption may cost.
+        every_s: Seconds of work that an interruption may cost at most; less where writing takes next to nothing.
     """
 
     def __init__(self, path: Path, every_s: float) -> None:
         self.path = path
         self._every_s = every_s
+        self._wait_s = min(every_s, LEAST_WAIT_S)
         self._written = time.monotonic()
 
     def due(self) -> bool:
         """Whether the file was written long enough ago to write it again."""
-        return time.monotonic() - self._written >= self._every_s
+        return time.monotonic() - self._written >= self._wait_s
 
     def write_tensors(self, tensors: Mapping[str, Tensor], done: int) -> None:
         """Writes the state after ``done`` units of work."""
+        began = time.monotonic()
         write_tensors(self.path, {**tensors, "done": torch.tensor(done)})
         self._written = time.monotonic()
+        self._wait_s = min(self._every_s, max(LEAST_WAIT_S, (self._written - began) / WRITING))
 
 
 class RetrainingCheckpoint(WorkCheckpoint):

@@ -18,6 +18,9 @@ from click.testing import CliRunner
 
 from audit_service.bentoml_internals import PICKLED
 from audit_service.cli.group import main
+from audit_service.config import load_config
+from audit_service.workflows.export import export_and_register
+from audit_service.workspace import Workspace
 
 pytestmark = pytest.mark.service
 
@@ -55,10 +58,7 @@ def desk(finished_films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A project with the models ``sentiment`` and ``urgency``; they have one run and index, under two names."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(finished_films, folder, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = CliRunner().invoke(main, ["index", "build", "films"])  # exports, too
-        assert result.exit_code == 0, result.output
+    export_and_register(Workspace(load_config(folder / "configs" / "films.yaml")))
     config = (folder / "configs" / "films.yaml").read_text()
     for name in ("sentiment", "urgency"):
         places = "folders: {runs: runs/films, index: index/films, onnx: models/films}\n"

@@ -233,6 +233,13 @@ def test_a_record_that_cannot_be_written_is_counted_and_fails_no_prediction(
     assert_predicts(server)
     wait_until(lambda: "cannot be written" in server.log.read_text())
     assert_predicts(server)
+    server.wait_until_explaining()
+    record = server.post("/audit/index", {}).json()["record"]
+    assert record["waiting"] >= 2
+    assert "File exists" in record["reason"]
+    assert str(tmp_path) not in record["reason"]
+    failed = [line for line in server.metrics().splitlines() if line.startswith("audit_record_write_failures_total{")]
+    assert float(failed[0].split()[-1]) >= 1
 
 
 def test_in_development_one_process_predicts_and_explains(

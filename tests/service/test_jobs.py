@@ -218,11 +218,19 @@ def test_jobs_are_cancelled_and_bad_ones_say_what_would_be_right(server: Any) ->
         error = error_of(server.post("/audit/jobs/submit", question), 404 if field == "prediction_id" else 400)
         assert error["field"] == field
         assert message in error["message"]
-    unknown = server.post("/audit/jobs/submit", {**QUESTION, "without": {"examples": ["nobody"]}}).json()["job_id"]
-    failed = wait_for(server, unknown, ended)
-    assert failed["state"] == "failed"
-    assert failed["error"]["code"] == "bad_input"
-    assert "no example 'nobody'" in failed["error"]["message"]
+    asked = {"input": {"text": TEXT}}
+    absent = [
+        ({**asked, "without": {"examples": ["nobody"]}}, "no example 'nobody'"),
+        ({**asked, "edit": {"example": "nobody", "text": "a film"}}, "no example 'nobody'"),
+        ({**asked, "relabel": {"group": {"source": "nowhere"}, "label": "negative"}}, "has the source 'nowhere'"),
+        ({**asked, "without": {"group": {"text": TEXT}}}, "cannot be grouped by 'text'; they have label, source"),
+        ({**asked, "relabel": {"top_k": 1, "label": "a" * 6_000}}, "relabel.label has 6000 characters"),
+    ]
+    for question, message in absent:
+        answer = server.post("/audit/jobs/submit", question)
+        assert error_of(answer, 400)["code"] == "bad_input"
+        assert message in error_of(answer, 400)["message"]
+        assert len(answer.content) < 500
     batch = server.post("/audit/explain_batch", [{"input": {"text": TEXT}, "tier": "measured", "top_k": 5}] * 2).json()
     assert batch[0]["job_id"] == batch[1]["job_id"]
     server.post("/audit/jobs/cancel", {"job_id": batch[0]["job_id"]})

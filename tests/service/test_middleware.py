@@ -82,7 +82,9 @@ def test_a_method_that_is_not_audited_reads_what_bentoml_reads(server: Any) -> N
         (b"[" * 5_000, "nested too deeply"),
         (b'{"values": "\xff"}', "UTF-8"),
         (b'{"values": "\\ud800"}', "surrogate"),
-        (b'{"values": [' + b"9" * 5_000 + b"]}", "too long"),
+        (b'{"values": [' + b"9" * 5_000 + b"]}", "too large"),
+        (b'{"values": [1e999]}', "too large"),
+        (b'{"values": [-1E+0400]}', "too large"),
         (b"\x00", "not JSON"),
     ],
 )
@@ -144,12 +146,39 @@ def test_limits_of_bentoml_get_the_same_shape(server: Any) -> None:
     busy = [answer for answer in answers if answer.status_code == 429]
     assert busy
     assert error_of(busy[0])["code"] == "too_many_requests"
+    assert busy[0].headers["retry-after"] == "1"
 
 
 def test_mounted_apps_and_system_paths_keep_their_own_answers(server: Any) -> None:
     assert server.client.get("/own/teapot").json() == {"detail": "short and stout"}
     assert server.client.get("/livez").status_code == 200
     assert "bentoml_service_request_total" in server.client.get("/metrics").text
+
+
+def test_paths_that_nobody_serves_grow_neither_metrics_nor_logs(server: Any) -> None:
+    server.client.get("/nobody/first")
+    server.client.get("/own/teapot")
+    before = server.metrics()
+    for number in range(50):
+        assert server.client.get(f"/nobody/{number}%0aforged line").status_code == 404
+        assert server.client.get(f"/own/nobody/{number}").status_code == 404
+        assert server.client.get("/" + "x" * 5_000).status_code == 404
+    after = server.metrics()
+    assert len(after.splitlines()) == len(before.splitlines())
+    for told in (after, server.log.read_text()):
+        assert "nobody/" not in told
+        assert "forged line" not in told
+        assert "xxxx" not in told
+    assert 'endpoint="/{unknown}",http_response_code="404"' in after
+    assert 'endpoint="/own/{path}",http_response_code="418"' in after
+
+
+def test_no_page_loads_what_is_elsewhere(server: Any) -> None:
+    for path in ("/", "/static_content/main.js", "/assets/index.js"):
+        answer = server.client.get(path)
+        assert answer.status_code == 404
+        assert error_of(answer)["code"] == "not_found"
+    assert server.client.get("/docs.json").json()["openapi"].startswith("3.")
 
 
 def test_what_the_edge_refuses_is_counted(server: Any) -> None:

@@ -243,9 +243,12 @@ def test_one_bad_item_in_a_batch_never_harms_its_neighbours(server: Any) -> None
     assert found[0]["examples"] == found[7]["examples"]
 
 
-@pytest.mark.parametrize("batch", [[], [ask()] * 101, {"input": {"text": TEXT}}, [1], ["x"], None])
+@pytest.mark.parametrize("batch", [[], [ask()] * 101, {"input": {"text": TEXT}}, [1], ["x"], [None], None])
 def test_a_batch_that_is_none_says_so(server: Any, batch: Any) -> None:
-    error_of(server.post("/audit/explain_batch", batch), 400)
+    answer = server.post(
+        "/audit/explain_batch", content=json.dumps(batch), headers={"content-type": "application/json"}
+    )
+    error_of(answer, 400)
 
 
 def test_explanations_asked_at_once_are_those_asked_in_turn(server: Any, small_project: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from audit_service.engine.batching import BatchWorker
-from audit_service.errors import EngineTimeoutError, EngineUnavailableError
+from audit_service.errors import EngineBusyError, EngineTimeoutError, EngineUnavailableError
 
 LIMIT_S = 60
 """Where an answer takes longer, it never comes."""
@@ -112,22 +111,88 @@ def test_too_many_are_refused_at_once(worker: BatchWorker[int, int], doubler: Do
     begin(worker, doubler)
     for n in range(10):
         worker.submit(n, group="g", deadline=later())
-    with pytest.raises(EngineUnavailableError, match="busy"):
+    with pytest.raises(EngineBusyError, match="10 explanations wait"):
         worker.submit(1, group="g", deadline=later())
 
 
-def test_a_closed_worker_answers_those_who_wait(doubler: Doubler) -> None:
-    worker: BatchWorker[int, int] = BatchWorker(doubler, max_waiting=10**9)
+class Slow:
+    """Takes ten seconds an item by a clock of its own; the first batch waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.began: list[list[int]] = []
+        self.go = threading.Event()
+
+    def __call__(self, items: Sequence[int]) -> list[int | Exception]:
+        self.began.append(list(items))
+        self.go.wait()
+        self.now += 10 * len(items)
+        return [*items]
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def slow() -> Iterator[tuple[Slow, BatchWorker[int, int]]]:
+    """Such a worker whose pace is known, busy with one item."""
+    slow = Slow()
+    worker: BatchWorker[int, int] = BatchWorker(slow, clock=slow.clock)
+    slow.go.set()
+    worker.submit(-1, group="g", deadline=1e9).result(LIMIT_S)
+    slow.go.clear()
+    worker.submit(0, group="g", deadline=1e9)
+    while len(slow.began) < 2:
+        time.sleep(0.001)
+    yield slow, worker
+    slow.go.set()
+    worker.close()
+
+
+def test_as_many_are_answered_as_can_be_in_time_and_the_others_are_refused(
+    slow: tuple[Slow, BatchWorker[int, int]],
+) -> None:
+    slowly, worker = slow
+    deadline = slowly.now + 10 + 95  # ten seconds are gone before the next batch begins
+    futures = [worker.submit(n, group="g", deadline=deadline) for n in range(1, 10)]
+    futures.append(worker.submit(10, group="other", deadline=deadline))
+    with pytest.raises(EngineBusyError) as busy:
+        worker.submit(11, group="g", deadline=deadline - 10)
+    assert busy.value.retry_after == 100
+    slowly.go.set()
+    assert [future.result(LIMIT_S) for future in futures[:9]] == [*range(1, 10)]
+    assert slowly.began[2:4] == [[1, 2, 3, 4, 5, 6, 7], [8, 9]]
+
+
+def test_what_can_no_longer_be_in_time_is_refused_and_leaves_its_place_to_others(
+    slow: tuple[Slow, BatchWorker[int, int]],
+) -> None:
+    slowly, worker = slow
+    late = worker.submit(1, group="g", deadline=slowly.now + 15)
+    wanted = worker.submit(2, group="g", deadline=slowly.now + 100)
+    slowly.go.set()
+    assert wanted.result(LIMIT_S) == 2
+    with pytest.raises(EngineTimeoutError):
+        late.result(LIMIT_S)
+    assert slowly.began[2:] == [[2]]
+
+
+def test_one_that_waits_alone_is_tried_however_slow_the_others_were(slow: tuple[Slow, BatchWorker[int, int]]) -> None:
+    slowly, worker = slow
+    alone = worker.submit(1, group="g", deadline=slowly.now + 15)
+    slowly.go.set()
+    assert alone.result(LIMIT_S) == 1
+
+
+def test_other_work_of_its_thread_is_done_between_batches(doubler: Doubler) -> None:
+    worker: BatchWorker[int, int] = BatchWorker(doubler, max_batch=1)
     begin(worker, doubler)
-    waiting = worker.submit(1, group="g", deadline=later())
-    closing = threading.Thread(target=worker.close)
-    closing.start()
-    with contextlib.suppress(EngineUnavailableError):
-        while True:  # until it is closed
-            worker.submit(2, group="g", deadline=later())
+    answered = worker.submit(1, group="g", deadline=later())
+    done = worker.between(lambda: (threading.current_thread().name, len(doubler.batches)))
+    failing = worker.between(lambda: 1 // 0)
     doubler.go.set()
-    closing.join()
-    with pytest.raises(EngineUnavailableError, match="stops"):
-        waiting.result(LIMIT_S)
-    with pytest.raises(EngineUnavailableError):
-        worker.submit(1, group="g", deadline=later())
+    assert done.result(LIMIT_S) == ("explanations", 1)
+    assert answered.result(LIMIT_S) == 2
+    assert isinstance(failing.exception(LIMIT_S), ZeroDivisionError)
+    worker.close()
+    assert isinstance(worker.between(lambda: 1).exception(LIMIT_S), EngineUnavailableError)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from audit_service.config import load_config
+from audit_service.engine import host as host_module
 from audit_service.engine.explaining import explain, parity
 from audit_service.engine.host import EngineHost
 from audit_service.engine.loading import Loaded, load
@@ -124,6 +125,39 @@ def test_a_host_serves_several_configs_and_one_that_fails_harms_no_other(small_p
                 await host.explain("good", [item()], 1e-4)
             # The one that came too late does not stop the engine.
             assert await host.explain("good", [item()], 30)
+        finally:
+            host.close()
+
+    asyncio.run(ask())
+
+
+def test_a_newer_index_that_cannot_be_loaded_is_loaded_when_it_has_been_mended(
+    small_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(host_module, "WATCH_S", 0.05)
+    shutil.copytree(small_project.root, tmp_path / "project")
+    config = load_config(tmp_path / "project" / "configs" / "sentiment.yaml")
+    current = config.index_folder / "CURRENT"
+    version = config.index_folder / "versions" / current.read_text().strip()
+    newer = shutil.copytree(version, version.with_name("newer"))
+    whole = (newer / "encoder.safetensors").read_bytes()
+    (newer / "encoder.safetensors").write_bytes(whole[:-1])
+
+    async def ask() -> None:
+        host = EngineHost({"films": lambda: config})
+        try:
+            assert (await until_settled(host, "films"))["state"] == "ready"
+            first = host.slot("films").loaded
+            current.write_text("newer")
+            while host.slot("films").reason is None:
+                await asyncio.sleep(0.05)
+            assert "encoder.safetensors has changed" in host.slot("films").status()["reason"]
+            assert (await host.explain("films", [item()], 30))[0]["explanation"]["examples"]
+            (newer / "encoder.safetensors").write_bytes(whole)
+            while host.slot("films").reason is not None:
+                await asyncio.sleep(0.05)
+            assert host.slot("films").loaded is not first
         finally:
             host.close()
 

@@ -101,8 +101,17 @@ def test_an_attempt_that_ended_with_the_server_is_not_held_against_the_job(place
     job_id = store.submit(CONTENT).job_id
     for _ in range(MOST_ATTEMPTS + 2):
         assert store.begin() is not None
-        store.undo_attempt()
-    assert store.get(job_id).state == "running"
+        store.give_back()
+        assert store.get(job_id).state == "queued"
+    for _ in range(MOST_ATTEMPTS + 2):
+        assert store.begin() is not None  # and everything ends at once
+        JobStore(place).forgive()
+        assert (store.get(job_id).state, store.get(job_id).attempts) == ("running", 0)
+    store.begin()
+    with store.working() as alone:
+        assert alone
+        JobStore(place).forgive()
+        assert store.get(job_id).attempts == 1, "it is worked on, by another server's process"
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(place: StateLocation) -> None:

@@ -271,7 +271,7 @@ def test_every_answer_has_the_cors_headers_of_the_service_once(
     assert answer.headers.get_list("access-control-allow-origin") == [ORIGIN]
     assert answer.headers.get_list("vary") == ["Origin"]
     stranger = page.post(path, content=body, headers={**asked, "origin": "https://stranger.example"})
-    assert stranger.status_code == status
+    assert stranger.status_code == (403 if path.startswith("/audit/") else status)
     assert "access-control-allow-origin" not in stranger.headers
 
 

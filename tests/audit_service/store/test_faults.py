@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,13 +98,19 @@ def test_a_server_that_crashed_and_is_back_has_all_that_was_acknowledged(
     postgres: PostgresServer, server_place: StateLocation
 ) -> None:
     drops: Counter[str] = Counter()
-    store = PredictionStore(server_place, dropped=lambda reason, count: drops.update({reason: count}))
+    delays: list[int] = []
+    store = PredictionStore(
+        server_place,
+        dropped=lambda reason, count: drops.update({reason: count}),
+        delayed=lambda: delays.append(1),
+    )
     jobs = JobStore(server_place)
     store.start()
     acknowledged = [prediction() for _ in range(100)]
     for record in acknowledged:
         store.record(record)
     assert store.flush()
+    assert store.state() == {"waiting": 0, "reason": None}
     job = jobs.submit({"number": 1})
 
     postgres.kill()
@@ -113,6 +120,10 @@ def test_a_server_that_crashed_and_is_back_has_all_that_was_acknowledged(
             store.record(record)
         assert store.get(meanwhile[0].prediction_id) == meanwhile[0], "what waits is found"
         assert not store.reserve("key", "scope", {"text": "x"}).repeated
+        while not delays:
+            time.sleep(0.01)
+        assert store.state()["waiting"] == 100
+        assert "the database server does not answer" in store.state()["reason"]
         with pytest.raises(StoreUnavailableError, match="the database server does not answer as it should") as error:
             store.get(acknowledged[0].prediction_id)
         assert "127.0.0.1" not in error.value.message
@@ -126,6 +137,7 @@ def test_a_server_that_crashed_and_is_back_has_all_that_was_acknowledged(
     assert [reader.get(one.prediction_id) for one in (*acknowledged, *meanwhile)] == [*acknowledged, *meanwhile]
     assert jobs.get(job.job_id) == job
     assert not drops
+    assert store.state() == {"waiting": 0, "reason": None}
     store.close()
 
 

@@ -71,6 +71,22 @@ def test_without_the_time_for_the_fewest_directions_none_is_replayed_and_that_is
     assert "Replay later with: bento-audit index build films --directions 8" in reason
 
 
+def test_without_the_time_for_more_the_provisional_index_stays_unchecked_and_that_is_said(
+    unindexed: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    said: list[str] = []
+
+    built = build_for_serving(unindexed, BuildOrder(directions=8, check=True, seconds=0.0), said.append)
+
+    assert built.index["approximation"] == "final"
+    assert built.index["calibration"] is None
+    first_words = [one.split(":")[0] for one in said[2:]]
+    assert first_words == ["The index along the training trajectory is put off", "Not replayed", "Not checked"]
+    assert said[2].endswith("Build it later with: bento-audit index build films")
+    assert said[4].endswith("Check later with: bento-audit index check films")
+
+
 def test_two_processes_never_build_one_index(films: Path) -> None:
     workspace = Workspace(load_config("films"))
     with (

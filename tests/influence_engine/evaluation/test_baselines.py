@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,16 +64,15 @@ def test_training_losses_are_those_of_the_task(vector_model: nn.Module, vector_t
     torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
 
 
-def test_embeddings_are_the_last_hidden_states_mean_without_padding(small_project: Any) -> None:
-    from influence_engine.training import Run
-
-    base = Run.open(small_project.config.run_folder, verify=False).load_base()
-    queries, train = small_project.test[:3], small_project.train[:40]
-    found = embedding_similarity(base, small_project.task, train, queries)
+def test_embeddings_are_the_last_hidden_states_mean_without_padding(
+    task: Any, make_model: Callable[..., Any], make_examples: Callable[..., Any]
+) -> None:
+    base, queries, train = make_model(), make_examples(3, seed=1), make_examples(40)
+    found = embedding_similarity(base, task, train, queries)
     assert found.shape == (3, 40)
     alone = []
     for example in (queries[1], train[7]):  # one by one there is no padding
-        batch = small_project.task.collate([example])
+        batch = task.collate([example])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
             alone.append(base.base_model(**inputs).last_hidden_state.mean(1)[0])

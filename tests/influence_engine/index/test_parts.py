@@ -139,8 +139,24 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(name: str, old: P
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
 
-    with pytest.raises(DigestMismatchError, match=f"{path.name} has changed"):
-        verify_files(version_of(old))
+    for check in (lambda: verify_files(version_of(old)), lambda: InfluenceIndex.open(old)):
+        with pytest.raises(DigestMismatchError, match=f"{path.name} has changed"):
+            check()
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize(
+    "name", [name for name in every_file(before.FOLDER / "vectors" / "index") if "lance/data" in name]
+)
+def test_damaged_rows_of_a_version_without_sums_are_refused_with_the_tables_name(
+    name: str, at: float, old: Path
+) -> None:
+    path = version_of(old) / name
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * at)] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises((DigestMismatchError, IndexFormatError), match=r"examples\.lance (has changed|cannot be)"):
+        InfluenceIndex.open(old)
 
 
 def test_a_file_that_is_gone_or_was_not_there_is_named(old: Path) -> None:

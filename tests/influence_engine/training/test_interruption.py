@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,16 @@ finetune(
 """
 
 
+def kill(process: subprocess.Popen[str], record_to: Path, step: int) -> None:
+    """Kills it in the middle of the step after ``step``, when its last checkpoint is on the disk."""
+    checkpoint = checkpoint_path(record_to, step - step % CHECKPOINTED_EVERY)
+    while not checkpoint.is_file():  # a thread of its own writes it while training goes on
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+
+
 class Trainings:
     """Fine-tunings in a process of their own."""
 
@@ -72,35 +84,70 @@ class Trainings:
     def killed_at(self, step: int, record_to: Path) -> list[str]:
         """Kills the process in the middle of the step after ``step`` and returns what it had said."""
         process, said = self.started(step, record_to)
-        checkpoint = checkpoint_path(record_to, step - step % CHECKPOINTED_EVERY)
-        while not checkpoint.is_file():  # a thread of its own writes it to the disk while training goes on
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=30) == -signal.SIGKILL
+        kill(process, record_to, step)
         return said
 
-    def finished(self, record_to: Path, settings: FinetuneSettings = SETTINGS) -> tuple[Run, list[int]]:
+    def finished(
+        self, record_to: Path, *, settings: FinetuneSettings = SETTINGS, examples: list[dict[str, Any]] | None = None
+    ) -> tuple[Run, list[int]]:
+        """The run, which this process records or goes on recording, and the steps that it heard of."""
         steps: list[int] = []
 
         def note(stage: str, done: int, total: int, note: str = "") -> None:
             if stage == "fine-tuning":
                 steps.append(done)
 
-        run = finetune(self.task, self.base, self.examples, settings=settings, record_to=record_to, progress=note)
+        chosen = self.examples if examples is None else examples
+        run = finetune(self.task, self.base, chosen, settings=settings, record_to=record_to, progress=note)
         return run, steps
 
 
 @pytest.fixture
-def trainings(
-    task: TextClassification, make_model: Callable[..., nn.Module], make_examples: Callable[..., Any], tmp_path: Path
-) -> Trainings:
-    return Trainings(tmp_path, task, make_model(), make_examples(20))
+def trainings(interrupted: Interrupted) -> Trainings:
+    return interrupted.trainings
 
 
-def test_killed_twice_it_ends_with_the_weights_of_an_uninterrupted_run(trainings: Trainings, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    first = trainings.killed_at(7, folder)
+@dataclass(frozen=True)
+class Interrupted:
+    """A training whose process was killed in the middle of the step after the seventh.
+
+    Attributes:
+        trainings: How it was started.
+        folder: Its record; ``copy`` it.
+        said: What it had said by then.
+        refusal: What another process was told that wanted to record into the folder meanwhile.
+    """
+
+    trainings: Trainings
+    folder: Path
+    said: list[str]
+    refusal: str
+
+    def copy(self, folder: Path) -> Path:
+        """The folder as it was left."""
+        return Path(shutil.copytree(self.folder, folder))
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    task: TextClassification,
+    make_model: Callable[..., nn.Module],
+    make_examples: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Interrupted:
+    root = tmp_path_factory.mktemp("interrupted")
+    trainings, folder = Trainings(root, task, make_model(), make_examples(20)), root / "run"
+    process, said = trainings.started(7, folder)
+    with pytest.raises(RecordError) as refused:
+        trainings.finished(folder)
+    kill(process, folder, 7)
+    return Interrupted(trainings, folder, said, str(refused.value))
+
+
+def test_killed_twice_it_ends_with_the_weights_of_an_uninterrupted_run(
+    interrupted: Interrupted, trainings: Trainings, tmp_path: Path
+) -> None:
+    folder = interrupted.copy(tmp_path / "killed")
     (folder / "checkpoints" / ".step-000010.safetensors.abc.partial").write_bytes(b"half a checkpoint")
     second = trainings.killed_at(13, folder)
     with pytest.raises(RecordError, match=f"interrupted after step 10 of {STEPS}"):
@@ -109,7 +156,7 @@ def test_killed_twice_it_ends_with_the_weights_of_an_uninterrupted_run(trainings
     resumed, steps = trainings.finished(folder)
     whole, all_steps = trainings.finished(tmp_path / "whole")
 
-    assert first[0] == "fine-tuning 0"
+    assert interrupted.said[0] == "fine-tuning 0"
     assert second[0] == "fine-tuning 5"
     assert steps == list(range(10, STEPS + 1))
     assert all_steps == list(range(STEPS + 1))
@@ -122,35 +169,31 @@ def test_killed_twice_it_ends_with_the_weights_of_an_uninterrupted_run(trainings
     Run.open(folder)
 
 
-def test_an_interrupted_run_is_not_taken_over_by_another(trainings: Trainings, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    trainings.killed_at(7, folder)
+def test_an_interrupted_run_is_not_taken_over_by_another(
+    interrupted: Interrupted, trainings: Trainings, tmp_path: Path
+) -> None:
+    folder = interrupted.copy(tmp_path / "killed")
     before = sorted(path.name for path in folder.rglob("*"))
 
     with pytest.raises(RecordError, match=r"interrupted run that is not this one: settings\.seed: 3 in the run, 4 now"):
-        trainings.finished(folder, SETTINGS.model_copy(update={"seed": 4}))
-    trainings.examples = trainings.examples[:-1]
+        trainings.finished(folder, settings=SETTINGS.model_copy(update={"seed": 4}))
     with pytest.raises(RecordError, match="not this one: data: "):
-        trainings.finished(folder)
+        trainings.finished(folder, examples=trainings.examples[:-1])
 
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 
-def test_two_processes_do_not_record_into_one_folder(trainings: Trainings, tmp_path: Path) -> None:
-    folder = tmp_path / "shared"
-    process, _ = trainings.started(7, folder)
-    try:
-        with pytest.raises(RecordError, match="another process is recording into"):
-            trainings.finished(folder)
-    finally:
-        process.kill()
-        process.wait(timeout=30)
-    trainings.finished(folder)
+def test_two_processes_do_not_record_into_one_folder(
+    interrupted: Interrupted, trainings: Trainings, tmp_path: Path
+) -> None:
+    assert "another process is recording into" in interrupted.refusal
+    trainings.finished(interrupted.copy(tmp_path / "free again"))
 
 
-def test_a_damaged_checkpoint_of_an_interrupted_run_is_named(trainings: Trainings, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    trainings.killed_at(7, folder)
+def test_a_damaged_checkpoint_of_an_interrupted_run_is_named(
+    interrupted: Interrupted, trainings: Trainings, tmp_path: Path
+) -> None:
+    folder = interrupted.copy(tmp_path / "killed")
     (folder / "checkpoints" / "step-000005.safetensors").write_bytes(b"\xff" * 40)
 
     with pytest.raises(RecordError, match=r"step-000005\.safetensors is damaged"):
