@@ -33,7 +33,7 @@ def input_of(
     options = {"--text": text, "--image": image, "--input": given}
     used = [option for option, value in options.items() if value is not None]
     if len(used) > 1:
-        raise InputError(f"{listing(used)} exclude each other; the fields of an input are {names}", field="input")
+        raise InputError(f"{' and '.join(used)} exclude each other; the fields of an input are {names}", field="input")
     if image is not None:
         if len(fields) != 1 or not fields[0].viewable:
             raise InputError(
