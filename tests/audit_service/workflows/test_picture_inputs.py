@@ -60,7 +60,7 @@ def test_options_that_do_not_fit_the_task_are_refused_with_the_one_that_does(pho
     with pytest.raises(InputError, match="say the input: --image FILE"):
         input_of(pictures, None, None)
     texts = Workspace(config_of(tmp_path, CONFIG.replace("image_classification", "text_classification")))
-    with pytest.raises(InputError, match='say --text "..."'):
+    with pytest.raises(InputError, match=r'say --text "..."'):
         input_of(texts, None, None, photograph)
 
 
