@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
-    from audit_service.schemas import EntityPrediction, ExplainRequest, ExplainResponse, Prediction, TextInput
+    from audit_service.schemas import (
+        EntityPrediction,
+        ExplainRequest,
+        ExplainResponse,
+        Prediction,
+        TextInput,
+        Upload,
+    )
     from audit_service.service import AuditMixin, InfluenceEngine
     from audit_service.serving.audited import audited
 
@@ -24,6 +31,7 @@ _HOMES = {
     "InfluenceEngine": "audit_service.service",
     "Prediction": "audit_service.schemas",
     "TextInput": "audit_service.schemas",
+    "Upload": "audit_service.schemas",
     "audited": "audit_service.serving.audited",
     "__version__": "influence_engine",
 }
@@ -36,6 +44,7 @@ __all__ = [
     "InfluenceEngine",
     "Prediction",
     "TextInput",
+    "Upload",
     "audited",
 ]
 

@@ -6,6 +6,8 @@ It runs in a process of its own that BentoML starts beside the audited services,
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from starlette.responses import JSONResponse
 from audit_service.config import AuditConfig
 from audit_service.config.service_config import ConfigReference, is_switched_off, listed_configs
 from audit_service.engine.host import EngineHost
-from audit_service.schemas import EngineRequest, SelectionRequest, StatusRequest
+from audit_service.schemas import EngineRequest, EngineThumbnailRequest, SelectionRequest, StatusRequest
 from audit_service.serving.error_responses import answering_errors
 from audit_service.serving.middleware import MiddlewareMixin
 from influence_engine.errors import SettingsError
@@ -83,6 +85,13 @@ class InfluenceEngine(MiddlewareMixin):
         answer: dict[str, Any] = await _explain(self, request)
         return answer
 
+    @bentoml.api(route="/thumbnail")
+    @answering_errors
+    async def thumbnail(self, request: EngineThumbnailRequest, /) -> dict[str, Any]:
+        """The picture of a training example, in base64."""
+        found = await asyncio.to_thread(self.host.thumbnail, request.config, request.example_handle)
+        return {"content": base64.b64encode(found[0]).decode("ascii"), "media_type": found[1]}
+
     @bentoml.api(route="/selected")
     @answering_errors
     async def selected(self, request: SelectionRequest, /) -> dict[str, Any]:
@@ -129,6 +138,10 @@ class EngineHere:
     async def explain(self, config: str, items: Any, deadline_s: float) -> list[dict[str, Any]]:
         """An explanation or an error for each item; raises what ``EngineHost.explain`` raises."""
         return await self.host.explain(config, items, deadline_s)
+
+    async def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
+        """The picture of a training example; raises what ``EngineHost.thumbnail`` raises."""
+        return await asyncio.to_thread(self.host.thumbnail, config, handle)
 
     async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
         """As ``EngineHost.selected``."""

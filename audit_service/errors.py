@@ -45,6 +45,20 @@ class PredictionNotFoundError(ServiceError):
     status = 404
 
 
+class ExampleNotFoundError(ServiceError):
+    """No training example has this handle."""
+
+    code = "example_not_found"
+    status = 404
+
+
+class NothingToShowError(ServiceError):
+    """The example is known and there is no picture of it here: its task has none, or the index keeps no examples."""
+
+    code = "nothing_to_show"
+    status = 404
+
+
 class InputNotKeptError(ServiceError):
     """The prediction is known, its input was never kept (``keep_inputs: none``)."""
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import bentoml
 from pydantic import BaseModel, ValidationError
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from audit_service.bentoml_internals import api_functions
 from audit_service.config.service_config import ConfigReference, check_together
@@ -35,6 +35,7 @@ from audit_service.schemas import (
     IndexRequest,
     JobReference,
     JobRequest,
+    ThumbnailRequest,
 )
 from audit_service.serving.audit import Audit
 from audit_service.serving.audited_method import AuditedMethod
@@ -271,6 +272,15 @@ class AuditMixin(MiddlewareMixin):
         """What has moved since this replica's start, signal by signal."""
         monitor = self._audits.chosen(request.config).monitor
         return self._answer(await asyncio.to_thread(snapshot, monitor.model, monitor.baseline, monitor.reason), 200)
+
+    @bentoml.api(route="/audit/thumbnail")
+    @answering_errors
+    async def audit_thumbnail(self, request: ThumbnailRequest, /) -> Any:
+        """A training example as the model reads it: a PNG or JPEG file, which no one on the way may keep."""
+        name = self._audits.chosen(request.config).name
+        content, kind = await self.audit_engine.thumbnail(name, request.example_handle)
+        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return Response(content, media_type=kind, headers=headers)
 
     @bentoml.api(route="/audit/index")
     @answering_errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,10 @@ import click
 
 from audit_service.cli.console import output_console, print_json, remark
 from audit_service.cli.options import (
+    FILE,
+    Given,
     config_argument,
+    image_option,
     json_option,
     open_config,
     open_workspace,
@@ -25,13 +29,12 @@ if TYPE_CHECKING:
     from audit_service.schemas import Polarity, Tier
     from audit_service.workflows.batch_explanation import Question
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command("explain", short_help="Explain a prediction, or a file of them, without a server.")
 @config_argument
 @profile_option
 @click.option("--text", help="The text whose prediction is explained, of a task whose input is one text.")
+@image_option
 @click.option(
     "--input",
     "inputs",
@@ -69,15 +72,23 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--top-k strongest examples, and compare with what was predicted.",
 )
 @click.option(
+    "--pictures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Write the pictures of the training examples that are shown there, named by their handles.",
+)
+@click.option(
     "--parts",
     is_flag=True,
-    help="Split each example's influence over parts of it, such as the mentions of a tagged text.",
+    help="Split each example's influence over parts of it, where a task has any: mentions of a text, regions of a "
+    "picture.",
 )
 @json_option
 def command(
     config: str | None,
     profile: str | None,
     text: str | None,
+    image: Path | None,
     inputs: dict[str, Any] | Path | None,
     out: Path | None,
     only_wrong: bool,
@@ -86,6 +97,7 @@ def command(
     polarity: Polarity,
     group_by: tuple[str, ...],
     tier: Tier,
+    pictures: Path | None,
     parts: bool,
     as_json: bool,
 ) -> None:
@@ -115,15 +127,17 @@ def command(
       bento-audit explain sentiment --text "a slow start" --target negative --top-k 3 --json
       bento-audit explain sentiment --text "a slow start" --tier measured
       bento-audit explain entities --text "flights to boston" --target '{"span": [11, 17], "label": "origin"}' --parts
+      bento-audit explain solar_cells --image cell.png --parts --pictures shown
       bento-audit explain sentiment --input errors.jsonl --out explanations.jsonl
       bento-audit explain sentiment --input test.csv --out wrong.jsonl --only-wrong --polarity proponents
     """
     rows = inputs if isinstance(inputs, Path) else None
     given = inputs if isinstance(inputs, dict) else None
-    _check_usage(text, inputs, out, only_wrong=only_wrong, target=target)
+    one = {"--text": text, "--image": image}
+    _check_usage(one, inputs, out, only_wrong=only_wrong, target=target)
     _check_parts(tier, parts=parts)
     if tier == "measured" and rows is not None:
-        raise click.UsageError("--tier measured goes with --text, or with --input of one input as JSON")
+        raise click.UsageError("--tier measured goes with --text or --image, or with --input of one input as JSON")
     short = rows is None and tier not in ("measured", "refined")
     with collection_paused():
         settings = open_config(config, profile=profile)
@@ -141,24 +155,25 @@ def command(
             only_wrong=only_wrong,
         )
         if short:
-            _of_one(settings, text, given, question, as_json=as_json)
+            _of_one(settings, Given(text, image, given), question, pictures, as_json=as_json)
     if rows is not None and out is not None:
         _of_a_file(settings, rows, out, question, as_json=as_json)
     elif tier == "measured":
-        _measured(settings, text, given, question, as_json=as_json)
+        _measured(settings, Given(text, image, given), question, as_json=as_json)
     elif not short:
-        _of_one(settings, text, given, question, as_json=as_json)
+        _of_one(settings, Given(text, image, given), question, pictures, as_json=as_json)
 
 
-def _of_one(
-    settings: AuditConfig, text: str | None, given: dict[str, Any] | None, question: Question, *, as_json: bool
-) -> None:
+def _of_one(settings: AuditConfig, given: Given, question: Question, pictures: Path | None, *, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
-    from audit_service.workflows import batch_explanation, task_inputs
+    from audit_service.workflows import batch_explanation, shown_pictures, task_inputs
 
     with open_workspace(settings) as workspace:
-        fields = task_inputs.input_of(workspace, text, given)
+        fields = task_inputs.input_of(workspace, given.text, given.fields, given.image)
         answer = batch_explanation.explain_input(workspace, fields, question)
+        if pictures is not None:
+            written = shown_pictures.write_pictures(workspace, answer, pictures)
+            remark(f"{written} pictures of training examples written to {pictures}")
         seen, wording = task_inputs.shown_input(workspace.task, fields), Wording.of(workspace.task)
     if as_json:
         print_json(answer)
@@ -166,9 +181,7 @@ def _of_one(
         output_console().print(explanation(answer, seen, wording))
 
 
-def _measured(
-    settings: AuditConfig, text: str | None, given: dict[str, Any] | None, question: Question, *, as_json: bool
-) -> None:
+def _measured(settings: AuditConfig, given: Given, question: Question, *, as_json: bool) -> None:
     # Imported here, not above: it imports torch, which `--help` does not wait for.
     from audit_service.cli.measure import measure_in_terminal
     from audit_service.schemas import Selection
@@ -176,18 +189,25 @@ def _measured(
 
     without = Selection(top_k=question.top_k, polarity=question.polarity)
     asked = counterfactual.Question(input={}, target=question.target, without=without)
-    measure_in_terminal(settings, asked, text, given, as_json=as_json)
+    measure_in_terminal(settings, asked, given, as_json=as_json)
 
 
 def _check_usage(
-    text: str | None, inputs: dict[str, Any] | Path | None, out: Path | None, *, only_wrong: bool, target: str | None
+    one: Mapping[str, Any],
+    inputs: dict[str, Any] | Path | None,
+    out: Path | None,
+    *,
+    only_wrong: bool,
+    target: str | None,
 ) -> None:
     rows = isinstance(inputs, Path)
-    if text is not None and rows:
-        raise click.UsageError("--text and --input exclude each other: explain one text, or the rows of a file")
-    if text is None and inputs is None:
+    for option, value in one.items():
+        if value is not None and rows:
+            raise click.UsageError(f"{option} and --input exclude each other: explain one input, or the rows of a file")
+    if inputs is None and not any(value is not None for value in one.values()):
         raise click.UsageError(
-            "say what to explain: --text TEXT, or --input FILE with --out FILE.jsonl, or --input with one input as JSON"
+            "say what to explain: --text TEXT or --image FILE, or --input FILE with --out FILE.jsonl, or --input with "
+            "one input as JSON"
         )
     if not rows and (out is not None or only_wrong):
         raise click.UsageError(f"{'--out' if out is not None else '--only-wrong'} goes with --input FILE")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from audit_service.cli.console import duration, facts, output_console, print_json, remark, size
 from audit_service.cli.options import (
+    Given,
     config_argument,
+    image_option,
     json_option,
     one_input,
     open_config,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 @config_argument
 @profile_option
 @click.option("--text", help="The text whose prediction is measured, of a task whose input is one text.")
+@image_option
 @click.option(
     "--input", "given", callback=one_input, metavar="JSON", help="The input's fields as JSON, or @FILE.json with them."
 )
@@ -47,6 +51,7 @@ def command(
     config: str | None,
     profile: str | None,
     text: str | None,
+    image: Path | None,
     given: dict[str, Any] | None,
     target: str | None,
     without: str | None,
@@ -93,14 +98,13 @@ def command(
         edit=None if edit is None else Edit(example=edit, text=new_text or ""),
         replay=replay,
     )
-    measure_in_terminal(settings, asked, text, given, dry_run=dry_run, as_json=as_json)
+    measure_in_terminal(settings, asked, Given(text, image, given), dry_run=dry_run, as_json=as_json)
 
 
 def measure_in_terminal(
     settings: AuditConfig,
     asked: Question,
-    text: str | None,
-    given: dict[str, Any] | None,
+    given: Given,
     *,
     dry_run: bool = False,
     as_json: bool = False,
@@ -110,8 +114,7 @@ def measure_in_terminal(
     Args:
         settings: Config of the model.
         asked: The question, but for its input.
-        text: The input, where it is one text.
-        given: The input's fields otherwise.
+        given: The input.
         dry_run: Only predict time, memory and disk.
         as_json: Write JSON.
     """
@@ -121,7 +124,7 @@ def measure_in_terminal(
 
     try:
         with open_workspace(settings) as workspace:
-            asked = replace(asked, input=input_of(workspace, text, given))
+            asked = replace(asked, input=input_of(workspace, given.text, given.fields, given.image))
             measuring = Measuring(workspace, local=True)
             if dry_run:
                 change = measuring.change(asked)

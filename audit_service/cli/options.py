@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,27 @@ if TYPE_CHECKING:
     from audit_service.config import AuditConfig
     from audit_service.workspace import Workspace
 
+FILE = click.Path(dir_okay=False, path_type=Path)
 ROWS = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 config_argument = click.argument("config", required=False, metavar="[CONFIG]")
 profile_option = click.option("--profile", metavar="NAME", help="Use this profile of the config.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
+image_option = click.option(
+    "--image", type=FILE, help="The picture's file, PNG or JPEG, of a task whose input is one picture."
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Only predict time, disk and memory, from a few steps really taken."
 )
+
+
+@dataclass(frozen=True)
+class Given:
+    """One input as it was given: a text, a picture's file, or its fields."""
+
+    text: str | None = None
+    image: Path | None = None
+    fields: dict[str, Any] | None = None
 
 
 def one_input(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from audit_service.cli.console import facts
 from audit_service.cli.marked_text import target_in_words, with_entities, with_parts
+from audit_service.cli.region_map import region_map
 from audit_service.cli.wording import Wording, prediction_text, target_text
 
 MODULES_SHOWN = 6
@@ -123,6 +124,10 @@ def _blocks(answer: Mapping[str, Any], text: str, wording: Wording) -> Iterator[
     if groups:
         yield Text("\nWhere the influence comes from", style="bold")
         yield _groups(list(_folded(groups)))
+    changed = answer["differences"].get("parts")
+    if changed and wording.maps:
+        yield Text("\nWhere in the picture fine-tuning changed this answer (first order)", style="bold")
+        yield Text.from_markup(region_map(changed, "change"))
     modules = answer["differences"].get("modules")
     if modules:
         order = f"first order, {wording.unit}" if wording.unit else "first order"
@@ -230,6 +235,8 @@ def _seen(example: Mapping[str, Any], wording: Wording) -> str:
     shown, parts = example.get("text"), example.get("parts")
     if shown is None:
         return f"[dim]{example['example_handle']}[/]"
+    if parts and wording.maps:
+        return f"{escape(str(shown))}\n{region_map(parts, 'influence', residual=example['parts_residual'])}"
     return with_parts(shown, parts, example["parts_residual"]) if parts and wording.marks else escape(str(shown))
 
 

@@ -20,12 +20,14 @@ class Wording:
         example: A training example.
         unit: What measurements and influences are counted in; empty where the task does not say.
         marks: Whether spans of an example can be marked in what is shown of it: it is one text.
+        maps: Whether parts of an example are regions, which a map can show: it is one picture.
     """
 
     input: str = "text"
     example: str = "training text"
     unit: str = "log-odds"
     marks: bool = True
+    maps: bool = False
 
     @classmethod
     def of(cls, task: object) -> Wording:
@@ -36,6 +38,8 @@ class Wording:
         inputs = input_fields(fields_of(task))
         if len(inputs) == 1 and inputs[0].readable:
             return cls(unit=measurement_unit(task))
+        if len(inputs) == 1 and inputs[0].viewable:
+            return cls("picture", "training picture", measurement_unit(task), marks=False, maps=True)
         return cls("input", "training example", measurement_unit(task), marks=False)
 
     @property

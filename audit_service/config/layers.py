@@ -19,6 +19,7 @@ RESERVED = {
     "BENTO_AUDIT_CONFIG": "the config to use",
     "BENTO_AUDIT_STATE": "the folder for predictions, ledger, jobs and keys; {name} in it is the config's name",
     "BENTO_AUDIT_DATA": "the folder for fetched data",
+    "BENTO_AUDIT_ACCEPT_LICENCE": "licences of packaged data that fit this use, with commas between them",
     "BENTO_AUDIT_DEBUG": "show full tracebacks",
     "BENTO_AUDIT_FORBID_SKIPS": "tests must not be skipped",
 }

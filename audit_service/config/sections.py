@@ -15,11 +15,11 @@ from influence_engine.data import DataSettings
 from influence_engine.demo_assets.packages import MODELS
 from influence_engine.errors import SettingsError
 from influence_engine.names import did_you_mean, listing
+from influence_engine.tasks import TASK_TYPES
 
 TEXT_CLASSIFICATION = "text_classification"
-FEWEST_LABELS = {TEXT_CLASSIFICATION: 2, "token_classification": 1}
-"""Tasks that come with this package, with the fewest labels of each; any other task is named as ``module:Class``."""
-TASKS = tuple(FEWEST_LABELS)
+TASKS = tuple(TASK_TYPES)
+"""Tasks that come with this package; any other is named as ``module:Class``."""
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -46,20 +46,25 @@ class TaskSettings(Section):
     """What the model is for.
 
     Attributes:
-        type: ``text_classification``, ``token_classification``, or a class of one's own as ``module:Class``, looked up
-            in the project first. It is called with the tokenizer, the keys below that are given, and ``options``.
+        type: ``text_classification``, ``token_classification``, ``image_classification``, or a class of one's own as
+            ``module:Class``, looked up in the project first. It is called with the processor, the keys below that are
+            given, and ``options``.
         labels: The labels' names, in the order of the model's outputs; of token classification the entity types.
         text: Name of the field with the text, in data and requests.
+        image: Name of the field with the picture.
         label: Name of the field with the label; of token classification, where it is not given, ``entities``.
         max_length: Longer texts are cut to this many tokens.
+        image_size: Pictures are resized to a square of so many pixels; by default as the model's own processor says.
         options: Further arguments of a class of one's own.
     """
 
     type: str = TEXT_CLASSIFICATION
     labels: list[str] = Field(default_factory=list)
     text: str = "text"
+    image: str = "image"
     label: str = "label"
     max_length: int = Field(128, ge=4, le=8192)
+    image_size: int | None = Field(None, ge=16, le=2048)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("type")
@@ -74,13 +79,16 @@ class TaskSettings(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TaskSettings:
-        if self.type in FEWEST_LABELS:
-            fewest = FEWEST_LABELS[self.type]
+        shipped = TASK_TYPES.get(self.type)
+        if shipped is not None:
+            fewest = shipped.fewest_labels
             if len(self.labels) < fewest or len(set(self.labels)) != len(self.labels):
                 count = "at least two" if fewest == 2 else "one or more"
                 raise ValueError(f"labels must be {count} different names, found {self.labels}")
             if self.options:
                 raise ValueError(f"options only goes with a class of your own, and type is {self.type}")
+            for key in self.model_fields_set - {"type", "options", *shipped.arguments}:
+                raise ValueError(f"{key} does not go with type {self.type}; its keys are {listing(shipped.arguments)}")
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ from audit_service.config.sections import (
     TaskSettings,
 )
 from influence_engine.data.sources.table import similar_path
-from influence_engine.demo_assets import packaged_model, packages_folder
+from influence_engine.demo_assets import packages_folder
 from influence_engine.index.settings import IndexSettings
+from influence_engine.models.packaged import packaged_base
 from influence_engine.names import did_you_mean
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import TASK_TYPES, ExampleField, Task, input_fields, target_field
 from influence_engine.training.settings import FinetuneSettings
+
+OF_ANY_TASK = ("labels", "text", "image", "label", "max_length", "image_size")
+"""Keys of ``task`` that a class of one's own is called with, where they are given."""
 
 
 class AuditConfig(Section):
@@ -167,7 +171,7 @@ class AuditConfig(Section):
         if self.base_model.path is not None:
             return str(self._existing(("base_model", "path"), self.base_model.path))
         if self.base_model.package is not None:
-            return str(packaged_model(self.base_model.package, folder=packages_folder(self.root), progress=progress))
+            return str(packaged_base(self.base_model.package, folder=packages_folder(self.root), progress=progress))
         return self.base_model.hub
 
     def model_folder(self) -> Path | None:
@@ -185,7 +189,7 @@ class AuditConfig(Section):
         """
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
         if shipped is not None:
-            return shipped.fields(**self._given)
+            return shipped.fields(**self._given(shipped.arguments))
         said = getattr(self._own_class(task.type), "fields", None)
         if isinstance(said, Sequence) and all(isinstance(one, ExampleField) for one in said):
             return tuple(said)
@@ -214,10 +218,8 @@ class AuditConfig(Section):
         field = target_field(self.example_fields())
         return field is not None and field.kind in ("labels", "spans")
 
-    @property
-    def _given(self) -> dict[str, Any]:
+    def _given(self, keys: Iterable[str]) -> dict[str, Any]:
         """What the config says of the task; the rest is the task's own default."""
-        keys = ("labels", "text", "label", "max_length")
         return {key: getattr(self.task, key) for key in keys if key in self.task.model_fields_set}
 
     def processor_class(self) -> str | None:
@@ -240,8 +242,8 @@ class AuditConfig(Section):
         """
         task, shipped = self.task, TASK_TYPES.get(self.task.type)
         if shipped is not None:
-            return shipped.build(processor, {**self._given, **task.options})
-        return self._own_task(task.type, processor, {**self._given, **task.options})
+            return shipped.build(processor, self._given(shipped.arguments))
+        return self._own_task(task.type, processor, {**self._given(OF_ANY_TASK), **task.options})
 
     def _existing(self, path: tuple[str, ...], value: Path) -> Path:
         located = self.root / value.expanduser()

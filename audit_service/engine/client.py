@@ -7,6 +7,7 @@ BentoML start the engine and gives the service this client instead.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ KEEP_ALIVE_S = 4.0
 
 CONNECTIONS = 64
 
+THUMBNAIL_S = 5.0
+"""How long a picture is waited for."""
+
 SELECTING_S = 5.0
 """How long a service waits to hear whether training examples are there."""
 
@@ -35,6 +39,9 @@ class Engine(Protocol):
 
     async def explain(self, config: str, items: Sequence[EngineItem], deadline_s: float) -> list[dict[str, Any]]:
         """For each item ``{"explanation": {...}}`` or ``{"error": {...}, "status": ...}``."""
+
+    async def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
+        """The picture of a training example, with its media type."""
 
     async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
         """How many training examples are in a group, or have these handles; ``InputError`` where there are none."""
@@ -74,6 +81,16 @@ class HttpEngine:
         answer = await self._post("/explain", request, deadline_s)
         answers: list[dict[str, Any]] = answer["items"]
         return answers
+
+    async def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
+        """Asks for the picture of a training example.
+
+        Raises:
+            ServiceError: there is none.
+            EngineUnavailableError: the engine is down, loading, or does not answer in time.
+        """
+        answer = await self._post("/thumbnail", {"config": config, "example_handle": handle}, THUMBNAIL_S)
+        return base64.b64decode(answer["content"]), str(answer["media_type"])
 
     async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
         """Asks how many training examples are selected.

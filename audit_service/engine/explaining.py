@@ -8,7 +8,7 @@ from typing import Any
 
 from audit_service.engine.loading import Loaded
 from audit_service.errors import body_of, status_of
-from audit_service.prediction.inputs import check_example
+from audit_service.prediction.inputs import taken_input
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
 from influence_engine.tasks import (
@@ -50,7 +50,7 @@ def same_call(item: EngineItem) -> tuple[Any, ...]:
 
 
 def _wants_parts(item: EngineItem) -> bool:
-    return {"examples", "parts"} <= set(item.include)
+    return "parts" in item.include
 
 
 def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
@@ -64,9 +64,8 @@ def query_of(loaded: Loaded, item: EngineItem) -> dict[str, Any]:
     for name in item.input:
         if known and name not in known:
             raise InputError(f"input has no field {name!r}; its fields are {', '.join(known)}", field=f"input.{name}")
-    query = dict(item.input)
     try:
-        check_example(loaded.task, query, loaded.config.serve.max_text_chars)
+        query = dict(taken_input(loaded.task, fields, item.input, loaded.config.serve.max_text_chars))
     except InputError as error:
         raise InputError(error.message, field=f"input.{error.field}") from None
     if item.target is not None:
@@ -151,6 +150,8 @@ def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str
     if "modules" in item.include and attribution.base_measurement is not None:
         differences["modules"] = attribution.modules
         differences["modules_residual"] = attribution.modules_residual
+    if attribution.changed_parts is not None:
+        differences["parts"] = attribution.changed_parts
     tolerance = loaded.config.serve.parity_tolerance
     agrees = parity(item.recorded, attribution.prediction, tolerance, loaded.task)
     answer: dict[str, Any] = {

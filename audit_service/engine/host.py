@@ -17,10 +17,17 @@ from audit_service.config import AuditConfig
 from audit_service.engine.batching import BatchWorker
 from audit_service.engine.explaining import explain, failure, same_call
 from audit_service.engine.loading import Loaded, index_version, load
+from audit_service.engine.pictures import picture_of_example
 from audit_service.engine.selecting import rows_of_group, rows_of_handles
 from audit_service.engine.threads import ThreadChoice
 from audit_service.engine.tracing import current_context, leave_spans, now_ns
-from audit_service.errors import EngineLoadingError, EngineTimeoutError, EngineUnavailableError, ServiceError
+from audit_service.errors import (
+    EngineLoadingError,
+    EngineTimeoutError,
+    EngineUnavailableError,
+    NothingToShowError,
+    ServiceError,
+)
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.schemas import EngineItem
@@ -171,6 +178,21 @@ class EngineHost:
             raise EngineTimeoutError(
                 f"not explained within {deadline_s:.1f} s; ask again shortly", retry_after=2
             ) from None
+
+    def thumbnail(self, config: str, handle: str) -> tuple[bytes, str]:
+        """A file that shows a training example, with its media type.
+
+        Raises:
+            ServiceError: unknown config or handle, nothing to show, still loading, or not loadable.
+        """
+        loaded = self.slot(config).ready()
+        found = picture_of_example(loaded.task, loaded.attributor.index, handle)
+        if found is None:
+            raise NothingToShowError(
+                "there is no picture of this example: it has none, or the index keeps no examples for this reader",
+                field="example_handle",
+            )
+        return found
 
     async def selected(self, config: str, group: Mapping[str, str] | None, examples: Sequence[str] | None) -> int:
         """How many training examples are in a group, or have these handles.

@@ -12,7 +12,7 @@ import torch
 
 from audit_service.prediction.export import run_with_features
 from audit_service.prediction.export_files import MODEL, read_export
-from audit_service.prediction.inputs import check_example
+from audit_service.prediction.inputs import taken_input
 from influence_engine.errors import DigestMismatchError, InputError, ModelError
 from influence_engine.tasks import (
     Array,
@@ -21,6 +21,7 @@ from influence_engine.tasks import (
     PredictingTask,
     ServingTask,
     Task,
+    fields_of,
     matches_task_digest,
 )
 
@@ -64,6 +65,7 @@ class OnnxPredictor:
         self.max_chars = max_chars
         self._observe = observe
         self._task: Any = task
+        self._fields = fields_of(task)
         self._serving = task if isinstance(task, ServingTask) else None
         path = Path(folder) / MODEL
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -76,8 +78,8 @@ class OnnxPredictor:
         """
         if not examples:
             return []
-        for number, example in enumerate(examples):
-            self._check(example, None if len(examples) == 1 else number)
+        alone = len(examples) == 1
+        examples = [self._taken(example, None if alone else number) for number, example in enumerate(examples)]
         if self._serving is not None:
             return self._serving.serving_predictions(self._run(self._serving.serving_inputs(examples)))
         batch = self._task.collate(examples)
@@ -91,9 +93,9 @@ class OnnxPredictor:
             self._observe(features)
         return outputs
 
-    def _check(self, example: Example, number: int | None) -> None:
+    def _taken(self, example: Example, number: int | None) -> Example:
         try:
-            check_example(self._task, example, self.max_chars)
+            return taken_input(self._task, self._fields, example, self.max_chars)
         except InputError as error:
             if number is None:
                 raise

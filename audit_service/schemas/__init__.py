@@ -41,7 +41,8 @@ from audit_service.schemas.jobs import (
     Relabel,
     Selection,
 )
-from audit_service.schemas.predict import Entity, EntityPrediction, Prediction, TextInput
+from audit_service.schemas.predict import Entity, EntityPrediction, Prediction, TextInput, Upload
+from audit_service.schemas.thumbnail import EngineThumbnailRequest, ThumbnailRequest
 
 __all__ = [
     "MAX_BATCH",
@@ -55,6 +56,7 @@ __all__ = [
     "Edit",
     "EngineItem",
     "EngineRequest",
+    "EngineThumbnailRequest",
     "Entity",
     "EntityPrediction",
     "ErrorBody",
@@ -90,5 +92,7 @@ __all__ = [
     "StatusRequest",
     "Target",
     "TextInput",
+    "ThumbnailRequest",
     "Tier",
+    "Upload",
 ]

@@ -42,8 +42,8 @@ class ExplainRequest(ModelRequest):
     include: list[Part] = Field(
         ["examples", "groups", "modules"],
         max_length=16,
-        description="Parts of the answer. ``parts`` splits each example's influence over parts of it, where the task "
-        "names some.",
+        description="Parts of the answer. ``parts`` splits each example's influence over parts of it, and the change "
+        "by fine-tuning over parts of the input, where the task names some.",
     )
     group_by: list[Name] = Field(
         ["label", "source"],
@@ -113,6 +113,16 @@ class ModuleChange(BaseModel):
     change: float
 
 
+class ChangedPart(BaseModel):
+    """A part of the input, and what fine-tuning changed about the answer there."""
+
+    field: str = Field(description="The field that it is a part of.")
+    start: int | None = Field(description="First character, or row-major number of the region; null: the rest.")
+    end: int | None = Field(description="One past the last; null: the rest.")
+    label: str | None
+    change: float
+
+
 class Differences(BaseModel):
     """The base model beside the fine-tuned one."""
 
@@ -121,6 +131,11 @@ class Differences(BaseModel):
     base_measurement: float | None = Field(description="The same in the base model.")
     base_prediction: dict[str, Any] | None
     modules: list[ModuleChange] | None = None
+    parts: list[ChangedPart] | None = Field(
+        None,
+        description="The same first-order change over parts of the input, such as regions of a picture, where "
+        "``include`` names ``parts`` and the task has such; they sum to the sum over modules.",
+    )
     modules_residual: float | None = Field(None, description="What the first-order split leaves over.")
 
 

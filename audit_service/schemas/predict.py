@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field, field_validator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from audit_service.schemas.common import Request
@@ -21,6 +24,15 @@ class TextInput(Request):
         if not text.strip():
             raise PydanticCustomError("empty_text", "is empty; send at least one word")
         return text
+
+
+def _sent_in_json(value: Any) -> Any:
+    # BentoML's own reading of a file knows no string; what is in base64 there is decoded with the file itself.
+    return value.encode("utf-8", errors="replace") if isinstance(value, str) else value
+
+
+Upload = Annotated[Path, BeforeValidator(_sent_in_json)]
+"""A file that is uploaded (``multipart/form-data``) or sent in JSON, its bytes in base64 or as a data URL."""
 
 
 class Prediction(BaseModel):

@@ -22,10 +22,10 @@ from audit_service.serving.request_context import seconds_since_arrival
 from audit_service.store.ids import new_id
 from audit_service.store.outcomes import Judged, Outcome, OutcomeStore
 from audit_service.store.predictions import PredictionRecord, PredictionStore, Reservation, is_fresh
-from influence_engine.errors import InfluenceError
+from influence_engine.errors import InfluenceError, InputError
 from influence_engine.index import Manifest
 from influence_engine.index.manifest import MANIFEST
-from influence_engine.tasks import Projection, labels_in, summary
+from influence_engine.tasks import Projection, labels_in, received, summary
 
 Question = tuple[ExplainRequest, PredictionRecord | InfluenceError | None]
 """A request, and the prediction on record that it names, or why there is none; None where it brings its input."""
@@ -45,7 +45,8 @@ class Audit:
         self.name = name
         self.config = config
         self.input_fields: Sequence[str] | None = config.input_names()
-        self.listed_fields = frozenset(field.name for field in config.example_fields() if field.is_list)
+        self.fields = config.example_fields()
+        self.listed_fields = frozenset(field.name for field in self.fields if field.is_list)
         self.model_digest = ""
         self.monitor = ServiceMonitor(name, config)
         self.outcomes = OutcomeStore(state_location(config))
@@ -94,6 +95,11 @@ class Audit:
             repeated: It was recorded and counted before, and this is a retry.
         """
         if repeated:
+            return
+        try:
+            example = received(self.fields, example)
+        except InputError:  # the service could use it all the same; what is kept can be read again
+            self.dropped("unreadable_input")
             return
         seen = projected(outputs)
         self.store.record(
@@ -157,7 +163,8 @@ class Audit:
 
     def reserve(self, idempotency_key: str, method: str, example: Mapping[str, Any]) -> Reservation:
         """What an ``Idempotency-Key`` stands for; see ``PredictionStore.reserve``."""
-        return self.store.reserve(idempotency_key, f"{self.service}\0{method}\0{self.model_digest}", example)
+        asked = received(self.fields, example)
+        return self.store.reserve(idempotency_key, f"{self.service}\0{method}\0{self.model_digest}", asked)
 
     async def explain(self, engine: Engine, questions: Sequence[Question]) -> list[dict[str, Any]]:
         """For each question an explanation, or ``{"error": {...}, "status": ...}`` of its own.

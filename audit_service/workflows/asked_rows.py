@@ -15,7 +15,7 @@ from influence_engine.data.row_parsing import scalar
 from influence_engine.data.settings import label_key
 from influence_engine.data.sources import Row, Table
 from influence_engine.errors import DataError
-from influence_engine.tasks import Target, target_field
+from influence_engine.tasks import Target, embedded, target_field
 
 TARGET = "target"
 """A column of this name says what to explain: a label's name, or a JSON object that the task understands."""
@@ -64,6 +64,7 @@ class RowReader:
     def __init__(self, workspace: Workspace, table: Table, *, target: Target | None, only_wrong: bool) -> None:
         config, field = workspace.config, target_field(workspace.fields)
         self._table, self._target, self._only_wrong = table, target, only_wrong
+        self._fields, self._folder = workspace.fields, Path(table.location).absolute().parent
         self._inputs = input_columns(workspace, table, "{kind} to explain")
         # Of other kinds than one label a row, the true target is no name for what is to be explained.
         labelled = field if field is not None and field.kind == "label" else None
@@ -107,10 +108,11 @@ class RowReader:
         label, target = (self._named_target(row, column) for column in (self._label, self._named))
         if self._only_wrong and label is None and target is None:
             raise DataError(f"{self._label or TARGET!r} is missing, and --only-wrong compares it")
+        given = {name: row.values.get(column) for name, column in self._inputs.items()}
         return Asked(
             line=row.line,
             id=scalar(row.values.get(self._id)) if self._id is not None else None,
-            input={name: row.values.get(column) for name, column in self._inputs.items()},
+            input=dict(embedded(self._fields, given, self._folder)),
             target=label or target if self._only_wrong else self._target or target or label,
         )
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +27,14 @@ from influence_engine.errors import SettingsError
 from influence_engine.index import Manifest
 from influence_engine.index.index import CALIBRATION
 from influence_engine.index.manifest import MANIFEST
-from influence_engine.tasks import UNSAID_FIELDS, LossPartsTask, PositionPartsTask, input_fields
+from influence_engine.tasks import (
+    UNSAID_FIELDS,
+    LossPartsTask,
+    PositionPartsTask,
+    embedded,
+    input_fields,
+    target_field,
+)
 
 HOST = "127.0.0.1"
 (SENTENCES,) = input_fields(UNSAID_FIELDS)
@@ -199,16 +207,31 @@ def ask_again(
     raise ServerError("the engine has not taken up what was made for its index; its log says why")
 
 
-def ask(
-    address: str, text: str, *, top_k: int, field: str = SENTENCES.name, include: Sequence[str] = USUAL
-) -> ServerAnswers:
+def question_of(workspace: Workspace) -> dict[str, Any]:
+    """An input to ask about, where nobody says one: a held-out example of the last label, else the first there is.
+
+    Raises:
+        SettingsError: the config names no held-out data.
+        DataError: they cannot be read.
+    """
+    examples = workspace.test or workspace.held_out
+    if not examples:
+        raise SettingsError(
+            f"{workspace.config.name} has no held-out example to ask about; name one, or data.test", field="data.test"
+        )
+    target, fields = target_field(workspace.fields), input_fields(workspace.fields)
+    last = None if target is None or not target.names else target.names[-1]
+    chosen = next((one for one in examples if target is not None and one.get(target.name) == last), examples[0])
+    return dict(embedded(fields, {field.name: chosen[field.name] for field in fields}, Path.cwd()))
+
+
+def ask(address: str, asked: Mapping[str, Any], *, top_k: int, include: Sequence[str] = USUAL) -> ServerAnswers:
     """Asks the server for a prediction and for its explanation.
 
     Args:
         address: Address of the server.
-        text: The text whose label is predicted.
+        asked: The fields of the input that is predicted.
         top_k: Number of proponents, and of opponents.
-        field: The field of a request that holds the text.
         include: Parts of the answer.
 
     Raises:
@@ -216,7 +239,7 @@ def ask(
     """
     began = time.monotonic()
     with httpx.Client(base_url=address, timeout=30.0, trust_env=False) as client:
-        prediction = _post(client, "/predict", {field: text}, began)
+        prediction = _post(client, "/predict", dict(asked), began)
         question = _question(prediction, top_k, include)
         explanation = _post(client, "/audit/explain", question, began)
     return ServerAnswers(prediction, explanation, time.monotonic() - began)

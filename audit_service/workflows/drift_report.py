@@ -17,7 +17,7 @@ from audit_service.drift.html import as_html
 from audit_service.drift.report import drift_report
 from audit_service.drift.signals import FeatureCatcher, Predicted, explain_all, predict_all, predict_with_torch
 from audit_service.monitoring.drift_baseline import DriftBaseline
-from audit_service.prediction.inputs import check_example
+from audit_service.prediction.inputs import taken_input
 from audit_service.store.outcomes import OutcomeStore
 from audit_service.store.predictions import PredictionStore
 from audit_service.workflows import drift_baseline
@@ -26,7 +26,7 @@ from audit_service.workflows.task_inputs import shown_input
 from audit_service.workspace import Workspace
 from influence_engine.errors import DataError, RecordError
 from influence_engine.files import write_text
-from influence_engine.tasks import ExportableTask, PredictingTask
+from influence_engine.tasks import ExportableTask, PredictingTask, embedded
 
 
 def since_s(text: str) -> float:
@@ -71,12 +71,14 @@ def read_inputs(workspace: Workspace, path: Path) -> list[dict[str, Any]]:
     columns = input_columns(workspace, table, "inputs")
     found = []
     for row in table.rows:
-        example = {name: row.values.get(column) for name, column in columns.items()}
-        if None in example.values():
+        given = {name: row.values.get(column) for name, column in columns.items()}
+        if None in given.values():
             continue
         with contextlib.suppress(DataError):
-            check_example(workspace.task, example, workspace.config.serve.max_text_chars)
-            found.append(example)
+            example = embedded(workspace.fields, given, path.absolute().parent)
+            found.append(
+                dict(taken_input(workspace.task, workspace.fields, example, workspace.config.serve.max_text_chars))
+            )
     return found
 
 

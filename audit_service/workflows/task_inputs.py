@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from audit_service.workspace import Workspace
 from influence_engine.errors import InputError
 from influence_engine.names import listing
-from influence_engine.tasks import Example, ExampleField, Target, input_fields, show
+from influence_engine.tasks import Example, ExampleField, Target, embedded, input_fields, show
 
 
-def input_of(workspace: Workspace, text: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+def input_of(
+    workspace: Workspace, text: str | None, given: Mapping[str, Any] | None, image: Path | None = None
+) -> dict[str, Any]:
     """The input that is explained, by the fields of the workspace's task.
 
     Args:
         workspace: Workspace of the task.
         text: The text, where the input is one text and nothing else.
-        given: The fields by their names.
+        given: The fields by their names; a picture's is a path or a data URL.
+        image: A picture's file, where the input is one picture and nothing else.
 
     Raises:
         InputError: not exactly one of the two is given, the task's input is no single text, or a field is missing or
@@ -26,18 +30,27 @@ def input_of(workspace: Workspace, text: str | None, given: Mapping[str, Any] | 
     """
     fields = input_fields(workspace.fields)
     names = listing([field.name for field in fields])
-    if text is not None and given is not None:
-        raise InputError(f"--text and --input exclude each other; the fields of an input are {names}", field="input")
+    options = {"--text": text, "--image": image, "--input": given}
+    used = [option for option, value in options.items() if value is not None]
+    if len(used) > 1:
+        raise InputError(f"{' and '.join(used)} exclude each other; the fields of an input are {names}", field="input")
+    if image is not None:
+        if len(fields) != 1 or not fields[0].viewable:
+            raise InputError(
+                f"--image is for an input that is one picture, and here its fields are {names}: "
+                f"say {usual_option(fields)}",
+                field="image",
+            )
+        return dict(embedded(fields, {fields[0].name: str(image)}, Path.cwd()))
     if text is not None:
         if len(fields) != 1 or not fields[0].readable:
             raise InputError(
-                f"--text is for an input that is one text, and here its fields are {names}: "
-                f"say --input '{input_template(fields)}', or --input @FILE.json",
+                f"--text is for an input that is one text, and here its fields are {names}: say {usual_option(fields)}",
                 field="text",
             )
         return {fields[0].name: text}
     if given is None:
-        raise InputError(f"say the input: --input '{input_template(fields)}', or --input @FILE.json", field="input")
+        raise InputError(f"say the input: {usual_option(fields)}", field="input")
     known = [field.name for field in fields]
     for name in given:
         if name not in known:
@@ -45,7 +58,7 @@ def input_of(workspace: Workspace, text: str | None, given: Mapping[str, Any] | 
     for name in known:
         if name not in given:
             raise InputError(f"input has no {name!r}; its fields are {names}", field=f"input.{name}")
-    return dict(given)
+    return dict(embedded(fields, given, Path.cwd()))
 
 
 def input_template(fields: Sequence[ExampleField]) -> str:
@@ -58,6 +71,8 @@ def usual_option(fields: Sequence[ExampleField]) -> str:
     inputs = input_fields(fields)
     if len(inputs) == 1 and inputs[0].readable:
         return '--text "..."'
+    if len(inputs) == 1 and inputs[0].viewable:
+        return "--image FILE"
     return f"--input '{input_template(fields)}'"
 
 

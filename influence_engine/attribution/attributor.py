@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from influence_engine.attribution.described import described
 from influence_engine.attribution.groups import DEFAULT_COLUMNS, Groups
-from influence_engine.attribution.parts import PartSplitter
+from influence_engine.attribution.parts import PartSplitter, changes_by_part
 from influence_engine.attribution.quality import Errors, quality_of, refinement
 from influence_engine.attribution.result import Attribution, Changes, Clock
 from influence_engine.differences import BaseDifference
 from influence_engine.digests import json_digest
 from influence_engine.errors import ModelError, SettingsError, TierUnavailableError
 from influence_engine.gradients import LayerGradient, tracing, track
+from influence_engine.gradients.pooled_positions import pooled_maps
 from influence_engine.index import InfluenceIndex, Polarity, top_rows
 from influence_engine.index.calibration import unit_of
 from influence_engine.models.frozen_prefix import CachedPrefix
@@ -28,6 +29,7 @@ from influence_engine.tasks import (
     Batch,
     CheckingTask,
     Example,
+    PositionPartsTask,
     Task,
     batches_of_like_size,
     choose_targets,
@@ -123,7 +125,8 @@ class Attributor:
             polarity: Whether to return the strongest of either sign, as many of each, or those of one sign.
             group_by: Columns of the training examples to sum influence by: ``label``, ``source``, ``licence``,
                 ``consent``, or one of their metadata.
-            parts: Whether to split the returned examples' influences over parts of them (``attribution.parts``).
+            parts: Whether to split the returned examples' influences over parts of them, and what fine-tuning changed
+                over parts of the query where positions lie in such (``attribution.parts``).
 
         Raises:
             InputError: a query cannot be used, a column is not there, or the task names no parts; ``field`` names what
@@ -142,10 +145,19 @@ class Attributor:
         clock = Clock()
         self._check(queries)
         caching = contextlib.nullcontext({}) if self.difference is None else self.difference.caching()
-        with caching as cached, self._trace(queries) as trace:
+        nothing: list[Tensor] = []
+        pooling: contextlib.AbstractContextManager[list[Tensor]] = (
+            pooled_maps(self.model) if parts else contextlib.nullcontext(nothing)
+        )
+        with caching as cached, pooling as maps, self._trace(queries) as trace:
             batch = choose_targets(self.task, trace.outputs, trace.batch)
             measurements, direction = measured_gradient(self.task, trace.outputs, batch)
-            gradients = trace.gradients_along(trace.outputs, direction)
+            calls = list(trace.output_gradients(trace.outputs, direction))
+            gradients = trace.gradients_of_calls(calls)
+        changed: Sequence[list[dict[str, Any]] | None] = [None] * len(queries)
+        if parts and self.difference is not None and isinstance(self.task, PositionPartsTask):
+            found = self.difference.split_by_position(calls, len(queries), maps)
+            changed = changes_by_part(self.task, queries, found)
         outputs, targets = trace.outputs.detach(), targets_of(self.task, batch)
         clock.lap("gradient")
         encoded, retained = self.index.encode_with_share(gradients)
@@ -196,6 +208,7 @@ class Attributor:
                 ],
                 modules=changes.modules(number),
                 modules_residual=changes.residual(number, float(measurements[number])),
+                changed_parts=changed[number],
                 tier=answered,
                 quality=quality_of(
                     self.index,

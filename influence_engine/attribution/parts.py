@@ -27,7 +27,8 @@ from influence_engine.attribution.result import Influential
 from influence_engine.errors import InputError
 from influence_engine.gradients import TrackedLayers, tracing
 from influence_engine.gradients.forward_mode import derivative_along
-from influence_engine.gradients.position_products import products_by_position
+from influence_engine.gradients.pooled_positions import pooled_maps
+from influence_engine.gradients.position_products import products_by_position, summed_by_part
 from influence_engine.index import InfluenceIndex
 from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.resources import to_device
@@ -126,19 +127,40 @@ class PartSplitter:
         return derivative_along(self.model, losses, batch, own, along)
 
     def _by_position(self, batch: Batch, examples: Sequence[Example], point: DirectionAt) -> Tensor:
-        count = max(len(self._parts.parts(example)) for example in examples)
         with parameters_put_back(self.model, self._trained):
             put_parameters(self.model, point.weights)
-            with tracing(self.model, self.task, self.tracked.layers, batch) as trace:
+            with pooled_maps(self.model) as maps, tracing(self.model, self.task, self.tracked.layers, batch) as trace:
                 losses = self.task.loss(trace.outputs, trace.batch)
                 (direction,) = torch.autograd.grad(losses.sum(), trace.outputs, retain_graph=True)
-                calls = products_by_position(trace, trace.outputs, direction, self.tracked, point.along)
-        total = losses.new_zeros(len(examples), count)
-        for _, products in calls:
-            shape = tuple(products.shape[1:])
-            numbers = torch.stack([self._parts.parts_of_positions(one, shape).flatten() for one in examples])
-            total.scatter_add_(1, numbers.to(total.device), products.reshape(len(products), -1).to(total))
-        return total
+                found = products_by_position(trace, trace.outputs, direction, self.tracked, point.along, maps)
+        return _summed(self._parts, examples, found)
+
+
+def changes_by_part(
+    task: PositionPartsTask, queries: Sequence[Example], found: Sequence[tuple[str, Tensor]]
+) -> list[list[dict[str, Any]]]:
+    """What fine-tuning changed about each query's measurement, over the query's parts, to first order.
+
+    Args:
+        task: Says which positions lie in which part.
+        queries: The queries.
+        found: As ``BaseDifference.split_by_position`` returns it.
+    """
+    rows = _summed(task, queries, found).tolist()
+    return [
+        [
+            {"field": part.field, "start": part.start, "end": part.end, "label": part.label, "change": change}
+            for part, change in zip(task.parts(query), row, strict=False)
+        ]
+        for query, row in zip(queries, rows, strict=True)
+    ]
+
+
+def _summed(task: PositionPartsTask, examples: Sequence[Example], found: Sequence[tuple[str, Tensor]]) -> Tensor:
+    def numbers(shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([task.parts_of_positions(one, shape).flatten() for one in examples])
+
+    return summed_by_part(found, numbers, len(examples), max(len(task.parts(one)) for one in examples))
 
 
 def _nearest_factor(sums: Tensor, influences: Tensor) -> float:

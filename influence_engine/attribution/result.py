@@ -59,6 +59,8 @@ class Attribution:
         groups: Influence summed by columns of the training examples, as ``Grouping.influences`` returns it.
         modules: First-order split of ``measurement - base_measurement`` over layers, largest first.
         modules_residual: What the first-order split leaves of that difference.
+        changed_parts: The same first-order change over parts of the query: ``field``, ``start``, ``end``, ``label`` and
+            ``change`` of each; ``None`` where it was not asked for, or positions lie in no parts.
         tier: How the influences were obtained.
         quality: How far the explanation can be trusted, as ``quality_of`` returns it.
         timings_ms: Milliseconds of each stage, of the whole batch that the query was answered in.
@@ -76,6 +78,7 @@ class Attribution:
     tier: str
     quality: dict[str, Any]
     timings_ms: dict[str, float]
+    changed_parts: list[dict[str, Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as a JSON value."""

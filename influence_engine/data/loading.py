@@ -24,6 +24,7 @@ from influence_engine.data.settings import DataSettings
 from influence_engine.data.sources import Table, open_table
 from influence_engine.digests import json_digest
 from influence_engine.errors import DataError
+from influence_engine.names import did_you_mean, listing
 from influence_engine.progress import Progress, silent
 
 
@@ -70,7 +71,7 @@ def load_examples(
         # First, since a file of which nothing can be read has no columns to miss.
         raise DataError(_nothing_left(table, 0, unreadable, settings), field=settings.kind)
     builder = Builder.for_table(table, settings, task)
-    lines, examples, bad_rows = _build_all(table, builder)
+    lines, examples, bad_rows = _build_all(table, builder, settings)
     if bad_rows and settings.on_bad_rows == "stop":
         raise _refusal(table, bad_rows, settings)
     chosen = _chosen([example["example_id"] for example in examples], settings)
@@ -102,13 +103,21 @@ def rows_digest(examples: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _build_all(table: Table, builder: Builder) -> tuple[list[int], list[dict[str, Any]], list[BadRow]]:
-    """Lines and examples of the usable rows, and the bad rows. Of rows with one id, the first is usable."""
+def _build_all(
+    table: Table, builder: Builder, settings: DataSettings
+) -> tuple[list[int], list[dict[str, Any]], list[BadRow]]:
+    """Lines and examples of the part's usable rows, and its bad rows. Of rows with one id, the first is usable.
+
+    Rows of other parts are not looked at further: a check may read a file for each.
+    """
+    part_by = _part_column(table, settings)
     first_lines: dict[str, int] = {}
     examples = []
     bad_rows = []
     for row in table.rows:
         try:
+            if settings.part is not None and part_of(builder.part_key(row, part_by)) != settings.part:
+                continue
             example = builder.build(row)
         except DataError as error:
             bad_rows.append(BadRow(row.line, error.message))
@@ -122,9 +131,19 @@ def _build_all(table: Table, builder: Builder) -> tuple[list[int], list[dict[str
     return list(first_lines.values()), examples, bad_rows
 
 
+def _part_column(table: Table, settings: DataSettings) -> str | None:
+    """The column that parts are drawn by; ``None`` where each example is drawn by its id."""
+    column = settings.part_by or table.part_by
+    if column is not None and column not in table.columns:
+        raise DataError(
+            f"{table.location}: part_by names the column {column!r}, which is not there. The columns are "
+            f"{listing(table.columns)}.{did_you_mean(column, table.columns)}",
+            field="part_by",
+        )
+    return column
+
+
 def _chosen(example_ids: list[str], settings: DataSettings) -> set[str]:
-    if settings.part is not None:
-        example_ids = [example_id for example_id in example_ids if part_of(example_id) == settings.part]
     return sample(example_ids, settings.limit, settings.seed) if settings.limit is not None else set(example_ids)
 
 
@@ -142,7 +161,7 @@ def _refusal(table: Table, bad_rows: list[BadRow], settings: DataSettings) -> Da
 def _nothing_left(table: Table, usable: int, bad_rows: list[BadRow], settings: DataSettings) -> str:
     if not table.rows:
         return f"{table.location} has no rows"
-    if usable:
-        return f"{table.location}: none of its {plural(usable, 'usable row')} is in the part {settings.part!r}"
+    if settings.part is not None and not usable and not bad_rows:
+        return f"{table.location}: none of its {plural(len(table.rows), 'row')} is in the part {settings.part!r}"
     found = "\n".join(bad_row_lines(bad_rows, len(bad_rows), table.unit))
     return f"{table.location}: none of its {plural(len(table.rows), 'row')} can be used:\n{found}"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from influence_engine.data.settings import ROLES, DataSettings, label_key
 from influence_engine.data.sources import Row, Table
 from influence_engine.errors import DataError
 from influence_engine.names import did_you_mean, listing
-from influence_engine.tasks import UNSAID_FIELDS, CheckingTask, fields_of, target_name
+from influence_engine.tasks import UNSAID_FIELDS, CheckingTask, fields_of, located, target_name
 
 
 def task_fields(task: object, settings: DataSettings) -> tuple[list[str], str]:
@@ -86,7 +88,7 @@ class Builder:
         if row.problem is not None:
             raise DataError(row.problem)
         values = {field: self._field(field, row) for field in self.fields}
-        example = {"example_id": self._id(row), **values}
+        example = {"example_id": self._id(row), **located(fields_of(self.task), values, self._folder)}
         if isinstance(self.task, CheckingTask):
             self.task.check(example, labelled=True)
         for role in ("source", "licence", "consent"):
@@ -94,6 +96,22 @@ class Builder:
         used = {*self.fields.values(), *self.roles.values()}
         example["metadata"] = {name: scalar(value) for name, value in row.values.items() if name not in used}
         return example
+
+    @property
+    def _folder(self) -> Path:
+        """What relative paths in rows are below: the folder of the table's file."""
+        return Path(os.path.abspath(self.table.location)).parent
+
+    def part_key(self, row: Row, part_by: str | None) -> str:
+        """What a row's part is drawn from: its value of the column ``part_by``, where it has one, else its id.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        if row.problem is not None:
+            raise DataError(row.problem)
+        value = None if part_by is None else row.values.get(part_by)
+        return self._id(row) if value is None else f"{part_by}={label_key(value)}"
 
     def _field(self, field: str, row: Row) -> Any:
         column = self.fields[field]

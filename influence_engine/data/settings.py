@@ -23,7 +23,7 @@ COMPANIONS = {
 """Keys that go with some sources only."""
 
 Part = Literal["train", "validation", "test"]
-PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news", "atis"]
+PackagedName = Literal["vader/movies", "vader/tweets", "vader/amazon", "vader/news", "atis", "elpv/solar_cells"]
 
 
 def label_key(value: Any) -> str:
@@ -56,7 +56,8 @@ class DataSettings(BaseModel):
         parquet: A Parquet file.
         dataset: A folder written by ``save_to_disk`` of the package ``datasets``.
         packaged: Real data inside a Python package: ``vader/...``, sentences with the mean of twenty people's sentiment
-            ratings; ``atis``, enquiries about flights with the words that name places, dates, times and the like.
+            ratings; ``atis``, enquiries about flights with the words that name places, dates, times and the like;
+            ``elpv/solar_cells``, photographs of solar cells with an expert's judgement.
         min_rating: Sentences of ``vader/...`` whose mean rating, in [-4, 4], is nearer to 0 are left out as neutral.
         columns: Field of an example -> column of the source. Keys are the task's fields, ``id``, ``source``,
             ``licence`` and ``consent``. What is not named here is looked up under its own name; other columns become
@@ -67,6 +68,8 @@ class DataSettings(BaseModel):
         consent: The consent under which examples without a note of their own were given.
         on_bad_rows: Whether rows that cannot be used stop the run or are left out. Either way they are listed.
         part: Only this part of the source: 80% train, 10% validation, 10% test, by a hash of the example's id.
+        part_by: A column whose equal values are never in two parts, such as the patient, the machine or the author:
+            what they have in common would otherwise be learned in one part and tested in another.
         limit: At most this many examples, sampled by a hash of the id and ``seed``.
         seed: Chooses the sample of ``limit``.
     """
@@ -93,6 +96,7 @@ class DataSettings(BaseModel):
 
     on_bad_rows: Literal["stop", "drop"] = "stop"
     part: Part | None = None
+    part_by: str | None = None
     limit: int | None = Field(None, ge=1)
     seed: int = 0
 

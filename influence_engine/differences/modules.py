@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from influence_engine.gradients import LayerGradient, TrackedLayers
+from influence_engine.gradients.layers import Layer
+from influence_engine.gradients.position_products import products_of_calls
 from influence_engine.models.frozen_prefix import CachedPrefix, FrozenPrefix
 from influence_engine.tasks import Batch, Task
 
@@ -36,6 +38,7 @@ class BaseDifference:
         before = dict(base.named_parameters())
         trained = [name for name, parameter in tuned.items() if parameter.requires_grad]
         self._tuned_prefix, self._base_prefix = FrozenPrefix(model, trained), FrozenPrefix(base, trained)
+        self._tracked = tracked
         self._displacements: dict[str, Tensor] = {
             layer.name: layer.matrix({name: tuned[name].data - before[name].data for name in layer.parameters()})
             for layer in tracked.layers
@@ -67,6 +70,18 @@ class BaseDifference:
             gradients: The fine-tuned model's gradients of the measurements, by layer name.
         """
         return {name: gradient.inner(self._displacements[name]) for name, gradient in gradients.items()}
+
+    def split_by_position(
+        self, calls: Iterable[tuple[Layer, Tensor, Tensor]], batch_size: int, maps: Sequence[Tensor]
+    ) -> list[tuple[str, Tensor]]:
+        """The same first-order change by call of a layer and position; all of them sum to what ``split`` sums to.
+
+        Args:
+            calls: What ``Trace.output_gradients`` gave for the measurements.
+            batch_size: Of the trace.
+            maps: Feature maps that the model pools.
+        """
+        return products_of_calls(calls, batch_size, self._tracked, self._displacements, maps)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

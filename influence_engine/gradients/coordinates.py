@@ -226,7 +226,7 @@ class _Side:
         else:
             # Single precision is enough: only the order of the directions and the share of their energy matter.
             with one_thread():
-                values, vectors = torch.linalg.eigh(matrix.float())
+                values, vectors = _eigenvectors(matrix)
             values, vectors = values.double().flip(0).clamp_min(0), vectors.flip(1)
         total = values.sum().clamp_min(torch.finfo(torch.float64).tiny)
         some, certain = (max(1, int((values > cut * values[0]).sum())) for cut in (0.0, _ROUNDING))
@@ -236,6 +236,15 @@ class _Side:
         if self.vectors.dim() == 1:
             return self.vectors[:rank].clone()
         return self.vectors[:, :rank].contiguous()
+
+
+def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(matrix.float())
+    except RuntimeError:  # torch's LinAlgError is one
+        # With many channels that never fire, single precision may not converge.
+        values, vectors = torch.linalg.eigh(matrix.double())
+        return values, vectors.float()
 
 
 def _grow(

@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from influence_engine.errors import ModelError
 from influence_engine.gradients.factors import DenseGradient, FactoredGradient, IndexedGradient, LayerGradient
 
+_FORMATS = ("channels_first", "channels_last")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -168,6 +169,8 @@ class NormalisationLayer(_Base):
     def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
         if inputs.shape[0] != batch_size:
             raise _batch_error(self.name, inputs, batch_size)
+        if _channels_first(self.module):
+            inputs, output_gradient = inputs.movedim(1, -1), output_gradient.movedim(1, -1)
         columns = []
         if self._has("weight"):
             columns.append(self._summed(self._normalised(inputs) * output_gradient))
@@ -243,6 +246,15 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return _is(module, *_BATCH_NORMS) and module.running_mean is not None
 
 
+def _is_channel_norm(module: nn.Module) -> bool:
+    """Whether the module is layer normalisation that can also run over the channels of ``[B, C, H, W]`` (ConvNeXT)."""
+    return isinstance(module, nn.LayerNorm) and getattr(module, "data_format", None) in _FORMATS
+
+
+def _channels_first(module: nn.Module) -> bool:
+    return getattr(module, "data_format", None) == "channels_first"
+
+
 def _is_other_rms_norm(module: nn.Module) -> bool:
     """Whether the module is the RMS normalisation of a ``transformers`` model, each of which has a class of its own."""
     named = type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
@@ -257,6 +269,7 @@ KINDS: Mapping[str, Kind] = {
     "embedding": Kind(_is_embedding, EmbeddingLayer),
     "convolution": Kind(_is_convolution, ConvolutionLayer),
     "layer normalisation": Kind(lambda module: _is(module, nn.LayerNorm), NormalisationLayer),
+    "layer normalisation of channels": Kind(_is_channel_norm, NormalisationLayer),
     "group normalisation": Kind(lambda module: _is(module, nn.GroupNorm), NormalisationLayer),
     "batch normalisation": Kind(_is_batch_norm, NormalisationLayer),
     "RMS normalisation": Kind(lambda module: _is(module, nn.RMSNorm), NormalisationLayer),

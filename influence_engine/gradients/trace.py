@@ -8,7 +8,7 @@ of an ordinary backward pass do not happen, and layers below the first tracked o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +60,12 @@ class Trace:
         self, outputs: Tensor, direction: Tensor, *, keep_graph: bool = False
     ) -> dict[str, LayerGradient]:
         """Per-example gradients of ``<direction_b, outputs_b>``; ``direction`` has the shape of ``outputs``."""
+        return self.gradients_of_calls(self.output_gradients(outputs, direction, keep_graph=keep_graph))
+
+    def gradients_of_calls(self, calls: Iterable[tuple[Layer, Tensor, Tensor]]) -> dict[str, LayerGradient]:
+        """The same from what ``output_gradients`` gave."""
         parts: dict[str, list[LayerGradient]] = {}
-        for layer, inputs, gradient in self.output_gradients(outputs, direction, keep_graph=keep_graph):
+        for layer, inputs, gradient in calls:
             parts.setdefault(layer.name, []).append(layer.gradient(inputs, gradient, self.batch_size))
         return {name: concatenate(calls) for name, calls in parts.items()}
 

@@ -84,6 +84,7 @@ class InfluenceIndex:
             )
         self._descriptions = ExampleDescriptions(self.table, inline=self.store_examples == "inline")
         self.labels, self.example_ids = self._descriptions.labels, self._descriptions.example_ids
+        self._rows_by_handle: dict[str, int] | None = None
         self.basis: ReplayBasis | None = None
         self.calibration: Calibration | None = None
         self.reload_basis()
@@ -335,6 +336,12 @@ class InfluenceIndex:
     def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """``example_id``, ``example_handle``, ``label``, ``source`` and ``fields`` of rows, in the given order."""
         return self._descriptions.describe(rows)
+
+    def row_of(self, handle: str) -> int | None:
+        """The row of the example with this handle; ``None`` where there is no such example."""
+        if self._rows_by_handle is None:
+            self._rows_by_handle = {one: row for row, one in enumerate(self.table.column("example_handle"))}
+        return self._rows_by_handle.get(handle)
 
     def resolve_from(self, examples: Sequence[Example]) -> None:
         """Describes the rows by these examples from now on, for an index that does not store texts itself."""

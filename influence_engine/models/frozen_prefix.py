@@ -7,6 +7,7 @@ weights are: in the base model and the fine-tuned one, in a training step and ev
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -37,6 +38,8 @@ class FrozenPrefix:
             if any(name.startswith(f"{taken}.") for taken in self._frozen):
                 continue
             own = {id(parameter) for parameter in module.parameters()}
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                continue  # nobody calls it: what is cached are outputs of what is in it
             if own and not own & changed:
                 self._frozen[name] = module
             elif {id(parameter) for parameter in module.parameters(recurse=False)} & changed:
@@ -47,14 +50,18 @@ class FrozenPrefix:
         """Within it the model runs on one batch as ever; the cache that is yielded is filled as the model runs."""
         cached: CachedPrefix = {}
         reached: list[bool] = []
+        chain = _Chain()
         handles: list[RemovableHandle] = [
-            module.register_forward_pre_hook(lambda *_: reached.append(True)) for module in self._trained
+            module.register_forward_pre_hook(lambda _, args: _reach(reached, chain, args)) for module in self._trained
         ]
         handles += [
-            module.register_forward_hook(_caching_hook(cached, name, reached)) for name, module in self._frozen.items()
+            module.register_forward_hook(_caching_hook(cached, name, reached, chain))
+            for name, module in self._frozen.items()
         ]
         try:
             yield cached
+            if chain.holds:
+                chain.forget(cached)
         finally:
             for handle in handles:
                 handle.remove()
@@ -72,15 +79,60 @@ class FrozenPrefix:
                 del module.forward
 
 
+class _Chain:
+    """Whether the frozen modules ran one after the other, each on the output of the last one and on nothing else.
+
+    Then only the last one's output is needed again. In a convolutional network the outputs of the first modules are a
+    hundred times larger than that. Those are replaced by NaN, of any shape and no size: were something to read them
+    after all, all that depends on it would be NaN, and not silently wrong.
+    """
+
+    def __init__(self) -> None:
+        self.holds = True
+        self.ended = False
+        self._last: Any = None
+        self._earlier: list[weakref.ref[torch.Tensor]] = []
+
+    def runs(self, args: Any, output: Any) -> None:
+        """A frozen module has run."""
+        first = self._last is None
+        fits = isinstance(output, torch.Tensor) and len(args) == 1 and (first or args[0] is self._last)
+        self.holds = self.holds and fits
+        if not first and self.holds:
+            self._earlier.append(weakref.ref(self._last))
+        self._last = output if self.holds else None
+
+    def ends(self, args: Any) -> None:
+        """The first trained module is about to run; what the model still holds of the others, it may read again."""
+        held = [one for one in (ref() for ref in self._earlier) if one is not None]
+        self.holds = self.holds and self._last is not None and not held and len(args) == 1 and args[0] is self._last
+        self._last, self.ended = None, True
+
+    def forget(self, cached: CachedPrefix) -> None:
+        """Replaces all cached outputs but the last one's."""
+        if self.ended and all(len(outputs) == 1 for outputs in cached.values()):
+            for name in list(cached)[:-1]:
+                (output,) = cached[name]
+                cached[name] = [output.new_full((1,), float("nan")).expand(output.shape)]
+
+
 def cached_bytes(cached: CachedPrefix) -> int:
     """Bytes of all cached tensors."""
-    return sum(tensor.nbytes for outputs in cached.values() for output in outputs for tensor in _tensors(output))
+    tensors = [tensor for outputs in cached.values() for output in outputs for tensor in _tensors(output)]
+    return sum(tensor.untyped_storage().nbytes() if 0 in tensor.stride() else tensor.nbytes for tensor in tensors)
 
 
-def _caching_hook(cached: CachedPrefix, name: str, reached: list[bool]) -> Any:
+def _reach(reached: list[bool], chain: _Chain, args: Any) -> None:
+    if not reached:
+        chain.ends(args)
+    reached.append(True)
+
+
+def _caching_hook(cached: CachedPrefix, name: str, reached: list[bool], chain: _Chain) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not reached:
             cached.setdefault(name, []).append(_detached(output))
+            chain.runs(args, output)
 
     return hook
 

@@ -7,9 +7,10 @@ which can be differentiated twice, and weights are 32-bit floats.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from influence_engine.models.adapter_base import (
     refer_to_base,
     shared_base,
 )
-from influence_engine.tasks import Head
+from influence_engine.tasks import PROCESSORS, Head
 
 ADAPTER_CONFIG = "adapter_config.json"
 PLAIN_WEIGHTS = "weights.safetensors"
@@ -53,6 +54,7 @@ def load_base(
     """
     import transformers
 
+    own_architectures()
     source, kind = _source(path_or_hub_id), getattr(transformers, head.auto_class, None)
     if kind is None:
         raise SettingsError(f"transformers has no class {head.auto_class!r} to load a model with", field="task")
@@ -98,7 +100,8 @@ def import_classes(folder: str | os.PathLike[str]) -> None:
         folder = folder / ADAPTER_BASE
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        getattr(transformers, config["architectures"][0], None)
+        architecture = config["architectures"][0]
+        own_architectures().get(architecture) or getattr(transformers, architecture, None)
 
 
 def load_into(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -124,7 +127,7 @@ def load_processor(
 
     Args:
         path_or_hub_id: Folder of the model, or its id on the hub.
-        kind: The class of ``transformers`` that loads it, such as ``AutoImageProcessor``.
+        kind: The class that loads it: one of ``tasks.PROCESSORS``, or of ``transformers``, such as ``AutoTokenizer``.
         revision: Branch, tag or commit on the hub.
 
     Raises:
@@ -134,7 +137,8 @@ def load_processor(
 
     source = _source(path_or_hub_id)
     with _loading(source, None):
-        return getattr(transformers, kind).from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        loader = PROCESSORS.get(kind) or getattr(transformers, kind)
+        return loader.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
 
 
 def save_model(
@@ -226,13 +230,32 @@ def model_digest(model: nn.Module) -> str:
     return weights_digest(as_loaded(model.state_dict()))
 
 
+@functools.cache
+def own_architectures() -> Mapping[str, Any]:
+    """Classes of models that ``transformers`` lacks, by name; from the first call on its ``Auto...`` know them."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    from influence_engine.models.efficientnet_lite import (
+        EfficientNetLiteConfig,
+        EfficientNetLiteForImageClassification,
+        EfficientNetLiteModel,
+    )
+
+    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
+    AutoModelForImageClassification.register(
+        EfficientNetLiteConfig, EfficientNetLiteForImageClassification, exist_ok=True
+    )
+    return {kind.__name__: kind for kind in (EfficientNetLiteModel, EfficientNetLiteForImageClassification)}
+
+
 def _load_whole(source: str, head: Head | None) -> nn.Module:
     import transformers
 
+    own = own_architectures()
     with _loading(source, head):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     architecture = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, architecture, None)
+    kind = own.get(architecture) or getattr(transformers, architecture, None)
     if kind is None:
         raise ModelError(f"{source} names the architecture {architecture!r}, which transformers does not have")
     with _loading(source, head):

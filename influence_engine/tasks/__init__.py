@@ -7,8 +7,10 @@
 - ``identity``: descriptions and digests of tasks and of what they read.
 - ``registry``: the tasks that a config can name.
 - ``parts``: parts of a training example that its influence is split over.
-- ``text_classification``: one label a text.
+- ``classification``: what tasks with one label an example have in common.
+- ``text_classification``, ``image_classification``: one label a text, one label a picture.
 - ``token_classification``: entities of a text.
+- ``pictures``, ``image_processor``: from a picture's file to what a model reads.
 """
 
 from influence_engine.tasks.capabilities import (
@@ -21,6 +23,7 @@ from influence_engine.tasks.capabilities import (
     group_of,
     head_of,
     is_right,
+    kept,
     labels_of,
     measurement_unit,
     names_its_target,
@@ -43,6 +46,7 @@ from influence_engine.tasks.contract import (
     FieldsTask,
     Head,
     HeadTask,
+    KeepingTask,
     MeasuredTask,
     PredictingTask,
     ProbabilityTask,
@@ -60,7 +64,19 @@ from influence_engine.tasks.contract import (
     Unit,
     UnitsTask,
 )
-from influence_engine.tasks.fields import ExampleField, characters, input_fields, labels_in, summary, target_field
+from influence_engine.tasks.fields import (
+    ExampleField,
+    characters,
+    embedded,
+    input_fields,
+    labels_in,
+    located,
+    picture_of,
+    received,
+    summary,
+    target_field,
+    without_references,
+)
 from influence_engine.tasks.identity import (
     content_digest,
     describe_task,
@@ -71,8 +87,10 @@ from influence_engine.tasks.identity import (
     processor_digest,
     task_digest,
 )
+from influence_engine.tasks.image_classification import ImageClassification
+from influence_engine.tasks.image_processor import PictureProcessor
 from influence_engine.tasks.parts import LossPartsTask, Part, PositionPartsTask
-from influence_engine.tasks.registry import TASK_TYPES, TaskType
+from influence_engine.tasks.registry import PROCESSORS, TASK_TYPES, TaskType
 from influence_engine.tasks.targets import (
     aim,
     choose_targets,
@@ -85,6 +103,7 @@ from influence_engine.tasks.text_classification import TextClassification
 from influence_engine.tasks.token_classification import TokenClassification
 
 __all__ = [
+    "PROCESSORS",
     "TASK_TYPES",
     "UNSAID_FIELDS",
     "Array",
@@ -98,9 +117,12 @@ __all__ = [
     "FieldsTask",
     "Head",
     "HeadTask",
+    "ImageClassification",
+    "KeepingTask",
     "LossPartsTask",
     "MeasuredTask",
     "Part",
+    "PictureProcessor",
     "PositionPartsTask",
     "PredictingTask",
     "ProbabilityTask",
@@ -130,25 +152,30 @@ __all__ = [
     "described_by_name",
     "digest_by_name",
     "editable_field",
+    "embedded",
     "example_sizes",
     "fields_of",
     "group_of",
     "head_of",
     "input_fields",
     "is_right",
+    "kept",
     "labels_in",
     "labels_of",
+    "located",
     "matches_task",
     "matches_task_digest",
     "measured_gradient",
     "measurement_unit",
     "names_its_target",
+    "picture_of",
     "predictions_of",
     "predicts_labels",
     "probabilities_of",
     "processor_digest",
     "processor_of",
     "projection_of",
+    "received",
     "show",
     "summary",
     "target_field",
@@ -156,5 +183,6 @@ __all__ = [
     "targets_of",
     "task_digest",
     "with_targets",
+    "without_references",
     "without_targets",
 ]

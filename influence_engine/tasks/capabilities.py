@@ -17,6 +17,7 @@ from influence_engine.tasks.contract import (
     FieldsTask,
     Head,
     HeadTask,
+    KeepingTask,
     MeasuredTask,
     PredictingTask,
     ProbabilityTask,
@@ -79,6 +80,11 @@ def group_of(task: object, example: Example) -> str | None:
     found = target_field(fields_of(task))
     value = example.get(DEFAULT_TARGET if found is None else found.name)
     return (found or ExampleField(DEFAULT_TARGET, "json", "target")).group(value)
+
+
+def kept(task: object, example: Example) -> Example:
+    """The example as an index keeps it: itself, where the task says nothing else."""
+    return task.kept(example) if isinstance(task, KeepingTask) else example
 
 
 def show(task: object, example: Example) -> str:

@@ -211,6 +211,14 @@ class ReadingTask(Protocol):
 
 
 @runtime_checkable
+class KeepingTask(Protocol):
+    """Optional, for a ``ReadingTask``: what an index keeps of an example, so that it can be shown and read again."""
+
+    def kept(self, example: Example) -> Example:
+        """The example with values of JSON that hold what the model reads, such as a data URL in place of a path."""
+
+
+@runtime_checkable
 class ProcessorTask(Protocol):
     """Optional: what turns raw inputs into tensors, saved beside the model: a tokenizer, an image processor."""
 

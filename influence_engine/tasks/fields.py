@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from influence_engine.errors import InputError
+from influence_engine.tasks.pictures import file_bytes, from_outside, media_type, name_of
 
 Kind = Literal["text", "image", "conversation", "numbers", "label", "labels", "spans", "number", "json"]
 """What a field holds.
 
 ========================  ==============================================================================
 ``text``                  a string
-``image``                 a path or the bytes of a file
+``image``                 a path or a data URL (``data:image/png;base64,...``) of a PNG or JPEG file
 ``conversation``          a list of turns, ``{"role", "content"}`` each
 ``numbers``               numbers, nested in lists as deep as they go
 ``label``                 one name of ``ExampleField.names`` (any scalar where no names are given)
@@ -54,6 +58,11 @@ class ExampleField:
         return self.kind == "text"
 
     @property
+    def viewable(self) -> bool:
+        """Whether the value is a picture, which is shown as itself."""
+        return self.kind == "image"
+
+    @property
     def is_list(self) -> bool:
         """Whether a single value is a list."""
         return self.kind in ("conversation", "numbers", "labels", "spans")
@@ -76,8 +85,21 @@ class ExampleField:
         if self.kind == "conversation":
             return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
         if self.kind == "image":
-            return value if isinstance(value, str) else "image"
+            return name_of(value)
         return self.group(value) or "" if self.role == "target" else str(value)
+
+    def received(self, value: Any) -> Any:
+        """A value from outside, of a request or an upload, as tasks take it: no string is ever a path.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if self.kind != "image":
+            return value
+        try:
+            return from_outside(value)
+        except InputError as error:
+            raise InputError(f"{self.name!r} {error.message}", field=self.name) from None
 
     def group(self, value: Any) -> str | None:
         """What examples of this value are grouped under; ``None`` where the kind makes no groups."""
@@ -101,7 +123,7 @@ class ExampleField:
 
 _TYPES: dict[Kind, dict[str, Any]] = {
     "text": {"type": "string"},
-    "image": {"type": "string"},
+    "image": {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"},
     "numbers": {"type": "array"},
     "number": {"type": "number"},
     "conversation": {
@@ -141,6 +163,54 @@ def summary(labels: Iterable[Any]) -> str:
 def labels_in(text: str) -> tuple[str, ...]:
     """The labels that ``summary`` made a text of; ``NONE`` alone where it stands for none."""
     return tuple(text.split(_BETWEEN))
+
+
+def received(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An example from outside as tasks take it; see ``ExampleField.received``. The same object where all is plain."""
+    taken = {field.name: field for field in fields if not field.plain}
+    if not taken:
+        return example
+    return {
+        name: taken[name].received(value) if name in taken and value is not None else value
+        for name, value in example.items()
+    }
+
+
+def embedded(fields: Sequence[ExampleField], example: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """An example of this machine, whose values are paths below ``folder``, as if it came from outside.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    local = located(fields, example, folder)
+    paths = {name: Path(value) for name, value in _references(fields, local) if not value.startswith("data:")}
+    return received(fields, {**local, **paths})
+
+
+def located(fields: Sequence[ExampleField], example: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The example with paths that are relative taken to be below ``folder``."""
+    found = [(name, value) for name, value in _references(fields, example) if not value.startswith("data:")]
+    return {**example, **{name: str(folder / Path(value).expanduser()) for name, value in found}} if found else example
+
+
+def _references(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = [field.name for field in fields if not field.plain]
+    return [(name, example[name]) for name in names if isinstance(example.get(name), str)]
+
+
+def without_references(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The example without values that only say where something lies; ``content_digest`` covers that."""
+    left_out = {field.name for field in fields if not field.plain}
+    return {name: value for name, value in example.items() if name not in left_out}
+
+
+def picture_of(fields: Sequence[ExampleField], example: Mapping[str, Any]) -> tuple[bytes, str] | None:
+    """The file of an example's picture, with its media type; ``None`` where it has none that is more than a path."""
+    for field in fields:
+        value = example.get(field.name)
+        if field.kind == "image" and isinstance(value, str) and value.startswith("data:"):
+            return file_bytes(value), media_type(value)
+    return None
 
 
 def characters(value: Any) -> int:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from influence_engine.errors import DataError, InputError, SettingsError
-from influence_engine.tasks.capabilities import classification_head
-from influence_engine.tasks.contract import Array, Batch, Example, Head, Unit
+from influence_engine.errors import InputError
+from influence_engine.tasks.classification import Classification
+from influence_engine.tasks.contract import Array, Batch, Example, Unit
 from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.identity import digest_of_processor
-from influence_engine.tasks.targets import NO_TARGET
 from influence_engine.tasks.tokenised_text import encoded_texts, token_counts, token_units
 
 
-class TextClassification:
+class TextClassification(Classification):
     """One label a text; the measurement is the log-odds of the target label.
 
     Args:
@@ -30,6 +27,8 @@ class TextClassification:
         label: Name of the field that holds the label's name.
     """
 
+    auto_class = "AutoModelForSequenceClassification"
+
     def __init__(
         self,
         tokenizer: Any,
@@ -39,14 +38,10 @@ class TextClassification:
         text: str = "text",
         label: str = "label",
     ) -> None:
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise SettingsError(f"labels must be at least two different names, got {list(labels)}", field="labels")
+        super().__init__(labels, label)
         self.tokenizer = tokenizer
-        self.labels = list(labels)
         self.max_length = max_length
         self.text = text
-        self.label = label
-        self._numbers = {name: number for number, name in enumerate(self.labels)}
 
     @property
     def fields(self) -> tuple[ExampleField, ...]:
@@ -65,10 +60,6 @@ class TextClassification:
         """The tokenizer."""
         return self.tokenizer
 
-    def head(self) -> Head:
-        """One output for each label."""
-        return classification_head("AutoModelForSequenceClassification", self.labels)
-
     def check(self, example: Example, *, labelled: bool) -> None:
         """Refuses a text that is missing, empty or not a string, and a label that does not exist."""
         text = example.get(self.text)
@@ -76,18 +67,12 @@ class TextClassification:
             raise InputError(f"{self.text!r} must be a string, got {type(text).__name__}", field=self.text)
         if not text.strip():
             raise InputError(f"{self.text!r} is empty; send at least one word", field=self.text)
-        label = example.get(self.label)
-        if label is None and not labelled:
-            return
-        if label not in self._numbers:
-            known = ", ".join(repr(name) for name in self.labels)
-            raise InputError(f"unknown label {label!r}; the labels are {known}", field=self.label)
+        self.check_label(example, labelled=labelled)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Returns ``input_ids``, ``attention_mask`` (and ``token_type_ids``) ``[B, T]`` and ``labels`` ``[B]``."""
         encoded = {name: torch.from_numpy(array) for name, array in self._encoded(examples).items()}
-        labels = [self._number(example) for example in examples]
-        return {**encoded, "labels": torch.tensor(labels, dtype=torch.long)}
+        return {**encoded, "labels": self.label_numbers(examples)}
 
     def sizes(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each example, from many texts at once."""
@@ -110,41 +95,9 @@ class TextClassification:
         logits: Tensor = model(**self.model_inputs(batch)).logits
         return logits
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of each example, ``[B]``.
-
-        Raises:
-            DataError: an example has no label.
-        """
-        labels = batch["labels"]
-        if bool((labels == NO_TARGET).any()):
-            raise DataError(f"an example has no {self.label!r}; a loss needs one", field=self.label)
-        return functional.cross_entropy(outputs, labels, reduction="none")
-
-    def measurement(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Log-odds of the target label: its logit minus the logsumexp of the others, ``[B]``."""
-        labels = batch["labels"]
-        target = torch.where(labels == NO_TARGET, outputs.detach().argmax(-1), labels).unsqueeze(-1)
-        others = outputs.scatter(-1, target, float("-inf"))
-        return outputs.gather(-1, target).squeeze(-1) - others.logsumexp(-1)
-
-    def probability(self, measurement: Tensor) -> Tensor:
-        """Of the target label: a measurement is its log-odds."""
-        return measurement.sigmoid()
-
-    def predictions(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
-        """Label, confidence and the probability of every label, for each example."""
-        probabilities = outputs.detach().float().softmax(-1).cpu().tolist()
-        return [self._prediction(row) for row in probabilities]
-
     def serving_inputs(self, examples: Sequence[Example]) -> dict[str, Array]:
         """What ``model_inputs`` makes of ``collate``, as arrays ``[B, T]``."""
         return self._encoded(examples)
-
-    def serving_predictions(self, outputs: Array) -> list[dict[str, Any]]:
-        """What ``predictions`` makes of logits ``[B, C]``."""
-        exponents = np.exp(outputs - outputs.max(-1, keepdims=True))
-        return [self._prediction(row) for row in (exponents / exponents.sum(-1, keepdims=True)).tolist()]
 
     def describe(self) -> dict[str, Any]:
         """Identity of this task for digests."""
@@ -159,19 +112,3 @@ class TextClassification:
 
     def _encoded(self, examples: Sequence[Example]) -> dict[str, Array]:
         return encoded_texts(self.tokenizer, [example[self.text] for example in examples], self.max_length)
-
-    def _number(self, example: Mapping[str, Any]) -> int:
-        label = example.get(self.label)
-        if label is None:
-            return NO_TARGET
-        if label not in self._numbers:
-            raise DataError(f"unknown label {label!r}; the labels are {self.labels}", field=self.label)
-        return self._numbers[label]
-
-    def _prediction(self, probabilities: list[float]) -> dict[str, Any]:
-        best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        return {
-            "label": self.labels[best],
-            "confidence": probabilities[best],
-            "scores": dict(zip(self.labels, probabilities, strict=True)),
-        }

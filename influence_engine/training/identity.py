@@ -16,9 +16,11 @@ from influence_engine.tasks import (
     Task,
     content_digest,
     digest_by_name,
+    fields_of,
     matches_task_digest,
     processor_digest,
     task_digest,
+    without_references,
 )
 from influence_engine.training.settings import FinetuneSettings
 
@@ -74,7 +76,10 @@ def data_digests(task: Task, examples: Sequence[Example]) -> dict[str, str]:
         DataError: a field is neither JSON nor an array; the message names it and the example.
     """
     content = content_digest(task, examples)
-    return {"data": data_digest(examples), **({} if content is None else {"inputs": content})}
+    if content is None:
+        return {"data": data_digest(examples)}
+    fields = fields_of(task)
+    return {"data": data_digest([without_references(fields, example) for example in examples]), "inputs": content}
 
 
 def first_difference(

@@ -22,6 +22,8 @@ OF_A_KIND = {"text", "texts", "tokenizer", "image", "pixel_values", "input_ids",
 FIXED_ELSEWHERE = {
     "influence_engine/data/sources/atis.py": "columns of a data set that is about texts",
     "influence_engine/data/sources/vader.py": "columns of a data set that is about texts",
+    "influence_engine/data/sources/elpv.py": "columns of a data set of pictures",
+    "influence_engine/models/efficientnet_lite.py": "what a model of pictures calls its input",
     "influence_engine/training/identity.py": "the digest's key of a processor, in records of before",
     "influence_engine/training/writer.py": "the same",
     "audit_service/config/sections.py": "the config's keys",

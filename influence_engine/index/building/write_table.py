@@ -16,7 +16,7 @@ from influence_engine.files import remove_tree
 from influence_engine.index.building.context import BuildContext
 from influence_engine.index.encoding.encoder import Encoder, LayerCoordinates
 from influence_engine.index.store import LARGEST, write_table
-from influence_engine.tasks import Example, group_of
+from influence_engine.tasks import Example, group_of, kept
 
 _ROWS = 256
 """Examples that are rotated and written at once."""
@@ -90,6 +90,9 @@ def write_vectors(
     weight = 1.0 if unrolled else -1.0 / len(examples)
     remove_tree(path)  # a table left by a build that was killed here
 
+    stores = context.settings.store_examples != "none"
+    keep = partial(kept, context.passes.task) if stores else _as_it_is
+
     def blocks() -> Iterator[tuple[Sequence[Example], Tensor, Tensor]]:
         start = 0
         for shard, losses in zip(shards, stages.gradients, strict=True):
@@ -97,7 +100,8 @@ def write_vectors(
                 vectors, gradients = some @ matrix, same @ matrix
                 # Self-influence: how much lower an example's own loss is because the example was in training.
                 own = -weight * (vectors.double() * gradients.double()).sum(1)
-                yield examples[start : start + len(vectors)], vectors * scale, own
+                some_examples = examples[start : start + len(vectors)]
+                yield [*map(keep, some_examples)], vectors * scale, own
                 start += len(vectors)
             context.progress("writing the index", start, len(examples))
 
@@ -111,6 +115,10 @@ def write_vectors(
         contents=context.contents,
     )
     return content, scale
+
+
+def _as_it_is(example: Example) -> Example:
+    return example
 
 
 def _read(path: Path) -> Tensor:

@@ -291,7 +291,7 @@ def test_a_limit_takes_a_sample_in_the_order_of_the_file(load: Load) -> None:
 def test_an_empty_part_is_refused(load: Load) -> None:
     part = "test" if part_of("0") != "test" else "train"
 
-    with pytest.raises(DataError, match=f"none of its 1 usable row is in the part '{part}'"):
+    with pytest.raises(DataError, match=f"none of its 1 row is in the part '{part}'"):
         load("a.csv", many(1), part=part)
 
 

@@ -73,3 +73,47 @@ def test_a_shared_layer_that_also_runs_above_trained_ones_is_computed_there() ->
     with of_base.reusing(cached):
         recalled = base(ids)
     torch.testing.assert_close(recalled, base(ids))
+
+
+class Chain(nn.Module):
+    """Wide layers first, narrow ones above; with ``skip``, the head reads the first one's output again."""
+
+    def __init__(self, *, skip: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(4, 400), nn.Linear(400, 40), nn.Linear(40, 4)])
+        self.head = nn.Linear(4, 2)
+        self.skip = skip
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first = hidden = self.layers[0](inputs)
+        if not self.skip:
+            del first
+        for layer in self.layers[1:]:
+            hidden = layer(hidden)
+        return self.head(hidden) + (first.mean(-1, keepdim=True) if self.skip else 0)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_of_a_chain_only_what_is_read_again_takes_memory(*, skip: bool) -> None:
+    model = Chain(skip=skip)
+    prefix = FrozenPrefix(model, ["head.weight", "head.bias"])
+    inputs = torch.randn(5, 4)
+    with torch.no_grad():
+        expected = model(inputs)
+        with prefix.caching() as cached:
+            model(inputs)
+        with prefix.reusing(cached):
+            assert torch.equal(model(inputs), expected)
+    assert cached_bytes(cached) == 4 * (5 * 444 if skip else 5 * 4 + 2)
+
+
+def test_what_was_forgotten_is_never_read_silently() -> None:
+    model = Chain(skip=False)
+    prefix = FrozenPrefix(model, ["head.weight", "head.bias"])
+    with torch.no_grad():
+        with prefix.caching() as cached:
+            model(torch.randn(5, 4))
+        model.skip = True  # the model comes to read what it did not read before
+        with prefix.reusing(cached):
+            assert bool(model(torch.randn(5, 4)).isnan().all())

@@ -15,6 +15,7 @@ from tests.tasks.toys.image import images
 from tests.tasks.toys.language import language
 from tests.tasks.toys.multi_label import multi_label
 from tests.tasks.toys.pair import pairs
+from tests.tasks.toys.pictures import convnext, efficientnet_lite, pictures, resnet, vit
 from tests.tasks.toys.regression import regression
 from tests.tasks.toys.text import text
 from tests.tasks.toys.tokens import tokens
@@ -31,5 +32,9 @@ TOYS: dict[str, Callable[[Path], Toy]] = {
     "tokens": tokens,
     "entities": entities,
     "images": images,
+    "vit": pictures(vit, "vit", trainable=1),
+    "convnext": pictures(convnext, "convnext", learning_rate=0.01),
+    "resnet": pictures(resnet, "resnet", learning_rate=0.005),
+    "efficientnet-lite": pictures(efficientnet_lite, "efficientnet-lite", learning_rate=0.004),
     "language": language,
 }

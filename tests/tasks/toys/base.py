@@ -30,6 +30,7 @@ class Toy:
         bad_target: What cannot; ``None`` where the task has nothing to name.
         plain: Whether the model is a module of one's own, not one of ``transformers``.
         learning_rate: Of its training; so gentle that leaving one example out is a small change.
+        trainable: Which of the model's weights are trained.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Toy:
     bad_target: Target | None = None
     plain: bool = True
     learning_rate: float = 0.02
+    trainable: str | int = "all"
 
 
 def log_odds(outputs: Tensor, targets: Tensor) -> Tensor:
