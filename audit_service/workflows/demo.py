@@ -28,7 +28,6 @@ from influence_engine.index import Manifest
 from influence_engine.index.index import CALIBRATION
 from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import (
-    UNSAID_FIELDS,
     LossPartsTask,
     PositionPartsTask,
     embedded,
@@ -37,9 +36,6 @@ from influence_engine.tasks import (
 )
 
 HOST = "127.0.0.1"
-(SENTENCES,) = input_fields(UNSAID_FIELDS)
-"""The field that packaged sentences are in."""
-
 USUAL = ("examples", "groups", "modules")
 """Parts of an answer that every task has."""
 
