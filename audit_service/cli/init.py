@@ -94,4 +94,9 @@ def _show(adoption: Adoption) -> None:
     if adoption.service_diff is not None:
         console.print("\nAdd these lines to your service:\n")
         console.print(adoption.service_diff, markup=False, soft_wrap=True)
+        if not adoption.service_clear:
+            remark(
+                "Name the fields of your answer that hold label and confidence, in place of the ?: "
+                '@audited(label="FIELD", confidence="FIELD")'
+            )
     remark(f"Next: bento-audit index build {adoption.name}")

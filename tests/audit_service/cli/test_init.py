@@ -99,7 +99,7 @@ def test_the_lines_for_a_service_that_exists_are_a_patch_that_applies(project: P
     subprocess.run(["git", "apply", "-p0", "-"], input=diff, text=True, check=True, cwd=project)
     source = (project / "service.py").read_text()
     assert 'class Support(AuditMixin, config="support"):' in source
-    assert '    @audited(label="label")\n    def predict' in source
+    assert '    @audited(label="label", confidence="confidence")\n    def predict' in source
 
 
 def test_a_config_that_exists_is_not_replaced_unasked(project: Path) -> None:
