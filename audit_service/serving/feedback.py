@@ -47,7 +47,7 @@ def _parsed(item: dict[str, Any], labels: list[str]) -> Outcome | dict[str, Any]
         found = FeedbackItem.model_validate(item)
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
-        return validation_body(details, FeedbackItem.model_fields)
+        return validation_body(details, FeedbackItem)
     if labels and found.label not in labels:
         known = ", ".join(map(repr, labels))
         return error_body("bad_request", f"unknown label {found.label[:80]!r}; the labels are {known}", "label")

@@ -68,8 +68,8 @@ class Reply:
         send, content_type = self.send, header(start, b"content-type").decode("latin-1")
         recorder = self._recorder()
         if start["status"] >= 400:
-            fields = self.route.fields if self.route is not None else ()
-            shaped = uniform_body(start["status"], content_type, body, endpoints=self.endpoints, fields=fields)
+            shape = self.route.shape if self.route is not None else None
+            shaped = uniform_body(start["status"], content_type, body, endpoints=self.endpoints, shape=shape)
             if shaped is not None:
                 body, send = json.dumps(shaped).encode(), self.send_error
                 replace_body(start, body, JSON, _more(start))

@@ -12,6 +12,7 @@ from audit_service.bentoml_internals import PICKLED
 from audit_service.errors import BadRequestError, MediaTypeError
 from audit_service.serving.asgi import JSON, App
 from audit_service.serving.request_context import RequestContext
+from audit_service.serving.schema_fields import Shape
 
 Direct = Callable[[Any, Any], Awaitable[App | None]]
 """From a service's instance and the parsed body to the response; ``None`` leaves the answer to BentoML."""
@@ -43,7 +44,7 @@ class Route:
         limit: Of a guarded one, bytes that a body may have.
         media_types: Of a guarded one, what is read beside JSON.
         reads_json: Its input is JSON where it is sent as such.
-        fields: Names of its input's fields.
+        shape: The schema of its input.
         batched: It merges several requests into one call.
         recorder: Records its predictions.
         direct: Answers past BentoML.
@@ -54,7 +55,7 @@ class Route:
     limit: int
     media_types: frozenset[bytes]
     reads_json: bool
-    fields: tuple[str, ...]
+    shape: Shape
     batched: bool
     recorder: PredictionRecorder | None
     direct: Direct | None
@@ -77,7 +78,7 @@ def route_of(method: Any, service_class: Any) -> Route:
         limit=service_class.max_body_bytes(recorder) if guarded else 0,
         media_types=frozenset({JSON, declared}) if ours else FORMS | {JSON, declared},
         reads_json=declared in (JSON, b"multipart/form-data"),
-        fields=tuple(method.input_spec.model_fields),
+        shape=method.input_spec,
         batched=method.batchable,
         recorder=recorder,
         direct=service_class.direct.get(method.route),
