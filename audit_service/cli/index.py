@@ -129,7 +129,8 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
     Six short trainings along the recorded steps: without random examples, without those that matter most, without half
     of all, and with one set at half its weight. From then on every influence is shown with a 90% interval, and answers
     warn where training responds too nonlinearly to its examples to be explained. The check itself says what would make
-    it more linear. An interrupted check goes on where it was.
+    it more linear. An interrupted check goes on where it was. Of a model that was trained elsewhere, its surrogate
+    (`bento-audit finetune CONFIG --twin`) is trained again, as far as it agrees with the model.
 
     \b
     Examples:
@@ -282,6 +283,9 @@ def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
         "nonlinearity": f"{found['nonlinearity']:.2f} (0: half the weight does half as much)",
         "more linear": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
         "check": f"{found['retrainings']} retrainings, {found['queries']} held-out inputs",
+        "trained again": None
+        if found.get("surrogate") is None
+        else f"not the served model but its surrogate: {found['surrogate']}",
     }
 
 

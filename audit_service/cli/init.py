@@ -77,6 +77,9 @@ def command(
 
 
 def _show(adoption: Adoption) -> None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.artifacts.trainer_state import as_yaml
+
     checkpoint, columns = adoption.checkpoint, adoption.columns
     console = output_console()
     console.print(
@@ -87,6 +90,9 @@ def _show(adoption: Adoption) -> None:
                 "data": f"{columns.rows:,} rows, {columns.unreadable} unreadable; "
                 + ", ".join(f"{field} from {column!r}" for field, column in columns.names.items()),
                 **{f"written {number}": path for number, path in enumerate(adoption.written, start=1)},
+                "surrogate": f"would be trained with {as_yaml(checkpoint.training)}, as trainer_state.json says"
+                if checkpoint.training
+                else None,
                 **{f"tier {tier}": state for tier, state in adoption.tiers.items()},
             }
         )
