@@ -24,9 +24,10 @@ from influence_engine.attribution.attributor import Attributor
 from influence_engine.counterfactual.surrogate_agreement import Agreement
 from influence_engine.data import DataSet, load_examples
 from influence_engine.data.settings import ROLES
-from influence_engine.errors import DigestMismatchError, InfluenceError, RecordError, SettingsError
+from influence_engine.errors import DataError, DigestMismatchError, InfluenceError, RecordError, SettingsError
 from influence_engine.index import InfluenceIndex
-from influence_engine.models.loading import import_classes
+from influence_engine.models.loading import checkpoint_labels, import_classes
+from influence_engine.names import listing
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import (
     TASK_TYPES,
@@ -35,6 +36,7 @@ from influence_engine.tasks import (
     ExampleField,
     Task,
     fields_of,
+    labels_of,
     target_field,
     target_name,
 )
@@ -140,7 +142,10 @@ class Workspace:
         Raises:
             DataError: they cannot be used.
         """
-        return load_examples(self.config.data.train, self._reading_task, self.config.root, progress=self.progress)
+        try:
+            return load_examples(self.config.data.train, self._reading_task, self.config.root, progress=self.progress)
+        except DataError as error:
+            raise DataError(f"{error.message}{self._checkpoint_hint()}", field=error.field) from error
 
     @property
     def train(self) -> list[dict[str, Any]]:
@@ -293,6 +298,14 @@ class Workspace:
         """The key of an encrypted index; None where this reader has none, and sees no examples."""
         path = self.config.index_key_file
         return path.read_bytes() if path.is_file() else None
+
+    def _checkpoint_hint(self) -> str:
+        """A line on the labels of the adopted checkpoint, where the config calls them otherwise."""
+        folder, said = self.config.model_folder(), labels_of(self._reading_task)
+        known = () if folder is None else checkpoint_labels(folder)
+        if said is None or not known or set(known) == set(said):
+            return ""
+        return f"\nThe checkpoint calls its labels {listing(known)}, the config {listing(said)}: see task.labels."
 
     def _examples(self, part: str) -> list[dict[str, Any]]:
         settings = getattr(self.config.data, part)

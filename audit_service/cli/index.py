@@ -15,6 +15,7 @@ from audit_service.cli.options import (
     open_workspace,
     profile_option,
 )
+from audit_service.cli.wording import tiers_shown
 from audit_service.workflows.processes.priority import lowest_priority
 
 
@@ -310,7 +311,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "created": about["created"],
     }
     checked = about["calibration"]
-    rows |= {f"tier {tier}": state for tier, state in about["tiers"].items()}
+    rows |= tiers_shown(about["tiers"])
     return facts(rows if checked is None else {**rows, **_calibration_facts(checked)})
 
 

@@ -9,6 +9,7 @@ import click
 
 from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
 from audit_service.cli.options import json_option
+from audit_service.cli.wording import tiers_shown
 
 if TYPE_CHECKING:
     from audit_service.workflows.adoption.adopt import Adoption
@@ -93,7 +94,7 @@ def _show(adoption: Adoption) -> None:
                 "surrogate": f"would be trained with {as_yaml(checkpoint.training)}, as trainer_state.json says"
                 if checkpoint.training
                 else None,
-                **{f"tier {tier}": state for tier, state in adoption.tiers.items()},
+                **tiers_shown(adoption.tiers),
             }
         )
     )

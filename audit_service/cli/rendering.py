@@ -134,11 +134,16 @@ def _header(answer: Mapping[str, Any], text: str, wording: Wording) -> Renderabl
         {
             wording.input: text,
             "prediction": prediction_text(prediction),
-            "base model": prediction_text(differences.get("base_prediction")),
+            "base model": _base_prediction(differences),
             "explained": _explained(differences.get("target"), prediction, wording),
             wording.measurement: _change(differences),
         }
     )
+
+
+def _base_prediction(differences: Mapping[str, Any]) -> str | None:
+    found = prediction_text(differences.get("base_prediction"))
+    return f"{found}, by a head of random weights" if found and differences.get("base_head") == "random" else found
 
 
 def _explained(target: Any, prediction: Mapping[str, Any] | None, wording: Wording) -> str | None:

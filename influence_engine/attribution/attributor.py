@@ -33,6 +33,7 @@ from influence_engine.tasks import (
     predictions_of,
     probabilities_of,
     targets_of,
+    unread_part,
 )
 
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
@@ -189,6 +190,7 @@ class Attributor:
                     float(retained[number]),
                     in_basis[number],
                     errors[number],
+                    unread_part(self.task, queries[number]),
                 )
                 | ({} if refined is None else refinement(refined, estimated[number], number)),
                 timings_ms=clock.laps,

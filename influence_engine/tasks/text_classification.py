@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from influence_engine.errors import DataError, InputError, SettingsError
+from influence_engine.names import did_you_mean
 from influence_engine.tasks.capabilities import classification_head
 from influence_engine.tasks.contract import Array, Batch, Example, Head, Unit
 from influence_engine.tasks.fields import ExampleField
@@ -83,7 +84,10 @@ class TextClassification:
             return
         if label not in self._numbers:
             known = ", ".join(repr(name) for name in self.labels)
-            raise InputError(f"unknown label {label!r}; the labels are {known}", field=self.label)
+            meant = did_you_mean(label, self.labels) if isinstance(label, str) else ""
+            raise InputError(
+                f"unknown label {label!r}; the labels are {known}{'.' if meant else ''}{meant}", field=self.label
+            )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Returns ``input_ids``, ``attention_mask`` (and ``token_type_ids``) ``[B, T]`` and ``labels`` ``[B]``."""
@@ -99,6 +103,11 @@ class TextClassification:
             encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
             found += [len(tokens) for tokens in encoded["input_ids"]]
         return found
+
+    def unread(self, example: Example) -> str | None:
+        """How many of its tokens are read, where it has more than ``max_length``."""
+        found = len(self.tokenizer(example[self.text], verbose=False)["input_ids"])
+        return None if found <= self.max_length else f"only the first {self.max_length} of {found} tokens were read"
 
     def units(self, example: Example) -> list[Unit]:
         """Its tokens, with their characters in the text; special tokens stand for no part of it.

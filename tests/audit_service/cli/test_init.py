@@ -66,6 +66,11 @@ def test_the_adopted_model_is_indexed_and_explained_by_the_command_line(project:
     assert answer["prediction"]["label"] == "good"
     assert answer["differences"]["base_prediction"] is not None
     assert {example["tier"] for example in answer["examples"]} == {"estimated"}
+    assert answer["differences"]["base_head"] == "random"
+    assert any("not known whether the input is like" in warning for warning in answer["quality"]["warnings"])
+    long = bento_audit("explain", "support", "--text", "superb " * 80, "--top-k", "1").stdout
+    assert "only the first 64 of 82 tokens were read" in " ".join(long.split())
+    assert "by a head of random weights" in " ".join(long.split())
     proponents = [example for example in answer["examples"] if example["polarity"] == "proponent"]
     assert proponents
     assert {example["label"] for example in proponents} == {"good"}
@@ -143,6 +148,24 @@ def test_a_checkpoint_that_cannot_be_adopted_is_refused_with_the_reason(
     assert result.exit_code == code
     assert message in result.stderr
     assert not (project / "configs").exists()
+
+
+def test_a_label_that_the_config_calls_otherwise_than_the_checkpoint_is_one_line_and_named(project: Path) -> None:
+    shown = bento_audit("init", "--model", "support", "--data", "train.csv").stdout
+    assert shown.count("the training was not recorded") == 1, "what holds for two tiers is said once"
+    config = project / "configs" / "support.yaml"
+    written = yaml.safe_load(config.read_text())
+    written["task"]["labels"] = ["bad", "god"]
+    config.write_text(yaml.safe_dump(written))
+
+    refused = bento_audit("index", "build", "support")
+
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "72 lines (3, 5, 7 ...): unknown label 'good'" in said
+    assert said.count("unknown label") == 1
+    assert "Did you mean 'god'?" in said
+    assert "The checkpoint calls its labels 'bad', 'good', the config 'bad', 'god': see task.labels" in said
 
 
 def test_labels_without_names_get_names_from_the_command_line(project: Path) -> None:
