@@ -109,7 +109,9 @@ def _surrogate_facts(agreement: dict[str, Any]) -> dict[str, object]:
     """What is wrong with a surrogate that agrees too little, and what to change."""
     unusable = agreement["unusable"]
     return {
-        "UNUSABLE": None if unusable is None else f"nothing measured on it says anything of the served model: {unusable}",
+        "UNUSABLE": None
+        if unusable is None
+        else f"nothing measured on it says anything of the served model: {unusable}",
         "too little" if unusable is None else "to change": agreement.get("advice"),
     }
 

@@ -99,9 +99,7 @@ def _warnings(errors: Errors, influence_kept: float | None, outside: bool | None
             f"influences are rough; {errors.calibration.smoother}"
         )
     if errors.calibration is not None and errors.calibration.surrogate is not None:
-        found.append(
-            f"intervals are from training a surrogate again, not this model: {errors.calibration.surrogate}"
-        )
+        found.append(f"intervals are from training a surrogate again, not this model: {errors.calibration.surrogate}")
     if errors.tier is not None and errors.tier.agreement < GOOD_AGREEMENT:
         agreement = f"{errors.tier.agreement:.2f}"
         found.append(f"in the index's check, predicted and retrained changes had a cosine of {agreement} only")

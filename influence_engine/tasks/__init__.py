@@ -147,8 +147,8 @@ __all__ = [
     "target_field",
     "target_name",
     "targets_of",
-    "unread_part",
     "task_digest",
+    "unread_part",
     "with_targets",
     "without_targets",
 ]
