@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from audit_service.artifacts.trainer_state import recorded_settings
 from audit_service.cli.group import main
 from audit_service.config import load_config
 
@@ -166,6 +167,29 @@ def test_a_label_that_the_config_calls_otherwise_than_the_checkpoint_is_one_line
     assert said.count("unknown label") == 1
     assert "Did you mean 'god'?" in said
     assert "The checkpoint calls its labels 'bad', 'good', the config 'bad', 'god': see task.labels" in said
+
+
+def test_what_the_trainer_left_of_its_settings_is_proposed_for_a_surrogate(project: Path) -> None:
+    assert "surrogate" not in bento_audit("init", "--model", "support", "--data", "train.csv").stdout.split("tier")[0]
+    state = {
+        "num_train_epochs": 12,
+        "train_batch_size": 16,
+        "log_history": [{"loss": 0.7, "learning_rate": 0.003}, {"learning_rate": 0.001}, {"eval_loss": 0.5}],
+    }
+    (project / "support" / "trainer_state.json").write_text(json.dumps(state))
+
+    result = bento_audit("init", "--model", "support", "--data", "train.csv", "--overwrite")
+
+    assert "{epochs: 12, learning_rate: 0.003, batch_size: 16}" in " ".join(result.stdout.split())
+    settings = load_config("support").finetune
+    assert (settings.epochs, settings.learning_rate, settings.batch_size) == (12, 0.003, 16)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"num_train_epochs": "many"}', '{"log_history": [3]}'])
+def test_a_trainer_state_that_cannot_be_read_proposes_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "trainer_state.json").write_text(content)
+
+    assert recorded_settings(tmp_path) == {}
 
 
 def test_labels_without_names_get_names_from_the_command_line(project: Path) -> None:

@@ -130,6 +130,11 @@ def test_what_needs_more_memory_than_it_may_have_is_refused_before_it_trains(
     assert not list(films.rglob("retraining-*"))
 
 
+def test_explanations_of_a_recorded_run_say_that_its_base_model_had_no_head_of_its_own(films: Path) -> None:
+    result = bento_audit("explain", "films", "--text", TEXT, "--json")
+    assert json.loads(result.stdout)["differences"]["base_head"] == "random"
+
+
 @pytest.fixture(scope="module")
 def adopted_project(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twin")
