@@ -238,6 +238,12 @@ def test_a_surrogate_that_has_learnt_nothing_is_named_unusable_and_no_basis_for_
     assert checked.exit_code == 1
     assert "agrees too little with the served model to check it" in " ".join(checked.stderr.split())
 
+    agreement = tmp_path / "runs" / "support-twin" / "agreement.json"
+    agreement.write_text(json.dumps({**json.loads(agreement.read_text()), "served": "another digest"}))
+    refused = bento_audit("measure", "support", "--text", TEXT, "--without", "top:3")
+    assert refused.exit_code == 1
+    assert "is of another model than the served one" in " ".join(refused.stderr.split())
+
 
 def test_a_recorded_model_needs_no_surrogate(films: Path) -> None:
     result = bento_audit("finetune", "films", "--twin")
