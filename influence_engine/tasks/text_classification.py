@@ -106,7 +106,10 @@ class TextClassification:
 
     def unread(self, example: Example) -> str | None:
         """How many of its tokens are read, where it has more than ``max_length``."""
-        found = len(self.tokenizer(example[self.text], verbose=False)["input_ids"])
+        text = example.get(self.text)
+        if not isinstance(text, str):  # a subclass that reads other fields says itself what it cuts
+            return None
+        found = len(self.tokenizer(text, verbose=False)["input_ids"])
         return None if found <= self.max_length else f"only the first {self.max_length} of {found} tokens were read"
 
     def units(self, example: Example) -> list[Unit]:
