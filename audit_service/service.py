@@ -355,4 +355,4 @@ def _parsed(request: Mapping[str, Any]) -> ExplainRequest | dict[str, Any]:
         return ExplainRequest.model_validate(request)
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
-        return validation_body(details, ExplainRequest.model_fields)
+        return validation_body(details, ExplainRequest)

@@ -18,13 +18,16 @@ from audit_service.artifacts.bento_models import find, find_bento_model
 from audit_service.artifacts.model_files import ServedModel, adopted_model, load_model_folder, recorded_model
 from audit_service.artifacts.processors import processor_in
 from audit_service.artifacts.recorded_runs import recorded_run, replayable_run
+from audit_service.artifacts.trainer_state import surrogate_advice
 from audit_service.config import AuditConfig
 from influence_engine.attribution.attributor import Attributor
+from influence_engine.counterfactual.surrogate_agreement import Agreement
 from influence_engine.data import DataSet, load_examples
 from influence_engine.data.settings import ROLES
-from influence_engine.errors import InfluenceError, SettingsError
+from influence_engine.errors import DataError, DigestMismatchError, InfluenceError, RecordError, SettingsError
 from influence_engine.index import InfluenceIndex
-from influence_engine.models.loading import import_classes
+from influence_engine.models.loading import checkpoint_labels, import_classes
+from influence_engine.names import listing
 from influence_engine.progress import Progress, silent
 from influence_engine.tasks import (
     TASK_TYPES,
@@ -33,6 +36,7 @@ from influence_engine.tasks import (
     ExampleField,
     Task,
     fields_of,
+    labels_of,
     target_field,
     target_name,
 )
@@ -138,7 +142,10 @@ class Workspace:
         Raises:
             DataError: they cannot be used.
         """
-        return load_examples(self.config.data.train, self._reading_task, self.config.root, progress=self.progress)
+        try:
+            return load_examples(self.config.data.train, self._reading_task, self.config.root, progress=self.progress)
+        except DataError as error:
+            raise DataError(f"{error.message}{self._checkpoint_hint()}", field=error.field) from error
 
     @property
     def train(self) -> list[dict[str, Any]]:
@@ -179,11 +186,36 @@ class Workspace:
 
     @cached_property
     def replayable(self) -> ReplayableRun:
-        """What can be trained again: the config's own run, or that of a surrogate. Raises as ``run``."""
+        """What can be trained again: the config's own run, or that of a surrogate.
+
+        Raises as ``run``, and ``DigestMismatchError`` where the surrogate is of another model than the served one.
+        """
         if self.config.model is None:
             return ReplayableRun(self.run, self.task, None)
         run, agreement = replayable_run(self.config)
+        if agreement is not None and agreement["served"] != self.model.digests["model"]:
+            raise DigestMismatchError(
+                f"the surrogate run in {self.config.surrogate_folder} is of another model than the served one; "
+                f"compare them again: bento-audit finetune {self.config.spelled} --twin",
+                field="model",
+            )
         return ReplayableRun(run, self.config.task_object(processor_in(self.config, run.folder / MODEL)), agreement)
+
+    @property
+    def checkable(self) -> ReplayableRun:
+        """``replayable``, where it may say how true the index is: a surrogate that agrees too little may not.
+
+        Raises as ``replayable``, and ``RecordError`` where the surrogate agrees too little.
+        """
+        found = self.replayable
+        untrusted = None if found.agreement is None else Agreement.of(found.agreement).untrusted
+        if untrusted is not None:
+            raise RecordError(
+                f"the surrogate of {self.config.name!r} agrees too little with the served model to check it: "
+                f"{untrusted}. {surrogate_advice(self.config)}",
+                field="finetune",
+            )
+        return found
 
     @cached_property
     def model(self) -> ServedModel:
@@ -266,6 +298,14 @@ class Workspace:
         """The key of an encrypted index; None where this reader has none, and sees no examples."""
         path = self.config.index_key_file
         return path.read_bytes() if path.is_file() else None
+
+    def _checkpoint_hint(self) -> str:
+        """A line on the labels of the adopted checkpoint, where the config calls them otherwise."""
+        folder, said = self.config.model_folder(), labels_of(self._reading_task)
+        known = () if folder is None else checkpoint_labels(folder)
+        if said is None or not known or set(known) == set(said):
+            return ""
+        return f"\nThe checkpoint calls its labels {listing(known)}, the config {listing(said)}: see task.labels."
 
     def _examples(self, part: str) -> list[dict[str, Any]]:
         settings = getattr(self.config.data, part)

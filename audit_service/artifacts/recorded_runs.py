@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from audit_service.config import AuditConfig
+from influence_engine.counterfactual.surrogate_agreement import Agreement
 from influence_engine.errors import RecordError
 from influence_engine.files import read_json
 from influence_engine.training import Run
@@ -29,8 +30,7 @@ def recorded_run(config: AuditConfig, *, verify: bool = True, meanwhile: Callabl
     if config.model is not None:
         raise RecordError(
             f"{config.name!r} was trained elsewhere, without a record: there are no steps to execute again or to "
-            "replay. Train it once more with the RecordingCallback, or train a replayable surrogate of it here: "
-            f"bento-audit finetune {config.spelled} --twin",
+            f"replay. Train it once more with the RecordingCallback. {_surrogate_hint(config)}",
             field="model",
         )
     if not config.run_folder.exists():
@@ -40,6 +40,16 @@ def recorded_run(config: AuditConfig, *, verify: bool = True, meanwhile: Callabl
             field=str(config.run_folder),
         )
     return Run.open(config.run_folder, verify=verify, meanwhile=meanwhile)
+
+
+def _surrogate_hint(config: AuditConfig) -> str:
+    verbs = "`measure`, `index check` and `evaluate`"
+    if (config.surrogate_folder / AGREEMENT).is_file():
+        return f"Its surrogate takes its place for {verbs} alone"
+    return (
+        f"Or train a replayable surrogate of it here, which takes its place for {verbs}: "
+        f"bento-audit finetune {config.spelled} --twin"
+    )
 
 
 def replayable_run(config: AuditConfig, *, verify: bool = True) -> tuple[Run, dict[str, Any] | None]:
@@ -58,4 +68,6 @@ def replayable_run(config: AuditConfig, *, verify: bool = True) -> tuple[Run, di
     """
     if config.model is None or not (config.surrogate_folder / AGREEMENT).is_file():
         return recorded_run(config, verify=verify), None
-    return Run.open(config.surrogate_folder / "run", verify=verify), read_json(config.surrogate_folder / AGREEMENT)
+    found = read_json(config.surrogate_folder / AGREEMENT)
+    # What it means was not written by earlier versions.
+    return Run.open(config.surrogate_folder / "run", verify=verify), {**found, **Agreement.of(found).to_dict()}

@@ -114,7 +114,7 @@ def command(
         else:
             folder = out or evaluation.evaluation_folder(settings)
             found = evaluation.run_evaluation(workspace, plan, queries, folder)
-            unit = Wording.of(workspace.task).unit
+            unit, surrogate = Wording.of(workspace.task).unit, evaluation.surrogate_of(workspace)
     if dry_run:
         if as_json:
             print_json(cost)
@@ -123,10 +123,10 @@ def command(
         return
     drawn = _draw(found, folder, unit)
     if as_json:
-        print_json(found.to_dict())
+        print_json({**found.to_dict(), **({} if surrogate is None else {"surrogate": surrogate})})
         return
     _print_table(found)
-    output_console().print(facts(_summary(found, folder, drawn)))
+    output_console().print(facts({**_summary(found, folder, drawn), **_surrogate_facts(surrogate)}))
 
 
 def _cost_facts(cost: dict[str, Any]) -> dict[str, object]:
@@ -202,6 +202,12 @@ def _summary(found: Evaluation, folder: Path, drawn: bool) -> dict[str, object]:
         "one at a time": None if one_by_one is None else _one_at_a_time(one_by_one),
         "written": f"{folder}" + (" (table and plot)" if drawn else " (table)"),
     }
+
+
+def _surrogate_facts(surrogate: dict[str, Any] | None) -> dict[str, object]:
+    if surrogate is None:
+        return {}
+    return {"trained again": f"not the served model but its surrogate: {surrogate['summary']}"}
 
 
 def _one_at_a_time(found: SingleRemovals) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -97,7 +98,25 @@ def command(config: str | None, profile: str | None, dry_run: bool, restart: boo
                 "validation": validation,
                 "replayable": "yes" if run.replayable else f"no: {run.why_not_replayable}",
                 "agreement": None if agreement is None else agreement["summary"],
-                "next": f"bento-audit {'index build' if agreement is None else 'measure'} {settings.spelled}",
+                **({} if agreement is None else _surrogate_facts(agreement)),
+                "next": None if agreement is not None and agreement["unusable"] else _next(settings.spelled, twin=twin),
             }
         )
     )
+
+
+def _surrogate_facts(agreement: dict[str, Any]) -> dict[str, object]:
+    """What is wrong with a surrogate that agrees too little, and what to change."""
+    unusable = agreement["unusable"]
+    return {
+        "UNUSABLE": None
+        if unusable is None
+        else f"nothing measured on it says anything of the served model: {unusable}",
+        "too little" if unusable is None else "to change": agreement.get("advice"),
+    }
+
+
+def _next(spelled: str, *, twin: bool) -> str:
+    if twin:
+        return f"bento-audit measure {spelled}, or bento-audit index check {spelled}"
+    return f"bento-audit index build {spelled}"

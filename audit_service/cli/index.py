@@ -15,6 +15,7 @@ from audit_service.cli.options import (
     open_workspace,
     profile_option,
 )
+from audit_service.cli.wording import tiers_shown
 from audit_service.workflows.processes.priority import lowest_priority
 
 
@@ -129,7 +130,8 @@ def check(config: str | None, profile: str | None, as_json: bool) -> None:
     Six short trainings along the recorded steps: without random examples, without those that matter most, without half
     of all, and with one set at half its weight. From then on every influence is shown with a 90% interval, and answers
     warn where training responds too nonlinearly to its examples to be explained. The check itself says what would make
-    it more linear. An interrupted check goes on where it was.
+    it more linear. An interrupted check goes on where it was. Of a model that was trained elsewhere, its surrogate
+    (`bento-audit finetune CONFIG --twin`) is trained again, as far as it agrees with the model.
 
     \b
     Examples:
@@ -282,6 +284,9 @@ def _calibration_facts(found: dict[str, Any]) -> dict[str, object]:
         "nonlinearity": f"{found['nonlinearity']:.2f} (0: half the weight does half as much)",
         "more linear": found["smoother"] if found["nonlinearity"] > QUITE_LINEAR else None,
         "check": f"{found['retrainings']} retrainings, {found['queries']} held-out inputs",
+        "trained again": None
+        if found.get("surrogate") is None
+        else f"not the served model but its surrogate: {found['surrogate']}",
     }
 
 
@@ -306,7 +311,7 @@ def _facts(about: dict[str, Any]) -> Any:
         "created": about["created"],
     }
     checked = about["calibration"]
-    rows |= {f"tier {tier}": state for tier, state in about["tiers"].items()}
+    rows |= tiers_shown(about["tiers"])
     return facts(rows if checked is None else {**rows, **_calibration_facts(checked)})
 
 

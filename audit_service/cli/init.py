@@ -9,6 +9,7 @@ import click
 
 from audit_service.cli.console import facts, output_console, print_json, progress_shown, remark
 from audit_service.cli.options import json_option
+from audit_service.cli.wording import tiers_shown
 
 if TYPE_CHECKING:
     from audit_service.workflows.adoption.adopt import Adoption
@@ -77,6 +78,9 @@ def command(
 
 
 def _show(adoption: Adoption) -> None:
+    # Imported here, not above: it imports torch, which `--help` does not wait for.
+    from audit_service.artifacts.trainer_state import as_yaml
+
     checkpoint, columns = adoption.checkpoint, adoption.columns
     console = output_console()
     console.print(
@@ -87,11 +91,19 @@ def _show(adoption: Adoption) -> None:
                 "data": f"{columns.rows:,} rows, {columns.unreadable} unreadable; "
                 + ", ".join(f"{field} from {column!r}" for field, column in columns.names.items()),
                 **{f"written {number}": path for number, path in enumerate(adoption.written, start=1)},
-                **{f"tier {tier}": state for tier, state in adoption.tiers.items()},
+                "surrogate": f"would be trained with {as_yaml(checkpoint.training)}, as trainer_state.json says"
+                if checkpoint.training
+                else None,
+                **tiers_shown(adoption.tiers),
             }
         )
     )
     if adoption.service_diff is not None:
         console.print("\nAdd these lines to your service:\n")
         console.print(adoption.service_diff, markup=False, soft_wrap=True)
+        if not adoption.service_clear:
+            remark(
+                "Name the fields of your answer that hold label and confidence, in place of the ?: "
+                '@audited(label="FIELD", confidence="FIELD")'
+            )
     remark(f"Next: bento-audit index build {adoption.name}")

@@ -166,7 +166,10 @@ DONE = {"remove": "left out", "relabel": "labelled otherwise", "edit": "with ano
 def _found(found: dict[str, Any], seen: str, wording: Wording) -> Any:
     change = found["change"]
     flip = f"{change['label_before']} becomes {change['label_after']}" if change["flipped"] else "stays"
+    surrogate = found.get("twin")
+    unusable = None if surrogate is None else surrogate.get("unusable")
     rows: dict[str, object] = {
+        "WARNING": None if unusable is None else f"of no use: it was measured on a surrogate, and {unusable}",
         wording.input: seen,
         "changed": f"{found['changed_examples']:,} of {found['training_examples']:,} training examples "
         f"{DONE[found['kind']]}",
@@ -193,7 +196,6 @@ def _found(found: dict[str, Any], seen: str, wording: Wording) -> Any:
             f"executing the recorded steps here differs by {wording.amount(format(found['control_gap'], '.2g'))} "
             "from the record"
         )
-    surrogate = found.get("twin")
     if surrogate is not None:
         rows["trained again"] = f"not the served model but its surrogate: {surrogate['summary']}"
     rows["time"] = (

@@ -143,7 +143,7 @@ def _header(answer: Mapping[str, Any], text: str, wording: Wording) -> Renderabl
         {
             wording.input: _input(text, prediction, wording),
             "prediction": prediction_text(prediction),
-            "base model": prediction_text(differences.get("base_prediction")),
+            "base model": _base_prediction(differences),
             "explained": _explained(differences.get("target"), prediction, text, wording),
             wording.measurement: _change(differences),
         }
@@ -153,6 +153,11 @@ def _header(answer: Mapping[str, Any], text: str, wording: Wording) -> Renderabl
 def _input(text: str, prediction: Mapping[str, Any] | None, wording: Wording) -> str | Text:
     entities = (prediction or {}).get("entities")
     return Text.from_markup(with_entities(text, entities)) if entities and wording.marks else text
+
+
+def _base_prediction(differences: Mapping[str, Any]) -> str | None:
+    found = prediction_text(differences.get("base_prediction"))
+    return f"{found}, by a head of random weights" if found and differences.get("base_head") == "random" else found
 
 
 def _explained(target: Any, prediction: Mapping[str, Any] | None, text: str, wording: Wording) -> str | None:

@@ -78,6 +78,14 @@ def target_text(target: Any) -> str | None:
     return label if label is None or isinstance(label, str) else compact_json(label)
 
 
+def tiers_shown(tiers: Mapping[str, str]) -> dict[str, str]:
+    """What there is of each tier, in rows: tiers of which the same is said are one row."""
+    by_state: dict[str, list[str]] = {}
+    for tier, state in tiers.items():
+        by_state.setdefault(state, []).append(tier)
+    return {f"{'tier' if len(names) == 1 else 'tiers'} {', '.join(names)}": state for state, names in by_state.items()}
+
+
 def compact_json(value: Any) -> str:
     """A JSON value in a line, its numbers to four digits."""
     return json.dumps(_rounded(value), ensure_ascii=False)

@@ -48,8 +48,9 @@ class ConfigReference:
         listed = listed_configs()
         if self.name is None:
             if len(listed) != 1:
+                found = f"lists {len(listed)}" if listed else "is not set"
                 raise SettingsError(
-                    f"this service names no config, and {ENVIRONMENT} lists {len(listed)}; "
+                    f"this service names no config, and {ENVIRONMENT} {found}; "
                     f"write class ...(AuditMixin, config='NAME'), or set {ENVIRONMENT}",
                     field=ENVIRONMENT,
                 )

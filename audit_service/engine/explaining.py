@@ -11,6 +11,7 @@ from audit_service.errors import body_of, status_of
 from audit_service.prediction.inputs import taken_input
 from audit_service.schemas import EngineItem
 from influence_engine.errors import InfluenceError, InputError
+from influence_engine.models.loading import base_head
 from influence_engine.tasks import (
     Example,
     Task,
@@ -141,11 +142,13 @@ def _attribute(loaded: Loaded, items: Sequence[EngineItem], queries: Sequence[Ex
 
 
 def _explanation(loaded: Loaded, item: EngineItem, attribution: Any) -> dict[str, Any]:
+    difference = loaded.attributor.difference
     differences: dict[str, Any] = {
         "target": attribution.target,
         "measurement": attribution.measurement,
         "base_measurement": attribution.base_measurement,
         "base_prediction": attribution.base_prediction,
+        "base_head": None if difference is None else base_head(difference.base),
     }
     if "modules" in item.include and attribution.base_measurement is not None:
         differences["modules"] = attribution.modules

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 MAX_TOP_K = 100
 MAX_BATCH = 100
@@ -37,14 +38,35 @@ class ModelRequest(Request):
 
 
 class Target(Request):
-    """What is to be explained, instead of what was predicted; which of these there are is the task's affair."""
+    """What is to be explained, instead of what was predicted: a label's name, or an object; which of its fields mean
+    something is the task's affair."""
 
     label: Name | None = Field(None, description="A label, of the whole or of the span.")
     span: tuple[int, int] | None = Field(None, description="First character of a part of the input, and one past it.")
     tokens: list[int] | None = Field(None, max_length=4096, description="Positions of tokens.")
     answer: str | None = Field(None, strict=True, max_length=100_000, description="A text that the model might give.")
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+    @model_validator(mode="before")
+    @classmethod
+    def _label_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"label": value}
+        if not isinstance(value, (Mapping, cls)):
+            raise PydanticCustomError(
+                "target_type",
+                "name a label, 'NAME', or an object such as {'label': 'NAME'}; its fields are {fields}",
+                {"fields": ", ".join(cls.model_fields)},
+            )
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A label's name, or the object."""
+        described = handler.resolve_ref_schema(handler(schema))
+        shape = {key: described.pop(key) for key in list(described) if key not in ("title", "description")}
+        label = {"type": "string", "maxLength": MAX_NAME, "description": "A label, by its name."}
+        described["anyOf"] = [{**shape, "minProperties": 1}, label]
+        return described
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -130,6 +130,11 @@ class Differences(BaseModel):
     measurement: float = Field(description="Of the target in the fine-tuned model: log-odds of a label.")
     base_measurement: float | None = Field(description="The same in the base model.")
     base_prediction: dict[str, Any] | None
+    base_head: Literal["own", "random"] | None = Field(
+        None,
+        description="``random``: the base model has no head of its own, so what it predicts and measures is chance; "
+        "null where that is not known.",
+    )
     modules: list[ModuleChange] | None = None
     parts: list[ChangedPart] | None = Field(
         None,

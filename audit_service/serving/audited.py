@@ -60,10 +60,14 @@ def audited(
             service has one.
 
     Raises:
-        TypeError: at the definition of the service's class, if a name cannot be found.
+        TypeError: at the definition of the service's class, if a name cannot be found, or if what is decorated is no
+            plain function.
     """
 
     def decorate(function: Method) -> Method:
+        if not inspect.isfunction(function):
+            named = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+            raise TypeError(f"@audited goes below @bentoml.api, directly above `def`; at {named} it is above it")
         outputs = {"label": label, "confidence": confidence, "scores": scores}
         method = AuditedMethod(function, outputs, inputs, config)
         wrapper = _wrap(function, method)

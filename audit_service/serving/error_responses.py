@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from audit_service.errors import NoSuchEndpointError, body_of, error_body, status_of
 from audit_service.outside import MOST_NAMED, said
 from audit_service.serving.request_context import request_to
+from audit_service.serving.schema_fields import Shape, field_names
 from influence_engine.errors import InfluenceError
 
 Arguments = ParamSpec("Arguments")
@@ -44,7 +45,7 @@ def uniform_body(
     body: bytes,
     *,
     endpoints: Iterable[str] = (),
-    fields: Iterable[str] = (),
+    shape: Shape | None = None,
     system: bool = False,
 ) -> dict[str, Any] | None:
     """The error body for a response of status 400 or above, or ``None`` if the response should stay as it is.
@@ -54,7 +55,7 @@ def uniform_body(
         content_type: Its media type.
         body: Its body.
         endpoints: Paths that exist, for the message of a 404.
-        fields: Names of the request's fields, for the message about an unknown one.
+        shape: The request's schema, for the message about an unknown field.
         system: It is of a path of the server itself, where every plain text is an error's message.
     """
     if content_type.startswith("text/plain") and status in (404, 405):
@@ -72,7 +73,7 @@ def uniform_body(
     if not isinstance(found, dict) or not isinstance(found.get("error"), str):
         return None
     if isinstance(found.get("detail"), list) and found["detail"]:
-        return _validation(found["detail"], list(fields))
+        return _validation(found["detail"], shape)
     return _nested(found["error"]) or error_body(_code(status), found["error"])
 
 
@@ -112,9 +113,9 @@ def error_response(error: InfluenceError) -> JSONResponse:
     )
 
 
-def validation_body(details: list[Mapping[str, Any]], fields: Iterable[str] = ()) -> dict[str, Any]:
-    """The error body for pydantic's list of errors (``type``, ``loc``, ``msg``)."""
-    return _validation(details, list(fields))
+def validation_body(details: list[Mapping[str, Any]], shape: Shape | None = None) -> dict[str, Any]:
+    """The error body for pydantic's list of errors (``type``, ``loc``, ``msg``) about a request of that schema."""
+    return _validation(details, shape)
 
 
 def _code(status: int) -> str:
@@ -132,13 +133,14 @@ def no_such_endpoint(endpoints: Iterable[str]) -> NoSuchEndpointError:
     return NoSuchEndpointError(f"no such endpoint; there are {', '.join(sorted(endpoints))}")
 
 
-def _validation(details: list[Mapping[str, Any]], fields: list[str]) -> dict[str, Any]:
+def _validation(details: list[Mapping[str, Any]], shape: Shape | None) -> dict[str, Any]:
     first = details[0]
     kind, message = str(first.get("type", "")), str(first.get("msg", "not valid"))
     if kind == "json_invalid":
         return error_body("bad_json", message)
     field = said(".".join(str(part) for part in first.get("loc", ()) if part != "root"), MOST_NAMED) or None
     if kind == "extra_forbidden":
+        fields = field_names(shape, first.get("loc", ())[:-1])
         message = "no such field" + (f"; the fields are {', '.join(fields)}" if fields else "")
     if field is not None:
         message = f"{field}: {message}"

@@ -50,7 +50,7 @@ def _parsed(item: dict[str, Any], labels: list[str], *, several: bool) -> Outcom
         found = FeedbackItem.model_validate(item)
     except ValidationError as error:
         details: Any = error.errors(include_input=False, include_context=False, include_url=False)
-        return validation_body(details, FeedbackItem.model_fields)
+        return validation_body(details, FeedbackItem)
     if isinstance(found.label, list) != several:
         what = "a list of labels, empty where there is none" if several else "one label"
         return body_of(BadRequestError(f"what was right is {what}", field="label"))

@@ -101,6 +101,11 @@ def check_output(function: Callable[..., Any], part: str, path: str) -> None:
     """
     fields = fields_of(type_hints(function).get("return", Any))
     first = path.split(".")[0]
+    if first == "?":
+        known = "" if fields is None else f"; its fields are {', '.join(fields)}"
+        raise TypeError(
+            f"@audited({part}='?'): name the field of what {function.__qualname__} returns that holds the {part}{known}"
+        )
     if fields is None or first in fields or first.isdecimal():
         return
     near = difflib.get_close_matches(first, fields, 1)

@@ -71,9 +71,9 @@ class Reply:
         send, content_type = self.send, header(start, b"content-type").decode("latin-1")
         recorder = self._recorder()
         if start["status"] >= 400:
-            fields = self.route.fields if self.route is not None else ()
+            shape = self.route.shape if self.route is not None else None
             shaped = uniform_body(
-                start["status"], content_type, body, endpoints=self.endpoints, fields=fields, system=self.system
+                start["status"], content_type, body, endpoints=self.endpoints, shape=shape, system=self.system
             )
             if shaped is not None:
                 body, send = json.dumps(shaped).encode(), self.send_error

@@ -10,6 +10,7 @@ from audit_service.bentoml_internals import PICKLED
 from audit_service.errors import BadRequestError, MediaTypeError
 from audit_service.serving.asgi import JSON, App
 from audit_service.serving.request_context import RequestContext
+from audit_service.serving.schema_fields import Shape
 
 Direct = Callable[[Any, Any], Awaitable[App | None]]
 """From a service's instance and the parsed body to the response; ``None`` leaves the answer to BentoML."""
@@ -39,8 +40,8 @@ class Route:
         limit: Of a guarded one, bytes that a body may have.
         media_types: Of a guarded one, what is read beside JSON.
         reads_json: Its input is JSON where it is sent as such.
-        fields: Names of its input's fields.
-        files: Those of them that are files.
+        shape: The schema of its input.
+        files: Names of its fields that are files.
         batched: It merges several requests into one call.
         recorder: Records its predictions.
         direct: Answers past BentoML.
@@ -51,7 +52,7 @@ class Route:
     limit: int
     media_types: frozenset[bytes]
     reads_json: bool
-    fields: tuple[str, ...]
+    shape: Shape
     files: frozenset[str]
     batched: bool
     recorder: PredictionRecorder | None
@@ -75,7 +76,7 @@ def route_of(method: Any, service_class: Any) -> Route:
         limit=service_class.max_body_bytes(recorder) if guarded else 0,
         media_types=frozenset({JSON, declared}) if ours else FORMS | {JSON, declared},
         reads_json=declared in (JSON, b"multipart/form-data"),
-        fields=tuple(method.input_spec.model_fields),
+        shape=method.input_spec,
         files=frozenset(method.input_spec.multipart_fields),
         batched=method.batchable,
         recorder=recorder,
@@ -123,7 +124,7 @@ def check_batch(value: Any, route: Route) -> None:
     Raises:
         BadRequestError: that is a single value, or an empty list.
     """
-    name = route.fields[0]
+    name = next(iter(route.shape.model_fields))
     given = value.get(name, value) if isinstance(value, dict) else value
     if not isinstance(given, (list, dict)) or given == []:
         raise BadRequestError("this method answers many at once: send a list of at least one", field=name)

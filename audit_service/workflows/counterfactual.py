@@ -34,7 +34,7 @@ from influence_engine.counterfactual import (
 from influence_engine.counterfactual.cost import Cost, predict_cost
 from influence_engine.counterfactual.measuring import CHANGED, CONTROL
 from influence_engine.counterfactual.tangent import STAGE as REPLAYING
-from influence_engine.errors import DigestMismatchError, InputError, ResourceError, SettingsError
+from influence_engine.errors import InputError, ResourceError, SettingsError
 from influence_engine.progress import Progress
 from influence_engine.resources import free_memory, peak_memory, readable_bytes
 from influence_engine.tasks import Example, Target, fields_of, group_of, target_field, target_name
@@ -111,12 +111,6 @@ class Measuring:
         self.run, self.task, self.surrogate = replayable.run, replayable.task, replayable.agreement
         self.train = workspace.train
         self.loaded = load(workspace)
-        if self.surrogate is not None and self.surrogate["served"] != self.loaded.model["digest"]:
-            raise DigestMismatchError(
-                f"the surrogate run in {self.config.surrogate_folder} is of another model than the served one; "
-                f"compare them again: bento-audit finetune {self.config.spelled} --twin",
-                field="model",
-            )
 
     def cost(self, question: Question) -> Cost:
         """The predicted time, memory and disk of an answer."""

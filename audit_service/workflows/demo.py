@@ -28,6 +28,7 @@ from influence_engine.index import Manifest
 from influence_engine.index.index import CALIBRATION
 from influence_engine.index.manifest import MANIFEST
 from influence_engine.tasks import (
+    UNSAID_FIELDS,
     LossPartsTask,
     PositionPartsTask,
     embedded,
@@ -36,6 +37,9 @@ from influence_engine.tasks import (
 )
 
 HOST = "127.0.0.1"
+(SENTENCES,) = input_fields(UNSAID_FIELDS)
+"""The field that packaged sentences are in."""
+
 USUAL = ("examples", "groups", "modules")
 """Parts of an answer that every task has."""
 

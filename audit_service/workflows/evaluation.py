@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from audit_service.config import AuditConfig
 from audit_service.engine.loading import load
@@ -92,7 +93,8 @@ def run_evaluation(workspace: Workspace, plan: EvaluationPlan, queries: int, fol
         folder: Folder for ``evaluation.json``.
 
     Raises:
-        RecordError: there is no recorded run, or its steps cannot be executed again.
+        RecordError: there is no recorded run and no surrogate, its steps cannot be executed again, or a surrogate
+            agrees too little with the served model.
         DataError: there are no labelled held-out examples.
         SettingsError: the plan cannot be carried out.
     """
@@ -100,8 +102,15 @@ def run_evaluation(workspace: Workspace, plan: EvaluationPlan, queries: int, fol
     loaded = load(workspace)
     found = evaluate(loaded.attributor, retraining, plan, base=workspace.model.base, progress=workspace.progress)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RESULTS, {**found.to_dict(), "model": loaded.model, "index": loaded.index})
+    surrogate = surrogate_of(workspace)
+    about = {"model": loaded.model, "index": loaded.index} | ({} if surrogate is None else {"surrogate": surrogate})
+    write_json(folder / RESULTS, {**found.to_dict(), **about})
     return found
+
+
+def surrogate_of(workspace: Workspace) -> dict[str, Any] | None:
+    """How far the surrogate that is trained again agrees with the served model; None where that model itself is."""
+    return workspace.replayable.agreement
 
 
 def run_planted(workspace: Workspace, share: float, folder: Path) -> PlantedErrors:
@@ -146,7 +155,7 @@ def run_planted(workspace: Workspace, share: float, folder: Path) -> PlantedErro
 
 
 def _retraining(workspace: Workspace, queries: int) -> Retraining:
-    config, run = workspace.config, workspace.run
+    config, trained_again = workspace.config, workspace.checkable
     labelled = workspace.labelled_held_out
     chosen = random.Random(0).sample(labelled, min(queries, len(labelled)))
     if len(chosen) < FEWEST_QUERIES:
@@ -156,4 +165,5 @@ def _retraining(workspace: Workspace, queries: int) -> Retraining:
             field="data.validation",
         )
     cache = evaluation_folder(config) / "retrainings"
-    return Retraining(run, workspace.task, workspace.train, chosen, cache, progress=workspace.progress)
+    run, task = trained_again.run, trained_again.task
+    return Retraining(run, task, workspace.train, chosen, cache, progress=workspace.progress)

@@ -224,7 +224,8 @@ def _check_seconds(workspace: Workspace) -> float:
     """What a check against retraining will take at most: later retrainings are quicker than the first."""
     if workspace.index.calibration is not None:
         return 0.0
-    return RETRAININGS * predict_cost(workspace.run, workspace.task, workspace.train).seconds
+    trained_again = workspace.checkable
+    return RETRAININGS * predict_cost(trained_again.run, trained_again.task, workspace.train).seconds
 
 
 def plan_for_serving(workspace: Workspace, directions: int) -> dict[str, Any]:

@@ -18,18 +18,25 @@ MOST_CHECKED = 64
 def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = None) -> Calibration:
     """Trains again without some examples, and stores with the index the intervals that follow for its influences.
 
-    An index that was checked before is not checked again.
+    An index that was checked before is not checked again. That of a model which was trained elsewhere is checked
+    against retrainings of its surrogate, as far as that agrees with the model; every answer then says so.
 
     Raises:
         IndexFormatError: the config's folder holds no index.
-        RecordError: the model was trained elsewhere, or its run cannot be executed again; the message says why.
+        RecordError: there is no run and no surrogate that can be executed again, or the surrogate agrees too little
+            with the served model; the message says what helps.
         DataError: there are too few held-out examples.
     """
     config = workspace.config
     current_version(config.index_folder)
-    if workspace.index.calibration is not None:
-        return workspace.index.calibration
-    run, task = workspace.run, workspace.task
+    calibration = workspace.index.calibration
+    if calibration is not None and (config.model is None or calibration.surrogate is None):
+        return calibration
+    trained_again = workspace.checkable
+    surrogate = None if trained_again.agreement is None else trained_again.agreement["summary"]
+    if calibration is not None and calibration.surrogate == surrogate:
+        return calibration
+    run, task = trained_again.run, trained_again.task
     _, for_check = split_held_out(workspace)
     queries = workspace.labelled(for_check)[:MOST_CHECKED]
     if len(queries) < FEWEST_QUERIES:
@@ -42,4 +49,4 @@ def check_against_retraining(workspace: Workspace, cache: FrozenCache | None = N
     retraining = Retraining(
         run, task, workspace.train, queries, folder, frozen_cache=cache, progress=workspace.progress
     )
-    return check_index(workspace.attributor, retraining)
+    return check_index(workspace.attributor, retraining, surrogate=surrogate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from audit_service.artifacts.recorded_runs import AGREEMENT
+from audit_service.artifacts.trainer_state import surrogate_advice
 from audit_service.workflows.finetuning import finetune_recorded
 from audit_service.workspace import Workspace
 from influence_engine.counterfactual import agreement
@@ -21,7 +22,8 @@ def train_surrogate(workspace: Workspace, *, restart: bool = False) -> tuple[Run
         restart: Delete an earlier surrogate first.
 
     Returns:
-        The surrogate's run, and how far the surrogate agrees with the served model.
+        The surrogate's run, and how far the surrogate agrees with the served model; where that is too little, with
+        ``advice`` on the settings to change.
 
     Raises:
         SettingsError: the model has a record of its own, or no base model is named.
@@ -47,4 +49,4 @@ def train_surrogate(workspace: Workspace, *, restart: bool = False) -> tuple[Run
     # These names are in files and answers of released versions.
     about = {**agreed.to_dict(), "served": served_model.digests["model"], "twin": run.digests["model"]}
     write_json(config.surrogate_folder / AGREEMENT, about)
-    return run, about
+    return run, about if agreed.untrusted is None else {**about, "advice": surrogate_advice(config)}

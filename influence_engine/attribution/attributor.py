@@ -36,6 +36,7 @@ from influence_engine.tasks import (
     measured_gradient,
     predictions_of,
     targets_of,
+    unread_part,
 )
 
 Tier = Literal["best", "estimated", "refined", "replayed", "measured"]
@@ -217,6 +218,7 @@ class Attributor:
                     float(retained[number]),
                     in_basis[number],
                     errors[number],
+                    unread_part(self.task, queries[number]),
                 )
                 | ({} if refined is None else refinement(refined, estimated[number], number))
                 | ({} if splitter is None else {"parts": splits[number]}),

@@ -46,6 +46,7 @@ def quality_of(
     retained: float,
     in_basis: float | None,
     errors: Errors,
+    unread: str | None = None,
 ) -> dict[str, Any]:
     """The quality entry of an explanation: how far it can be trusted.
 
@@ -56,6 +57,7 @@ def quality_of(
         retained: Share of the query's gradient that the index keeps.
         in_basis: Share of the squared estimates that replayed directions span.
         errors: Intervals around this query's influences.
+        unread: What of the query the model did read, in words, where that is not all of it.
 
     Returns:
         ``share_returned``: share of ``total`` that the returned examples carry; ``share_in_basis`` (``None`` if
@@ -73,12 +75,12 @@ def quality_of(
         "outside_index": outside,
         "error_90": errors.error_90(len(returned), sum(returned)),
         "agreement": None if errors.tier is None else errors.tier.agreement,
-        "warnings": _warnings(errors, index.manifest.influence_kept, outside=bool(outside)),
+        "warnings": _warnings(errors, index.manifest.influence_kept, outside, unread),
     }
 
 
-def _warnings(errors: Errors, influence_kept: float | None, *, outside: bool) -> list[str]:
-    found = []
+def _warnings(errors: Errors, influence_kept: float | None, outside: bool | None, unread: str | None) -> list[str]:
+    found = [] if unread is None else [unread]
     if influence_kept is not None and influence_kept < LITTLE:
         found.append(
             f"the index keeps {influence_kept:.0%} of the influence on held-out examples; a larger index.dimensions or "
@@ -86,11 +88,18 @@ def _warnings(errors: Errors, influence_kept: float | None, *, outside: bool) ->
         )
     if outside:
         found.append("the input is unlike the training examples: the index keeps little of its gradient")
+    if outside is None:
+        found.append(
+            "not known whether the input is like the training examples: the index was built without held-out examples "
+            "to compare it with (data.validation)"
+        )
     if errors.calibration is not None and errors.calibration.nonlinearity > LINEAR_ENOUGH:
         found.append(
             f"training responds unevenly to its examples (nonlinearity {errors.calibration.nonlinearity:.2f}): "
             f"influences are rough; {errors.calibration.smoother}"
         )
+    if errors.calibration is not None and errors.calibration.surrogate is not None:
+        found.append(f"intervals are from training a surrogate again, not this model: {errors.calibration.surrogate}")
     if errors.tier is not None and errors.tier.agreement < GOOD_AGREEMENT:
         agreement = f"{errors.tier.agreement:.2f}"
         found.append(f"in the index's check, predicted and retrained changes had a cosine of {agreement} only")

@@ -7,9 +7,9 @@ answer says how far that is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,12 @@ _BATCH = 32
 
 MOST_GRADIENTS = 64
 """Held-out inputs whose gradients are compared; each takes a backward pass of both models."""
+
+UNRELATED = 0.2
+"""Correlation of the outputs below which a surrogate has learnt nothing of what the served model has."""
+
+TRUSTED = 0.5
+"""Correlation of the outputs below which a surrogate's retrainings are no measure of an index of the served model."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,33 @@ class Agreement:
             f"alone: {self.base_labels:.1%}), outputs' correlation {self.logits:.2f}{gradients}"
         )
 
+    @property
+    def unusable(self) -> str | None:
+        """Why nothing that is measured on the surrogate says anything of the served model; None where it does."""
+        if self.labels < self.base_labels:
+            return (
+                f"it gives the served model's label for {self.labels:.1%} of {self.examples:,} held-out inputs, where "
+                f"the commonest label alone is right for {self.base_labels:.1%}"
+            )
+        if not self.logits >= UNRELATED:  # NaN is no agreement either
+            return f"its outputs have a correlation of {self.logits:.2f} with the served model's, which is next to none"
+        return None
+
+    @property
+    def untrusted(self) -> str | None:
+        """Why an index of the served model cannot be checked or evaluated on the surrogate; None where it can."""
+        if self.unusable is None and not self.logits >= TRUSTED:
+            return f"its outputs have a correlation of {self.logits:.2f} with the served model's, less than {TRUSTED}"
+        return self.unusable
+
     def to_dict(self) -> dict[str, Any]:
-        """The agreement as a JSON value, with the summary."""
-        return {**asdict(self), "summary": self.summary}
+        """The agreement as a JSON value, with ``summary`` and ``unusable``."""
+        return {**asdict(self), "summary": self.summary, "unusable": self.unusable}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The agreement of a JSON value."""
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
 
 
 def agreement(

@@ -154,7 +154,10 @@ def _refusal(table: Table, bad_rows: list[BadRow], settings: DataSettings) -> Da
         "Correct them, or set `on_bad_rows: drop` to leave them out.",
     ]
     if settings.labels is None and any("unknown label" in bad.problem for bad in bad_rows):
-        lines.append("If the labels are only spelt otherwise, map them: `labels: {theirs: ours}`.")
+        lines.append(
+            "If the labels are only spelt otherwise, map them beside the source's columns: `labels: {theirs: ours}`, "
+            "in a config under data.train, data.validation or data.test."
+        )
     return DataError("\n".join(lines), field=settings.kind)
 
 

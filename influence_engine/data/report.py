@@ -89,9 +89,27 @@ def plural(count: int, noun: str) -> str:
 
 
 def bad_row_lines(bad_rows: Sequence[BadRow], count: int, unit: str) -> list[str]:
-    """One indented line for each of the first bad rows, and how many more there are."""
-    lines = [f"  {unit} {bad.line}: {bad.problem}" for bad in bad_rows[:SHOWN]]
-    return [*lines, f"  ... and {count - SHOWN:,} more"] if count > SHOWN else lines
+    """One indented line for each of the first problems, with the rows that have it, and how many more rows there are.
+
+    Args:
+        bad_rows: Rows and their problems; not all, perhaps.
+        count: How many bad rows there are.
+        unit: What line numbers count.
+    """
+    by_problem: dict[str, list[int]] = defaultdict(list)
+    for bad in bad_rows:
+        by_problem[bad.problem].append(bad.line)
+    shown = list(by_problem.items())[:SHOWN]
+    lines = [f"  {_places(places, unit)}: {problem}" for problem, places in shown]
+    left = count - sum(len(places) for _, places in shown)
+    return [*lines, f"  ... and {left:,} more"] if left else lines
+
+
+def _places(places: Sequence[int], unit: str) -> str:
+    if len(places) == 1:
+        return f"{unit} {places[0]}"
+    named = ", ".join(map(str, places[:3]))
+    return f"{len(places):,} {unit}s ({named}{' ...' if len(places) > 3 else ''})"
 
 
 def find_repeats(

@@ -42,13 +42,16 @@ RETRAININGS = RANDOM + AIMED + 1 + 1
 """One for each random and aimed set, one for the large set, one with half the weight of a random set."""
 
 
-def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0) -> Calibration:
+def check_index(
+    attributor: Attributor, retraining: Retraining, *, seed: int = 0, surrogate: str | None = None
+) -> Calibration:
     """Trains again without some examples, and stores with the index how far its influences were from what happened.
 
     Args:
         attributor: Attributor of the run's model and index; its answers have intervals afterwards.
         retraining: Retrainings of the same run, with held-out queries that no replayed direction was taken from.
         seed: Seed of the random sets.
+        surrogate: Where not the index's model is trained again but a surrogate of it, how far the two agree.
 
     Raises:
         SettingsError: there are too few queries, or too few examples to take a set from.
@@ -85,6 +88,7 @@ def check_index(attributor: Attributor, retraining: Retraining, *, seed: int = 0
         nonlinearity=nonlinearity(changes[0], recorded - halved),
         tiers={tier: error_of(influences) for tier, influences in scores.items()},
         smoother=smoothness_advice(retraining.run.settings),
+        surrogate=surrogate,
     )
     index.save_calibration(calibration)
     return calibration

@@ -83,6 +83,7 @@ class Calibration(BaseModel):
             every influence assumes.
         tiers: Errors by tier.
         smoother: Advice on changing the training where ``nonlinearity`` is too large.
+        surrogate: Where not the index's model was trained again but a surrogate of it: how far the two agree.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,10 +94,11 @@ class Calibration(BaseModel):
     nonlinearity: float
     tiers: dict[str, TierError]
     smoother: str = smoothness_advice(None)
+    surrogate: str | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the calibration atomically."""
-        write_json(path, self.model_dump(mode="json"))
+        write_json(path, self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], about: Mapping[str, str]) -> Calibration | None:

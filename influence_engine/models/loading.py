@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,9 @@ from influence_engine.models.adapter_base import (
 from influence_engine.tasks import PROCESSORS, Head
 
 ADAPTER_CONFIG = "adapter_config.json"
+BASE_HEAD = "bento_audit_base_head"
+"""Where a model's configuration says whether the base model's head was its ``own`` or a fresh, ``random`` one."""
+
 PLAIN_WEIGHTS = "weights.safetensors"
 """Weights of a module that does not come from ``transformers``."""
 
@@ -58,10 +61,27 @@ def load_base(
     source, kind = _source(path_or_hub_id), getattr(transformers, head.auto_class, None)
     if kind is None:
         raise SettingsError(f"transformers has no class {head.auto_class!r} to load a model with", field="task")
+    settings = {**head.settings, **_safely(), "output_loading_info": True}
     with torch.random.fork_rng(), _loading(source, head):
         torch.manual_seed(seed)
-        model: nn.Module = kind.from_pretrained(source, revision=revision or "main", **{**head.settings, **_safely()})
-    return model.eval()
+        model, report = kind.from_pretrained(source, revision=revision or "main", **settings)
+    # In the configuration, so that it is saved, copied and wrapped with the model, through fine-tuning, too.
+    setattr(model.config, BASE_HEAD, "random" if report["missing_keys"] else "own")
+    base: nn.Module = model
+    return base.eval()
+
+
+def base_head(base: nn.Module) -> Literal["own", "random"] | None:
+    """Whether a base model came with all its weights, or got a fresh head, so that its answers are those of chance.
+
+    Args:
+        base: What ``load_base`` returned, saved and loaded since or not.
+
+    Returns:
+        None where that is not known.
+    """
+    found = getattr(getattr(base, "config", None), BASE_HEAD, None)
+    return found if found in ("own", "random") else None
 
 
 def load_model(folder: str | os.PathLike[str], head: Head | None = None) -> nn.Module:
@@ -102,6 +122,16 @@ def import_classes(folder: str | os.PathLike[str]) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = config["architectures"][0]
         own_architectures().get(architecture) or getattr(transformers, architecture, None)
+
+
+def checkpoint_labels(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """What a saved classifier calls its outputs, in their order; none where it has no names of its own."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        names = tuple(str(config["id2label"][number]) for number in sorted(config["id2label"], key=int))
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()
+    return () if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
 def load_into(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor
 from influence_engine.errors import SettingsError
 from influence_engine.tasks.contract import (
     Batch,
+    CuttingTask,
     Example,
     FieldsTask,
     Head,
@@ -180,6 +181,11 @@ def example_sizes(task: Task, examples: Sequence[Example]) -> list[int]:
     if isinstance(task, SizedTask):
         return task.sizes(examples)
     return [next(iter(task.collate([example]).values())).numel() for example in examples]
+
+
+def unread_part(task: object, example: Example) -> str | None:
+    """What of an example the model did read, where that is not all of it and the task says so."""
+    return task.unread(example) if isinstance(task, CuttingTask) else None
 
 
 def batches_of_like_size(task: Task, examples: Sequence[Example], count: int) -> list[list[int]]:

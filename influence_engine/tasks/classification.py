@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from influence_engine.errors import DataError, InputError, SettingsError
+from influence_engine.names import did_you_mean
 from influence_engine.tasks.capabilities import classification_head
 from influence_engine.tasks.contract import Array, Batch, Example, Head
 from influence_engine.tasks.targets import NO_TARGET
@@ -48,7 +49,10 @@ class Classification:
             return
         if label not in self._numbers:
             known = ", ".join(repr(name) for name in self.labels)
-            raise InputError(f"unknown label {label!r}; the labels are {known}", field=self.label)
+            meant = did_you_mean(label, self.labels) if isinstance(label, str) else ""
+            raise InputError(
+                f"unknown label {label!r}; the labels are {known}{'.' if meant else ''}{meant}", field=self.label
+            )
 
     def label_numbers(self, examples: Sequence[Example]) -> Tensor:
         """The examples' labels by number ``[B]``, ``NO_TARGET`` where an example has none."""

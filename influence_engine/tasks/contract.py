@@ -187,6 +187,14 @@ class SizedTask(Protocol):
 
 
 @runtime_checkable
+class CuttingTask(Protocol):
+    """Optional: says where the model reads only a part of an example."""
+
+    def unread(self, example: Example) -> str | None:
+        """What was read, in words, such as ``only the first 64 of 90 tokens were read``; ``None`` where all of it."""
+
+
+@runtime_checkable
 class CheckingTask(Protocol):
     """Optional: refuses bad examples with a message for people."""
 

@@ -78,6 +78,10 @@ class TextClassification(Classification):
         """Tokens of each example, from many texts at once."""
         return token_counts(self.tokenizer, examples, self.text, self.max_length)
 
+    def unread(self, example: Example) -> str | None:
+        """How many of its tokens are read, where it has more than ``max_length``."""
+        return unread_tokens(self.tokenizer, example, self.text, self.max_length)
+
     def units(self, example: Example) -> list[Unit]:
         """Its tokens, with their characters in the text; special tokens stand for no part of it.
 

@@ -31,7 +31,7 @@ from influence_engine.tasks.text_words import (
     places_of_tokens,
     words_within,
 )
-from influence_engine.tasks.tokenised_text import require_offsets, token_counts, token_units
+from influence_engine.tasks.tokenised_text import require_offsets, token_counts, token_units, unread_tokens
 
 IGNORED = -100
 """In ``labels`` and ``targets`` of a batch: nothing is said of this position."""
@@ -177,6 +177,10 @@ class TokenClassification:
     def sizes(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each example, from many texts at once."""
         return token_counts(self.tokenizer, examples, self.text, self.max_length)
+
+    def unread(self, example: Example) -> str | None:
+        """How many of its tokens are read, where it has more than ``max_length``."""
+        return unread_tokens(self.tokenizer, example, self.text, self.max_length)
 
     def units(self, example: Example) -> list[Unit]:
         """Its tokens, with their characters in the text; special tokens stand for no part of it."""

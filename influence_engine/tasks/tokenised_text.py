@@ -53,3 +53,12 @@ def require_offsets(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} cannot say where a token comes from; use the fast form of it",
             field="tokenizer",
         )
+
+
+def unread_tokens(tokenizer: Any, example: Example, text: str, max_length: int) -> str | None:
+    """How many of the tokens of its ``text`` are read, where there are more than ``max_length``."""
+    value = example.get(text)
+    if not isinstance(value, str):  # a subclass that reads other fields says itself what it cuts
+        return None
+    found = len(tokenizer(value, verbose=False)["input_ids"])
+    return None if found <= max_length else f"only the first {max_length} of {found} tokens were read"

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from audit_service.bentoml_internals import PICKLED
 from audit_service.cli.group import main
 from audit_service.config import load_config
+from audit_service.workflows.adoption.service_file import add_audit
 from audit_service.workflows.export import export_and_register
 from audit_service.workspace import Workspace
 
@@ -48,7 +49,10 @@ def own(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for command in commands:
             result = CliRunner().invoke(main, command.split())
             assert result.exit_code == 0, result.output
-    (folder / "service.py").write_text(shown("your_own_service.md", "after"))
+    after = shown("your_own_service.md", "after")
+    edited = add_audit(shown("your_own_service.md", "before"), config="support", name="service.py").source
+    assert set(edited.split("\n")) <= set(after.split("\n")), "init proposes the lines that are shown"
+    (folder / "service.py").write_text(after)
     (folder / "gateway.py").write_text(shown("your_own_service.md", "gateway"))
     return folder
 
@@ -126,7 +130,7 @@ def test_nobody_else_can_have_the_inner_service_read_a_pickle(gateway: Any) -> N
             answer = client.post(path, content=pickle.dumps(Bomb()), headers={"content-type": PICKLED})
             assert answer.status_code == 415, (path, answer.text)
         assert client.post("/upload", files={"file": ("two.bin", b"x" * 2_000_000)}).json() == 2_000_000
-        assert client.post("/classify", json={"text": FINE}).json()["label"] == "good"
+        assert client.post("/classify", json={"message": FINE}).json()["mood"] == "good"
 
 
 def test_switched_off_the_service_is_the_bare_one_without_index_and_config(

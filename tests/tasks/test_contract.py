@@ -40,6 +40,7 @@ from influence_engine.tasks import (
     projection_of,
     show,
     targets_of,
+    unread_part,
     with_targets,
     without_targets,
 )
@@ -79,6 +80,7 @@ def test_examples_have_the_fields_that_the_task_names_and_can_be_shown(trained: 
         assert group is None or isinstance(group, str)
         if any(field.role == "input" and field.kind != "numbers" for field in fields):
             assert shown
+        assert unread_part(trained.toy.task, example) is None
     assert len({field.name for field in fields}) == len(fields)
     json.dumps([field.json_type() for field in fields])
 

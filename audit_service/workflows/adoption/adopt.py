@@ -66,6 +66,8 @@ class Adoption:
         tiers: For each kind of explanation, whether there can be any, and why not.
         written: Files that were written.
         service_diff: Unified diff that adds the audit to the service named, or None.
+        service_clear: Whether that service says which field of its answer holds the label; otherwise the diff has a
+            ``?`` there.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Adoption:
     tiers: Mapping[str, str]
     written: tuple[Path, ...]
     service_diff: str | None
+    service_clear: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The result as a JSON value."""
@@ -86,6 +89,7 @@ class Adoption:
             "tiers": dict(self.tiers),
             "written": [str(path) for path in self.written],
             "service_diff": self.service_diff,
+            "service_clear": self.service_clear,
         }
 
 
@@ -108,7 +112,7 @@ def adopt(request: Request, root: Path, progress: Progress) -> Adoption:
     progress("inspecting the checkpoint", 1, 1, checkpoint.architecture)
     labels = _labels(request, checkpoint)
     columns = inspect_columns(request.data, labels, text=request.text, label=request.label, id=request.id)
-    diff = _service_diff(request.service, name) if request.service is not None else None
+    diff, clear = (None, True) if request.service is None else _service_diff(request.service, name)
     write_text(config_file, config_text(name, checkpoint, labels, request.data, columns, request.base, root))
     load_config(config_file)
     written = [config_file]
@@ -119,7 +123,7 @@ def adopt(request: Request, root: Path, progress: Progress) -> Adoption:
                 write_text(path, text)
                 written.append(path)
     shown = tuple(path.relative_to(root) for path in written)
-    return Adoption(name, checkpoint, labels, columns, _tiers(request, checkpoint), shown, diff)
+    return Adoption(name, checkpoint, labels, columns, _tiers(request, checkpoint), shown, diff, clear)
 
 
 def _name(request: Request) -> str:
@@ -142,13 +146,13 @@ def _labels(request: Request, checkpoint: Checkpoint) -> tuple[str, ...]:
     return labels
 
 
-def _service_diff(service: Path, config: str) -> str:
+def _service_diff(service: Path, config: str) -> tuple[str, bool]:
     if not service.is_file():
         raise SettingsError(f"there is no service file {service}", field="service")
     source = service.read_text(encoding="utf-8")
     edited = add_audit(source, config=config, name=str(service))
     before, after = source.splitlines(keepends=True), edited.source.splitlines(keepends=True)
-    return "".join(difflib.unified_diff(before, after, str(service), str(service), n=1))
+    return "".join(difflib.unified_diff(before, after, str(service), str(service), n=1)), edited.clear
 
 
 def _tiers(request: Request, checkpoint: Checkpoint) -> dict[str, str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audit_service.artifacts.trainer_state import recorded_settings
 from influence_engine.errors import ModelError
 
 ARCHITECTURE = "ForSequenceClassification"
@@ -26,6 +27,8 @@ class Checkpoint:
         max_length: The longest text in tokens that the model takes, at most 512.
         parameters: Number of the model's parameters.
         left_out: Names of the parameters that explanations cannot go through, with their sizes.
+        training: Settings of its training as far as ``trainer_state.json`` beside it says them: a proposal for a
+            surrogate (``finetune`` of the config).
     """
 
     folder: Path
@@ -34,6 +37,7 @@ class Checkpoint:
     max_length: int
     parameters: int
     left_out: Mapping[str, int]
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def share_left_out(self) -> float:
@@ -64,6 +68,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         max_length=min(int(limit) for limit in limits if isinstance(limit, int) and limit > 0),
         parameters=tracked.parameters,
         left_out=tracked.left_out,
+        training=recorded_settings(folder),
     )
 
 

@@ -45,6 +45,8 @@ def config_text(
     if base is not None:
         sections["base_model"] = {"path": _written(Path(base), root)} if Path(base).is_dir() else {"hub": base}
     sections["data"] = {"train": train}
+    if checkpoint.training:
+        sections["finetune"] = dict(checkpoint.training)
     if checkpoint.left_out:
         sections["index"] = {"unsupported_layers": "leave_out"}
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)

@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from audit_service.workflows.adoption.answer_fields import Answer, Method, answer_of, fields_of_class
 from audit_service.workflows.adoption.columns import TEXT_NAMES
 from influence_engine.errors import SettingsError
 
 MIXIN = "AuditMixin"
 DECORATOR = "audited"
-Method = ast.FunctionDef | ast.AsyncFunctionDef
 METHOD_NAMES = ("predict", "classify")
-LABEL_FIELDS = ("label", "prediction", "class_name", "category", "sentiment")
-CONFIDENCE_FIELDS = ("confidence", "score", "probability")
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,13 @@ class EditedService:
         source: The new source.
         service: Name of the class.
         method: Name of the method whose predictions are audited.
+        clear: Whether its source says which field of its answer holds the label; otherwise it must be filled in.
     """
 
     source: str
     service: str
     method: str
+    clear: bool
 
 
 def add_audit(source: str, *, config: str, name: str) -> EditedService:
@@ -53,12 +53,13 @@ def add_audit(source: str, *, config: str, name: str) -> EditedService:
         raise SettingsError(f"{name}, line {error.lineno}: not valid Python: {error.msg}", field="service") from error
     service, method = _find(tree, name)
     lines = source.splitlines(keepends=True)
-    decorator = f"@{DECORATOR}({', '.join(_arguments(tree, method))})"
+    answer = answer_of(tree, method)
+    decorator = f"@{DECORATOR}({', '.join(_arguments(tree, method, answer))})"
     # From the bottom up, so that the line numbers above stay true.
     _insert(lines, method.lineno, " " * method.col_offset + decorator)
     _complete_class(lines, service, config)
     _insert(lines, _line_after_imports(tree) + 1, f"from audit_service import {MIXIN}, {DECORATOR}")
-    return EditedService("".join(lines), service.name, method.name)
+    return EditedService("".join(lines), service.name, method.name, answer.clear)
 
 
 def _find(tree: ast.Module, name: str) -> tuple[ast.ClassDef, Method]:
@@ -89,15 +90,11 @@ def _last_name(node: ast.expr) -> str | None:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
 
 
-def _arguments(tree: ast.Module, method: Method) -> Iterator[str]:
-    """The decorator's arguments: names of the outputs, and of the input where it is not called ``text``."""
-    returned = {node.id for node in ast.walk(method.returns) if isinstance(node, ast.Name)} if method.returns else set()
-    fields = [field for name in returned for field in _fields_of_class(tree, name)]
-    label = next((field for field in LABEL_FIELDS if field in fields), LABEL_FIELDS[0])
-    confidence = next((field for field in CONFIDENCE_FIELDS if field in fields), None)
-    yield f'label="{label}"'
-    if confidence is not None:
-        yield f'confidence="{confidence}"'
+def _arguments(tree: ast.Module, method: Method, answer: Answer) -> Iterator[str]:
+    """The decorator's arguments: parts of the answer, and the input where it is not called ``text``."""
+    yield f"label={answer.label}"
+    if answer.confidence is not None:
+        yield f"confidence={answer.confidence}"
     inputs = list(_inputs(tree, method))
     names = [path.rpartition(".")[2] for path in inputs]
     if inputs and TEXT_NAMES[0] not in names:
@@ -111,16 +108,8 @@ def _inputs(tree: ast.Module, method: Method) -> Iterator[str]:
         if parameter.arg in ("self", "ctx", "context"):
             continue
         kind = parameter.annotation.id if isinstance(parameter.annotation, ast.Name) else None
-        fields = list(_fields_of_class(tree, kind)) if kind is not None else []
+        fields = fields_of_class(tree, kind) if kind is not None else []
         yield from ([f"{parameter.arg}.{field}" for field in fields] or [parameter.arg])
-
-
-def _fields_of_class(tree: ast.Module, name: str) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for statement in node.body:
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                    yield statement.target.id
 
 
 def _line_after_imports(tree: ast.Module) -> int:

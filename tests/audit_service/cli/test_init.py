@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from audit_service.artifacts.trainer_state import recorded_settings
 from audit_service.cli.group import main
 from audit_service.config import load_config
 
@@ -66,6 +67,11 @@ def test_the_adopted_model_is_indexed_and_explained_by_the_command_line(project:
     assert answer["prediction"]["label"] == "good"
     assert answer["differences"]["base_prediction"] is not None
     assert {example["tier"] for example in answer["examples"]} == {"estimated"}
+    assert answer["differences"]["base_head"] == "random"
+    assert any("not known whether the input is like" in warning for warning in answer["quality"]["warnings"])
+    long = bento_audit("explain", "support", "--text", "superb " * 80, "--top-k", "1").stdout
+    assert "only the first 64 of 82 tokens were read" in " ".join(long.split())
+    assert "by a head of random weights" in " ".join(long.split())
     proponents = [example for example in answer["examples"] if example["polarity"] == "proponent"]
     assert proponents
     assert {example["label"] for example in proponents} == {"good"}
@@ -99,7 +105,7 @@ def test_the_lines_for_a_service_that_exists_are_a_patch_that_applies(project: P
     subprocess.run(["git", "apply", "-p0", "-"], input=diff, text=True, check=True, cwd=project)
     source = (project / "service.py").read_text()
     assert 'class Support(AuditMixin, config="support"):' in source
-    assert '    @audited(label="label")\n    def predict' in source
+    assert '    @audited(label="label", confidence="confidence")\n    def predict' in source
 
 
 def test_a_config_that_exists_is_not_replaced_unasked(project: Path) -> None:
@@ -143,6 +149,47 @@ def test_a_checkpoint_that_cannot_be_adopted_is_refused_with_the_reason(
     assert result.exit_code == code
     assert message in result.stderr
     assert not (project / "configs").exists()
+
+
+def test_a_label_that_the_config_calls_otherwise_than_the_checkpoint_is_one_line_and_named(project: Path) -> None:
+    shown = bento_audit("init", "--model", "support", "--data", "train.csv").stdout
+    assert shown.count("the training was not recorded") == 1, "what holds for two tiers is said once"
+    config = project / "configs" / "support.yaml"
+    written = yaml.safe_load(config.read_text())
+    written["task"]["labels"] = ["bad", "god"]
+    config.write_text(yaml.safe_dump(written))
+
+    refused = bento_audit("index", "build", "support")
+
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "72 lines (3, 5, 7 ...): unknown label 'good'" in said
+    assert said.count("unknown label") == 1
+    assert "Did you mean 'god'?" in said
+    assert "The checkpoint calls its labels 'bad', 'good', the config 'bad', 'god': see task.labels" in said
+
+
+def test_what_the_trainer_left_of_its_settings_is_proposed_for_a_surrogate(project: Path) -> None:
+    assert "surrogate" not in bento_audit("init", "--model", "support", "--data", "train.csv").stdout.split("tier")[0]
+    state = {
+        "num_train_epochs": 12,
+        "train_batch_size": 16,
+        "log_history": [{"loss": 0.7, "learning_rate": 0.003}, {"learning_rate": 0.001}, {"eval_loss": 0.5}],
+    }
+    (project / "support" / "trainer_state.json").write_text(json.dumps(state))
+
+    result = bento_audit("init", "--model", "support", "--data", "train.csv", "--overwrite")
+
+    assert "{epochs: 12, learning_rate: 0.003, batch_size: 16}" in " ".join(result.stdout.split())
+    settings = load_config("support").finetune
+    assert (settings.epochs, settings.learning_rate, settings.batch_size) == (12, 0.003, 16)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"num_train_epochs": "many"}', '{"log_history": [3]}'])
+def test_a_trainer_state_that_cannot_be_read_proposes_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "trainer_state.json").write_text(content)
+
+    assert recorded_settings(tmp_path) == {}
 
 
 def test_labels_without_names_get_names_from_the_command_line(project: Path) -> None:

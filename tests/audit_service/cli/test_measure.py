@@ -130,6 +130,11 @@ def test_what_needs_more_memory_than_it_may_have_is_refused_before_it_trains(
     assert not list(films.rglob("retraining-*"))
 
 
+def test_explanations_of_a_recorded_run_say_that_its_base_model_had_no_head_of_its_own(films: Path) -> None:
+    result = bento_audit("explain", "films", "--text", TEXT, "--json")
+    assert json.loads(result.stdout)["differences"]["base_head"] == "random"
+
+
 @pytest.fixture(scope="module")
 def adopted_project(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twin")
@@ -175,8 +180,69 @@ def test_an_adopted_model_is_measured_on_a_surrogate_whose_agreement_every_answe
     assert found["twin"] == agreement
     shown = bento_audit("measure", "support", "--text", TEXT, "--without", "group:label=good")
     assert f"both give the same label for {agreement['labels']:.1%}" in " ".join(shown.stdout.split())
+    assert "WARNING" not in shown.stdout
     again = json.loads(bento_audit("finetune", "support", "--twin", "--json").stdout)
     assert again["agreement"] == agreement
+
+
+def test_the_index_of_an_adopted_model_is_checked_and_evaluated_on_its_surrogate_and_says_so(
+    adopted_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adopted_project)
+    assert bento_audit("finetune", "support", "--twin").exit_code == 0
+
+    checked = bento_audit("index", "check", "support", "--json")
+    explained = bento_audit("explain", "support", "--text", TEXT, "--json")
+    planned = bento_audit("evaluate", "support", "--queries", "8", "--tuning", "2", "--subsets", "2", "--dry-run")
+    found = bento_audit("evaluate", "support", "--queries", "8", "--tuning", "2", "--subsets", "2", "--json")
+
+    assert checked.exit_code == 0, checked.output
+    assert "both give the same label for" in json.loads(checked.stdout)["surrogate"]
+    answered = json.loads(explained.stdout)
+    assert answered["examples"][0]["error_90"] > 0
+    assert any("training a surrogate again, not this model" in one for one in answered["quality"]["warnings"])
+    assert planned.exit_code == 0, planned.output
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["surrogate"]["labels"] > 0.8
+
+    replayed = bento_audit("index", "build", "support", "--directions", "2")
+    assert replayed.exit_code == 1
+    said = " ".join(replayed.stderr.split())
+    assert "Its surrogate takes its place for `measure`, `index check` and `evaluate` alone" in said
+    assert "--twin" not in said, "what has been done already is not proposed again"
+
+
+def test_a_surrogate_that_has_learnt_nothing_is_named_unusable_and_no_basis_for_a_check(
+    adopted_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(adopted_project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "configs" / "support.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["finetune"] = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-9}
+    file.write_text(yaml.safe_dump(config))
+    (tmp_path / "support" / "trainer_state.json").write_text(
+        json.dumps({"num_train_epochs": 12, "log_history": [{"learning_rate": 0.003}, {"learning_rate": 0.001}]})
+    )
+
+    made = bento_audit("finetune", "support", "--twin", "--restart")
+    measured = bento_audit("measure", "support", "--text", TEXT, "--without", "top:3")
+    checked = bento_audit("index", "check", "support")
+
+    said = " ".join(made.stdout.split())
+    assert "UNUSABLE" in said
+    assert "finetune.epochs (now 1), finetune.learning_rate (now 1e-09)" in said
+    assert "{epochs: 12, learning_rate: 0.003}" in said
+    assert "bento-audit measure" not in said
+    assert measured.stdout.lstrip().startswith("WARNING")
+    assert checked.exit_code == 1
+    assert "agrees too little with the served model to check it" in " ".join(checked.stderr.split())
+
+    agreement = tmp_path / "runs" / "support-twin" / "agreement.json"
+    agreement.write_text(json.dumps({**json.loads(agreement.read_text()), "served": "another digest"}))
+    refused = bento_audit("measure", "support", "--text", TEXT, "--without", "top:3")
+    assert refused.exit_code == 1
+    assert "is of another model than the served one" in " ".join(refused.stderr.split())
 
 
 def test_a_recorded_model_needs_no_surrogate(films: Path) -> None:

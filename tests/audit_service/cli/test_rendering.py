@@ -126,6 +126,13 @@ def test_without_a_base_model_only_the_fine_tuned_measurement_is_shown() -> None
     assert "base model" not in output
 
 
+def test_the_answer_of_a_base_model_without_a_head_of_its_own_is_named_chance() -> None:
+    differences = {**answer()["differences"], "base_head": "random"}
+
+    assert "bad (52.5%), by a head of random weights" in shown(answer(differences=differences))
+    assert "random weights" not in shown(answer())
+
+
 def test_a_disagreement_between_torch_and_the_served_model_is_said_loudly() -> None:
     assert "NO: torch disagrees" in shown(answer(quality={**QUALITY, "parity": False}))
 

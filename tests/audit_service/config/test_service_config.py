@@ -47,7 +47,7 @@ def test_a_class_without_a_name_needs_exactly_one_in_the_environment(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = project / "configs" / "mood.yaml"
-    with pytest.raises(SettingsError, match="lists 0"):
+    with pytest.raises(SettingsError, match="BENTO_AUDIT_CONFIG is not set"):
         ConfigReference(None).read()
     monkeypatch.setenv(ENVIRONMENT, f"{file},{file}")
     with pytest.raises(SettingsError, match="lists 2"):

@@ -73,6 +73,27 @@ def test_a_name_that_the_return_type_does_not_have_is_refused_at_the_definition(
     service_with(method, label="sentiment", confidence="probability")
 
 
+def test_a_label_that_was_left_open_is_refused_with_the_fields_that_there_are() -> None:
+    def method(self: Any, text: str) -> Verdict:
+        raise AssertionError
+
+    def plain(self: Any, text: str) -> dict[str, Any]:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=r"label='\?'.*holds the label; its fields are sentiment, probability"):
+        service_with(method, label="?")
+    with pytest.raises(TypeError, match=r"label='\?'.*holds the label$"):
+        service_with(plain, label="?")
+
+
+def test_the_decorator_above_that_of_bentoml_is_refused_with_the_right_order() -> None:
+    def classify(self: Any, text: str) -> Verdict:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=r"@audited goes below @bentoml.api.* at classify it is above"):
+        audited(label="sentiment")(bentoml.api(classify))
+
+
 def test_an_input_that_does_not_exist_is_refused_at_the_definition() -> None:
     def method(self: Any, review: Review) -> Verdict:
         raise AssertionError

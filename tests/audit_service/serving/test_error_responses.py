@@ -9,14 +9,30 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from audit_service.errors import BrokenJsonError
 from audit_service.serving.error_responses import uniform_body
 from audit_service.serving.json_body import parse_json
 
 
+class Inner(BaseModel):
+    label: str
+    span: int
+
+
+class Outer(BaseModel):
+    one: Inner | None
+    many: list[Inner]
+
+
+class Asked(BaseModel):
+    text: str
+    outer: Outer | None = None
+
+
 def problem(status: int, body: Any) -> Any:
-    return uniform_body(status, "application/json", json.dumps(body).encode(), fields=("text",))
+    return uniform_body(status, "application/json", json.dumps(body).encode(), shape=Asked)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +60,25 @@ def test_a_failed_validation_names_its_first_field_and_counts_the_others() -> No
     assert found["field"] == "text"
     assert found["message"] == "text: Input should be a valid string (and 1 more)"
     unknown = problem(400, {"error": "1 validation error", "detail": details[1:]})["error"]
-    assert unknown["message"] == "lang: no such field; the fields are text"
+    assert unknown["message"] == "lang: no such field; the fields are text, outer"
+
+
+@pytest.mark.parametrize(
+    ("loc", "fields"),
+    [
+        (["lang"], "text, outer"),
+        (["root", "lang"], "text, outer"),
+        (["outer", "three"], "one, many"),
+        (["outer", "one", "topic"], "label, span"),
+        (["outer", "many", 4, "topic"], "label, span"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_those_of_the_object_that_it_is_in(loc: list[Any], fields: str) -> None:
+    detail = {"type": "extra_forbidden", "loc": loc, "msg": "Extra inputs are not permitted"}
+
+    found = problem(400, {"error": "1 validation error", "detail": [detail]})["error"]
+
+    assert found["message"].endswith(f"{loc[-1]}: no such field; the fields are {fields}")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from influence_engine.counterfactual import agreement
+from influence_engine.counterfactual import Agreement, agreement
 from influence_engine.errors import DataError
 from influence_engine.training import FinetuneSettings, finetune
 
@@ -45,3 +45,25 @@ def test_agreement_is_whole_with_itself_and_less_with_another(
     assert agreement(served_model, surrogate, task, held_out, ["another.weight"]).gradients is None
     with pytest.raises(DataError, match="no held-out examples"):
         agreement(served_model, surrogate, task, [], trained)
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "unusable", "untrusted"),
+    [
+        (0.317, -0.06, "the commonest label alone is right for 41.7%", "commonest label"),
+        (0.5, 0.1, "correlation of 0.10", "correlation of 0.10"),
+        (0.5, float("nan"), "correlation of nan", "correlation of nan"),
+        (0.5, 0.4, None, "correlation of 0.40"),
+        (0.75, 0.7, None, None),
+    ],
+)
+def test_a_surrogate_below_the_commonest_label_or_unrelated_is_named_unusable(
+    labels: float, logits: float, unusable: str | None, untrusted: str | None
+) -> None:
+    found = Agreement(60, labels, logits, None, 0.417)
+
+    for said, expected in ((found.unusable, unusable), (found.untrusted, untrusted)):
+        assert (said is None) == (expected is None)
+        assert expected is None or expected in (said or "")
+    assert found.to_dict()["unusable"] == found.unusable
+    assert repr(Agreement.of(found.to_dict())) == repr(found)

@@ -15,6 +15,7 @@ from transformers import BertModel
 from influence_engine.errors import ModelError, SettingsError
 from influence_engine.models.loading import (
     add_lora,
+    base_head,
     load_base,
     load_into,
     load_model,
@@ -54,6 +55,20 @@ def test_a_fresh_head_depends_on_the_seed_alone_and_the_rest_on_the_checkpoint(h
     assert first.config._attn_implementation == "eager"
     assert not first.training
     assert {parameter.dtype for parameter in first.parameters()} == {torch.float32}
+
+
+def test_a_base_model_says_whether_its_head_is_its_own_also_after_fine_tuning_and_saving(
+    headless: Path, tmp_path: Path
+) -> None:
+    bert().save_pretrained(tmp_path / "whole")
+
+    fresh, own = load_base(headless, HEAD), load_base(tmp_path / "whole", HEAD)
+    save_model(fresh, tmp_path / "saved")
+
+    assert (base_head(fresh), base_head(own), base_head(nn.Linear(2, 2))) == ("random", "own", None)
+    assert base_head(load_model(tmp_path / "saved")) == "random"
+    assert base_head(load_base(tmp_path / "saved", HEAD)) == "own", "it is another training's base now"
+    assert base_head(add_lora(fresh, r=2, alpha=4)) == "random"
 
 
 def test_a_head_that_is_there_is_kept(tmp_path: Path) -> None:

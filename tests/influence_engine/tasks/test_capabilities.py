@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_engine.tasks import batches_of_like_size, example_sizes
+from influence_engine.tasks import batches_of_like_size, example_sizes, unread_part
 
 
 @given(lengths=st.lists(st.integers(1, 9), max_size=30), count=st.integers(1, 8))
@@ -30,3 +30,12 @@ def test_texts_counted_together_have_the_size_of_a_batch_of_one(task: Any, texts
     alone = [task.collate([example])["input_ids"].numel() for example in examples]
 
     assert example_sizes(task, examples) == alone
+
+
+def test_a_text_longer_than_the_model_reads_says_how_much_of_it_was_read(task: Any) -> None:
+    fits = {"text": " ".join(["film"] * task.max_length)}
+    longer = {"text": fits["text"] + " film"}
+
+    assert unread_part(task, fits) is None
+    assert unread_part(task, longer) == f"only the first {task.max_length} of {task.max_length + 1} tokens were read"
+    assert unread_part(object(), longer) is None

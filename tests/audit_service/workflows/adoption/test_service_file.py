@@ -88,6 +88,94 @@ def test_the_input_is_named_where_it_is_not_called_text(parameters: str, inputs:
     assert {word.arg: ast.unparse(word.value) for word in call.keywords}.get("inputs") == inputs
 
 
+ANSWERS = """
+
+class Topic(str, Enum):
+    BILLING = "billing"
+
+
+class Verdict(BaseModel):
+    label: str
+    confidence: float
+
+
+class Routing(BaseModel):
+    topic: str
+    certainty: float
+    queue: str
+
+
+class Kept(Routing):
+    prediction_id: str | None = None
+
+
+class Odd(BaseModel):
+    text: str
+    outcome: Literal["late", "lost"]
+    how_sure: Annotated[float, "share"]
+    note: Optional[str] = None
+
+
+class Enumerated(TypedDict):
+    found: Topic
+    took_ms: int
+
+
+class Wrapped(BaseModel):
+    verdict: Verdict
+    took_ms: float
+
+
+class Several(BaseModel):
+    first: str
+    second: str
+"""
+
+
+@pytest.mark.parametrize(
+    ("annotation", "arguments"),
+    [
+        ("Verdict", 'label="label", confidence="confidence"'),
+        ("Routing", 'label="topic", confidence="certainty"'),
+        ("'Routing'", 'label="topic", confidence="certainty"'),
+        ("Kept | None", 'label="topic", confidence="certainty"'),
+        ("list[Routing]", 'label="topic", confidence="certainty"'),
+        ("Odd", 'label="outcome", confidence="how_sure"'),
+        ("Enumerated", 'label="found"'),
+        ("Wrapped", 'label="verdict.label", confidence="verdict.confidence"'),
+        ("tuple[str, float]", 'label="0", confidence="1"'),
+        ("str", "label=str"),
+    ],
+)
+def test_label_and_confidence_are_told_by_kinds_and_likely_names(annotation: str, arguments: str) -> None:
+    source = SERVICE.replace("self, review: str) -> Answer", f"self, text: str) -> {annotation}") + ANSWERS
+
+    edited = add_audit(source, config="reviews", name="service.py")
+
+    assert f"    @audited({arguments})\n" in edited.source
+    assert edited.clear
+
+
+@pytest.mark.parametrize("annotation", ["Several", "Imported", "dict[str, str]", "list[dict]"])
+def test_a_label_that_cannot_be_told_is_left_open_instead_of_guessed(annotation: str) -> None:
+    source = SERVICE.replace("self, review: str) -> Answer", f"self, text: str) -> {annotation}") + ANSWERS
+
+    edited = add_audit(source, config="reviews", name="service.py")
+
+    assert '    @audited(label="?")\n' in edited.source
+    assert not edited.clear
+
+
+def test_the_keys_of_a_dictionary_that_is_returned_say_where_the_label_is() -> None:
+    source = SERVICE.replace("-> Answer", "-> dict").replace(
+        'Answer(sentiment="good", score=1.0)', '{"queue": 3, "intent": "late", "certainty": 0.4}'
+    )
+
+    edited = add_audit(source, config="reviews", name="service.py")
+
+    assert '@audited(label="intent", confidence="certainty", inputs={"text": "review"})' in edited.source
+
+
 @pytest.mark.parametrize(
     ("statement", "bases"),
     [

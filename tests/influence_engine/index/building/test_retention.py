@@ -79,9 +79,14 @@ def test_an_index_that_cuts_nothing_keeps_all_and_one_that_keeps_little_warns(
     assert any("of the influence on held-out examples" in warning for warning in poorly.quality["warnings"])
 
 
-def test_without_held_out_examples_nothing_is_said(
-    vector_task: Any, vector_model: nn.Module, vector_train: Any, tmp_path: Path
+def test_without_held_out_examples_it_is_said_that_nothing_is_known_of_them(
+    vector_task: Any, vector_model: nn.Module, vector_train: Any, vector_queries: Any, tmp_path: Path
 ) -> None:
     index = InfluenceIndex.build(vector_model, vector_task, vector_train, tmp_path)
     assert index.manifest.influence_kept is None
     assert index.manifest.retained == {}
+    (answer,) = Attributor(vector_model, vector_task, index).attribute(vector_queries[:1])
+    assert answer.quality["outside_index"] is None
+    (said,) = answer.quality["warnings"]
+    assert said.startswith("not known whether the input is like the training examples")
+    assert "data.validation" in said
