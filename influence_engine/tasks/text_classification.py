@@ -13,7 +13,7 @@ from influence_engine.tasks.classification import Classification
 from influence_engine.tasks.contract import Array, Batch, Example, Unit
 from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.identity import digest_of_processor
-from influence_engine.tasks.tokenised_text import encoded_texts, token_counts, token_units
+from influence_engine.tasks.tokenised_text import encoded_texts, token_counts, token_units, unread_tokens
 
 
 class TextClassification(Classification):

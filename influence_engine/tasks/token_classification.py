@@ -35,7 +35,6 @@ from influence_engine.tasks.tokenised_text import require_offsets, token_counts,
 
 IGNORED = -100
 """In ``labels`` and ``targets`` of a batch: nothing is said of this position."""
-
 AS_ONE_SPAN, AS_ONE_TAG = -102, -101
 """In ``targets``: this word is asked about, and the words that are have the likeliest tags of one span, or one tag."""
 
