@@ -56,6 +56,7 @@ RUNS = (
     Run("influence_drift", 10),
     Run("coordinates", 5),
     Run("smoothness", 5),
+    Run("small_models", 5),
     Run("finetune_overhead", 10),
     Run("replay_cost", 10),
     Run("index_building", 15),

@@ -166,15 +166,20 @@ class Stages:
         return {stage: round(seconds, 2) for stage, seconds in self.seconds.items()}
 
 
-def main() -> None:
-    """Measures and prints."""
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     found = parser_of(__doc__)
     found.add_argument("--model", choices=tuple(CASES), action="append")
     found.add_argument("--only", choices=("auto", "final"), action="append", dest="approximations")
     found.add_argument("--queries", type=int, default=64)
     found.add_argument("--subsets", type=int, default=0, help="retrainings without 5%% that the scores are judged by")
     found.add_argument("--scores", type=Path, help="a folder to keep the scores in, or to compare them with")
-    options = found.parse_args()
+    return found
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = parser().parse_args()
     for name in options.model or CASES:
         show({"machine": machine(), **measured(name, CASES[name], options)}, options)
 

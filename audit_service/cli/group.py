@@ -37,7 +37,7 @@ VERBS = {
 }
 """Every verb and the module that holds it, as ``command``."""
 
-CODES_OF_USAGE = frozenset({"bad_config", "bad_settings", "bad_input"})
+CODES_OF_USAGE = frozenset({"bad_config", "bad_settings", "bad_input", "invalid_request"})
 """Errors that the user mends by asking differently: exit code 2."""
 
 

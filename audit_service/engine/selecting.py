@@ -37,11 +37,13 @@ def rows_of_handles(index: InfluenceIndex, handles: Sequence[str]) -> list[int]:
     Raises:
         InputError: there is none with one of them.
     """
-    known = {handle: row for row, handle in enumerate(index.table.column("example_handle"))}
+    rows = []
     for handle in handles:
-        if handle not in known:
+        row = index.row_of(handle)
+        if row is None:
             raise InputError(
                 f"this index has no example {handle[:80]!r}; explanations name them as example_handle",
                 field="examples",
             )
-    return [known[handle] for handle in handles]
+        rows.append(row)
+    return rows

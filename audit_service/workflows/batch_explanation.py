@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from audit_service.engine.explaining import explain, query_of
 from audit_service.engine.loading import Loaded, load
+from audit_service.errors import BadRequestError
 from audit_service.schemas import EngineItem, Polarity, Tier
 from audit_service.workflows.aggregate_influence import SharedInfluence, shared_examples, shared_groups
 from audit_service.workflows.asked_rows import Asked, RowReader, read_rows
@@ -191,7 +192,7 @@ def _item(row: Asked) -> EngineItem:
 def _explanation(answer: Mapping[str, Any]) -> dict[str, Any]:
     if "error" in answer:
         error = answer["error"]
-        kind = InputError if error["code"] == InputError.code else InfluenceError
+        kind = InputError if error["code"] == BadRequestError.code else InfluenceError
         raise kind(error["message"], field=error.get("field"))
     explanation: dict[str, Any] = answer["explanation"]
     return explanation

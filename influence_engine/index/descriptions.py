@@ -31,6 +31,7 @@ class ExampleDescriptions:
     def __init__(self, table: ExampleTable, *, inline: bool) -> None:
         self._table = table
         self._given: Mapping[str, Example] = {}
+        self._rows: dict[str, int] | None = None
         self.labels: list[str | None] = table.column("label")
         self.example_ids: list[str] = table.column("example_id")
         self.cached_bytes = table.cache(DESCRIPTION if inline else ("example_id", *DESCRIPTION))
@@ -46,6 +47,12 @@ class ExampleDescriptions:
             {**one, "example_id": self.example_ids[row], "label": self.labels[row], **self._from_given(row)}
             for row, one in zip(rows, found, strict=True)
         ]
+
+    def row_of(self, handle: str) -> int | None:
+        """The row of the example with this handle; ``None`` where there is no such example."""
+        if self._rows is None:
+            self._rows = {one: row for row, one in enumerate(self._table.column("example_handle"))}
+        return self._rows.get(handle)
 
     def columns(self) -> list[str]:
         """Names by which examples can be grouped: columns of every example, and the keys of their metadata."""

@@ -84,7 +84,6 @@ class InfluenceIndex:
             )
         self._descriptions = ExampleDescriptions(self.table, inline=self.store_examples == "inline")
         self.labels, self.example_ids = self._descriptions.labels, self._descriptions.example_ids
-        self._rows_by_handle: dict[str, int] | None = None
         self.basis: ReplayBasis | None = None
         self.calibration: Calibration | None = None
         self.reload_basis()
@@ -203,9 +202,7 @@ class InfluenceIndex:
         key: bytes | None = None,
         device: str = "auto",
     ) -> InfluenceIndex:
-        """Opens the current version, or the one named, after checking every file that an answer rests on.
-
-        Of a version without sums of its files, the rows are read and compared instead.
+        """Opens the current version, or the one named, after checking its files; without sums of them, its rows.
 
         Args:
             path: Folder of the index.
@@ -234,9 +231,7 @@ class InfluenceIndex:
             opened = cls(folder, Manifest.read(folder / MANIFEST), chosen, key)
             if not complete:
                 opened.verify_rows()
-        except torch.OutOfMemoryError:
-            raise
-        except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:  # as Lance and pyarrow say it
+        except (pa.ArrowException, OSError, ValueError) as error:  # as Lance and pyarrow say it
             raise IndexFormatError(
                 f"{folder / TABLE} cannot be read ({type(error).__name__}). Restore it, or build the index again",
                 field=str(folder / TABLE),
@@ -338,10 +333,8 @@ class InfluenceIndex:
         return self._descriptions.describe(rows)
 
     def row_of(self, handle: str) -> int | None:
-        """The row of the example with this handle; ``None`` where there is no such example."""
-        if self._rows_by_handle is None:
-            self._rows_by_handle = {one: row for row, one in enumerate(self.table.column("example_handle"))}
-        return self._rows_by_handle.get(handle)
+        """The row of the example with this handle; ``None`` where there is none."""
+        return self._descriptions.row_of(handle)
 
     def resolve_from(self, examples: Sequence[Example]) -> None:
         """Describes the rows by these examples from now on, for an index that does not store texts itself."""

@@ -220,7 +220,7 @@ def test_influence_is_summed_by_the_columns_asked_for(project: Path) -> None:
         (("--text", "fine", "--top-k", "0"), "0 is not in the range"),
         (("--text", "fine", "--top-k", "ten"), "'ten' is not a valid integer"),
         (("--text", "fine", "--polarity", "up"), "'up' is not one of"),
-        ((), "say what to explain: --text TEXT, or --input FILE"),
+        ((), "say what to explain: --text TEXT or --image FILE, or --input FILE"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_a_usage_error(

@@ -21,7 +21,9 @@ questions = st.one_of(
         target=st.none() | st.text(),
         relabel=selections.map(lambda one: Relabel(**one.model_dump(), label="x")),
     ),
-    st.builds(Question, input=st.just({"text": "x"}), edit=st.builds(Edit, example=st.text(), text=st.text())),
+    st.builds(
+        Question, input=st.just({"text": "x"}), edit=st.builds(Edit, example=st.text(), text=st.text(min_size=1))
+    ),
 )
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
@@ -211,6 +212,16 @@ def _layer_norm(draw: st.DrawFn) -> Drawn:
 
 
 @st.composite
+def _channel_norm(draw: st.DrawFn) -> Drawn:
+    width, positions = draw(st.integers(2, 5)), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    options = {"eps": draw(st.sampled_from([1e-5, 1e-2]))}
+    if draw(st.booleans()):
+        module = ConvNextLayerNorm(width, data_format="channels_first", **options)
+        return Drawn(module, (width, *positions), _along(positions, first=1), centred=1)
+    return Drawn(ConvNextLayerNorm(width, **options), (*positions, width), _along(positions), centred=-1)
+
+
+@st.composite
 def _group_norm(draw: st.DrawFn) -> Drawn:
     # Its statistics run over all positions, so a padded example is another one: no axis can be padded.
     groups, each = draw(st.integers(1, 3)), draw(st.integers(2, 3))
@@ -250,6 +261,7 @@ MODULES: dict[str, st.SearchStrategy[Drawn]] = {
         "embedding": _embedding(),
         "convolution": _convolution(),
         "layer normalisation": _layer_norm(),
+        "layer normalisation of channels": _channel_norm(),
         "group normalisation": _group_norm(),
         "batch normalisation": _batch_norm(),
         "RMS normalisation": _rms_norm(),
