@@ -29,6 +29,7 @@ DROP_REASONS = (
     "store_unavailable",
     "not_encodable",
     "not_recordable",
+    "unreadable_input",
     "sample_queue_full",
     "sample_not_explained",
 )

@@ -94,6 +94,7 @@ def series_of(baseline: DriftBaseline, *, outcome_groups: Sequence[str] = ()) ->
             3,  # index info, rows, created
             len(metrics.PREDICTING_TIERS) * len(metrics.CHANGES) * histogram(metrics.FIDELITY_BUCKETS),
             len(metrics.DROP_REASONS) + 1,
+            1,  # records that could not be written
             2 * labels,
             2 * len(admitted(outcome_groups)),
             2 * histogram(metrics.CONFIDENCE_BUCKETS),

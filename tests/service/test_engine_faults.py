@@ -184,7 +184,7 @@ def test_one_engine_elsewhere_serves_several_services_and_reads_json_only(
     assert refused.status_code == 415
     assert engine.post("/status", {}).json()["sentiment"]["state"] == "ready"
     unknown = engine.post("/explain", {"config": "other", "items": [{"input": {}}], "deadline_s": 1})
-    assert unknown.status_code == 404
+    assert unknown.status_code == 503
     assert "sentiment" in unknown.json()["error"]["message"]
     engine.stop()
     assert_unexplained(first, "engine_unavailable")

@@ -42,7 +42,7 @@ def test_the_bento_of_an_adopted_model_predicts_explains_and_stops(project: Path
     config = load_config(project / "configs" / "support.yaml")
 
     with running_bento(config, port=3000) as server:
-        asked = ask(server.address, "the cast is superb", top_k=3)
+        asked = ask(server.address, {"text": "the cast is superb"}, top_k=3)
         workers = psutil.Process(server.process.pid).children(recursive=True)
 
     assert asked.prediction["label"] == asked.explanation["prediction"]["label"] == "good"
