@@ -20,6 +20,7 @@ from audit_service.errors import JobNotDoneError, ServiceError
 from audit_service.jobs.store import ENDED, Job, JobStore
 from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import JobMetrics
+from audit_service.prediction.inputs import check_length
 from audit_service.schemas import ExplainRequest, JobAnswer, JobReference, JobRequest, JobStatus, Selection
 from audit_service.store.predictions import PredictionRecord
 from audit_service.workflows.counterfactual import Question
@@ -27,7 +28,7 @@ from influence_engine.errors import InfluenceError, InputError, TierUnavailableE
 from influence_engine.index import current_version
 from influence_engine.names import listing
 from influence_engine.tasks import Target as TargetName
-from influence_engine.tasks import characters, input_fields
+from influence_engine.tasks import input_fields, without_references
 
 WATCH_S = 2.0
 LOG = "jobs.log"
@@ -61,9 +62,8 @@ class JobService:
     def start(self) -> None:
         """Begins to watch the queue: what an earlier server left unfinished is gone on with."""
         self._metrics = JobMetrics(model_label(self.audit.config.name, self.audit.model_digest))
-        with contextlib.suppress(
-            ServiceError, OSError
-        ):  # the queue cannot be read just now: the job has one attempt less
+        # Where the queue cannot be read just now, the job has one attempt less.
+        with contextlib.suppress(ServiceError, OSError):
             self.store.forgive()
         threading.Thread(target=self._watch, name="jobs", daemon=True).start()
 
@@ -150,12 +150,13 @@ class JobService:
         for wanted in input_fields(config.example_fields()):
             if wanted.readable and not str(given.get(wanted.name) or "").strip():
                 raise InputError(f"{wanted.name!r} must be a text of a word at least", field=f"input.{wanted.name}")
-        for place, value in given.items():
-            self._check_length(f"input.{place}", value)
+        sent = {f"input.{name}": value for name, value in without_references(config.example_fields(), given).items()}
         if request.edit is not None:
-            self._check_length("edit.text", request.edit.text)
+            sent["edit.text"] = request.edit.text
         if request.relabel is not None:
-            self._check_length("relabel.label", request.relabel.label)
+            sent["relabel.label"] = request.relabel.label
+        for place, value in sent.items():
+            check_length(place, value, config.serve.max_text_chars, field=place)
         named = {
             "target.label": None if request.target is None else request.target.label,
             "relabel.label": None if request.relabel is None else request.relabel.label,
@@ -163,11 +164,6 @@ class JobService:
         for field, label in named.items():
             if label is not None and labels and label not in labels:
                 raise InputError(f"unknown label {label!r}; the labels are {listing(labels)}", field=field)
-
-    def _check_length(self, place: str, value: Any) -> None:
-        most = self.audit.config.serve.max_text_chars
-        if (length := characters(value)) > most:
-            raise InputError(f"{place} has {length} characters; at most {most} are read", field=place)
 
     def _check_record(self) -> None:
         """Training again takes the record and the training data; a service may well be without."""

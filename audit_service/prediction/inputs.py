@@ -24,9 +24,14 @@ def taken_input(task: Any, fields: Sequence[ExampleField], example: Example, max
     taken = received(fields, example)
     measured = example if taken is example else without_references(fields, example)
     for name, value in measured.items():
-        if max_chars is not None and (length := characters(value)) > max_chars:
-            raise InputError(f"{name!r} has {length} characters; at most {max_chars} are read", field=name)
+        check_length(repr(name), value, max_chars, field=name)
     check = getattr(task, "check", None)  # asking the protocol costs more than the check itself
     if check is not None:
         check(taken, labelled=False)
     return taken
+
+
+def check_length(called: str, value: Any, max_chars: int | None, *, field: str) -> None:
+    """Refuses what has more characters than are read, by an ``InputError`` about ``field``."""
+    if max_chars is not None and (length := characters(value)) > max_chars:
+        raise InputError(f"{called} has {length} characters; at most {max_chars} are read", field=field)
