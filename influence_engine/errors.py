@@ -19,6 +19,11 @@ class InfluenceError(Exception):
         self.field = field
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says: its message where it was raised on purpose, else its kind, too."""
+    return error.message if isinstance(error, InfluenceError) else f"{type(error).__name__}: {error}"
+
+
 class SettingsError(InfluenceError):
     """A setting has a value that cannot be used."""
 

@@ -14,7 +14,7 @@ from audit_service.config import AuditConfig
 from audit_service.errors import ModelUnavailableError
 from audit_service.prediction.export_files import PROCESSOR
 from audit_service.prediction.predictor import OnnxPredictor
-from influence_engine.errors import InfluenceError
+from influence_engine.errors import InfluenceError, reason_of
 from influence_engine.tasks import Array, Example
 
 RETRY_S = 10.0
@@ -58,10 +58,10 @@ class ReopenedPredictor:
                     predictor = self._open()
                 except Exception as error:  # whatever it is, it is the reason
                     self._next = time.monotonic() + RETRY_S
-                    known = isinstance(error, InfluenceError)
-                    reason = error.message if isinstance(error, InfluenceError) else f"{type(error).__name__}: {error}"
+                    reason = reason_of(error)
                     if reason != self._reason:
-                        logger.error("predictions are refused: %s", reason, exc_info=not known)
+                        unforeseen = not isinstance(error, InfluenceError)
+                        logger.error("predictions are refused: %s", reason, exc_info=unforeseen)
                     self._reason = reason
                 else:
                     self._opened(predictor)

@@ -34,4 +34,4 @@ def accept_licences(config: AuditConfig, *, accepted: bool) -> None:
         remark(f"The data are under {licence.name}, of {licence.owner}: {licence.terms}.")
         if accepted or (sys.stdin.isatty() and click.confirm("Does that fit your use?", err=True)):
             known = os.environ.get(ACCEPT_VARIABLE, "")
-            os.environ[ACCEPT_VARIABLE] = ",".join([*known.split(","), licence.name]) if known else licence.name
+            os.environ[ACCEPT_VARIABLE] = f"{known},{licence.name}" if known else licence.name

@@ -32,7 +32,7 @@ from audit_service.monitoring.metrics import model_label
 from audit_service.monitoring.model_metrics import EngineMetrics
 from audit_service.schemas import EngineItem
 from audit_service.workspace import Workspace
-from influence_engine.errors import InfluenceError
+from influence_engine.errors import InfluenceError, reason_of
 from influence_engine.tasks import fields_of, input_fields
 
 WATCH_S = 1.0
@@ -65,7 +65,6 @@ class Slot:
         self.loaded: Loaded | None = None
         self._find_config, self._prepare = find_config, prepare
         self._version: str | None = None
-        self._failed = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load {name}", daemon=True)
         self._thread.start()
@@ -107,11 +106,11 @@ class Slot:
                 config = config or self._find_config()
                 version = index_version(config)
                 changed = version != self._version
-                if changed or (self._failed and time.monotonic() >= next_try):
+                incomplete = self.loaded is None or self.reason is not None
+                if changed or (incomplete and time.monotonic() >= next_try):
                     next_try = time.monotonic() + RETRY_S
                     self._version = version
                     self._load(config)
-                    self._failed = False
             except Exception as error:  # whatever it is, it becomes the state that is reported
                 self._fail(error)
                 config = None  # the mistake may be in it, and may be mended
@@ -135,14 +134,13 @@ class Slot:
         )
 
     def _fail(self, error: Exception) -> None:
-        reason = error.message if isinstance(error, InfluenceError) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         if reason != self.reason:
             logger.error(
                 "%s cannot be explained: %s", self.name, reason, exc_info=not isinstance(error, InfluenceError)
             )
         # What was loaded before goes on answering; the reason says what is wrong with the newer one, which is tried
         # again: files that are mended need not get another name.
-        self._failed = True
         self.state, self.reason = ("failed" if self.loaded is None else "ready"), reason
 
 

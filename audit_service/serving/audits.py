@@ -69,14 +69,19 @@ class Audits:
     async def about(self, questions: Sequence[ModelRequest]) -> list[Asked | InfluenceError]:
         """What each question is about, or why nothing says so."""
         chosen = [self._chosen_for(one) for one in questions]
-        records: list[dict[str, Found[Audit] | InfluenceError]] = []
-        for owner in (None, *self.members.values()):
-            ids = [named_in(one) for one, audit in zip(questions, chosen, strict=True) if audit is owner]
-            owners = list(self.members.values()) if owner is None else [owner]
-            records.append(await look_up(owners, [one for one in ids if one is not None]))
-        by_owner = dict(zip((None, *self.members.values()), records, strict=True))
+        wanted: dict[Audit | None, list[str]] = {}
+        for one, audit in zip(questions, chosen, strict=True):
+            prediction_id = named_in(one)
+            if prediction_id is not None and not isinstance(audit, InfluenceError):
+                wanted.setdefault(audit, []).append(prediction_id)
+        every = list(self.members.values())
+        # Together, so that a request waits for other workers once, however many models it asks about.
+        found = await asyncio.gather(
+            *(look_up(every if owner is None else [owner], ids) for owner, ids in wanted.items())
+        )
+        records = dict(zip(wanted, found, strict=True))
         return [
-            audit if isinstance(audit, InfluenceError) else _asked(audit, by_owner[audit], named_in(one))
+            audit if isinstance(audit, InfluenceError) else _asked(audit, records.get(audit, {}), named_in(one))
             for one, audit in zip(questions, chosen, strict=True)
         ]
 

@@ -194,7 +194,7 @@ class AuditMiddleware:
                 value = _unpickled(body, headers)
             elif kind in FORMS:
                 await check_form(content_type, body, receive, route.files)
-            if not context.pickled and is_json(kind) and route.reads_json:
+            elif is_json(kind) and route.reads_json:
                 value = parse_json(body)
                 if route.batched:
                     check_batch(value, route)

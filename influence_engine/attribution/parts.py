@@ -96,7 +96,7 @@ class PartSplitter:
             own = self._parts.parts(one.fields)
             # What lies behind the tokens that are read has no column where no other example has more parts.
             values = [*row, *[0.0] * len(own)]
-            parts = [_described(*pair) for pair in zip(own, values, strict=False)]
+            parts = [_described(part, influence=value) for part, value in zip(own, values, strict=False)]
             residual = one.influence - sum(part["influence"] for part in parts)
             split[one.row] = replace(one, parts=parts, parts_residual=residual)
         return [split.get(one.row, one) for one in examples], quality
@@ -148,10 +148,7 @@ def changes_by_part(
     """
     rows = _summed(task, queries, found).tolist()
     return [
-        [
-            {"field": part.field, "start": part.start, "end": part.end, "label": part.label, "change": change}
-            for part, change in zip(task.parts(query), row, strict=False)
-        ]
+        [_described(part, change=change) for part, change in zip(task.parts(query), row, strict=False)]
         for query, row in zip(queries, rows, strict=True)
     ]
 
@@ -169,5 +166,5 @@ def _nearest_factor(sums: Tensor, influences: Tensor) -> float:
     return factor if factor > 0 else 1.0
 
 
-def _described(part: Part, influence: float) -> dict[str, Any]:
-    return {"field": part.field, "start": part.start, "end": part.end, "label": part.label, "influence": influence}
+def _described(part: Part, **number: float) -> dict[str, Any]:
+    return {"field": part.field, "start": part.start, "end": part.end, "label": part.label, **number}

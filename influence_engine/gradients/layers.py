@@ -169,7 +169,7 @@ class NormalisationLayer(_Base):
     def gradient(self, inputs: Tensor, output_gradient: Tensor, batch_size: int) -> LayerGradient:
         if inputs.shape[0] != batch_size:
             raise _batch_error(self.name, inputs, batch_size)
-        if _channels_first(self.module):
+        if normalises_channels_first(self.module):
             inputs, output_gradient = inputs.movedim(1, -1), output_gradient.movedim(1, -1)
         columns = []
         if self._has("weight"):
@@ -251,7 +251,8 @@ def _is_channel_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) and getattr(module, "data_format", None) in _FORMATS
 
 
-def _channels_first(module: nn.Module) -> bool:
+def normalises_channels_first(module: nn.Module) -> bool:
+    """Whether the module is such a normalisation over the channels of ``[B, C, H, W]``."""
     return getattr(module, "data_format", None) == "channels_first"
 
 

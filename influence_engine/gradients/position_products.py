@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from influence_engine.gradients.layers import Layer
+from influence_engine.gradients.layers import Layer, normalises_channels_first
 from influence_engine.gradients.pooled_positions import over_positions
 from influence_engine.gradients.trace import Trace
 from influence_engine.gradients.tracked import TrackedLayers
@@ -24,7 +24,7 @@ CHANNELS_FIRST = (nn.Conv2d, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.Ba
 
 def has_channels_first(module: nn.Module) -> bool:
     """Whether a layer's output has its channels before its positions."""
-    return isinstance(module, CHANNELS_FIRST) or getattr(module, "data_format", None) == "channels_first"
+    return isinstance(module, CHANNELS_FIRST) or normalises_channels_first(module)
 
 
 def products_by_position(

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_engine.errors import InputError
 from influence_engine.tasks.classification import Classification
 from influence_engine.tasks.contract import Array, Batch, Example, Unit
 from influence_engine.tasks.fields import ExampleField
 from influence_engine.tasks.identity import digest_of_processor
-from influence_engine.tasks.tokenised_text import encoded_texts, token_counts, token_units, unread_tokens
+from influence_engine.tasks.tokenised_text import check_text, encoded_texts, token_counts, token_units, unread_tokens
 
 
 class TextClassification(Classification):
@@ -62,11 +61,7 @@ class TextClassification(Classification):
 
     def check(self, example: Example, *, labelled: bool) -> None:
         """Refuses a text that is missing, empty or not a string, and a label that does not exist."""
-        text = example.get(self.text)
-        if not isinstance(text, str):
-            raise InputError(f"{self.text!r} must be a string, got {type(text).__name__}", field=self.text)
-        if not text.strip():
-            raise InputError(f"{self.text!r} is empty; send at least one word", field=self.text)
+        check_text(example, self.text)
         self.check_label(example, labelled=labelled)
 
     def collate(self, examples: Sequence[Example]) -> Batch:

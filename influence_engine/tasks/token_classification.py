@@ -31,7 +31,7 @@ from influence_engine.tasks.text_words import (
     places_of_tokens,
     words_within,
 )
-from influence_engine.tasks.tokenised_text import require_offsets, token_counts, token_units, unread_tokens
+from influence_engine.tasks.tokenised_text import check_text, require_offsets, token_counts, token_units, unread_tokens
 
 IGNORED = -100
 """In ``labels`` and ``targets`` of a batch: nothing is said of this position."""
@@ -123,11 +123,7 @@ class TokenClassification:
 
     def check(self, example: Example, *, labelled: bool) -> None:
         """Refuses a text that is missing, empty or not a string, and entities that are no spans of it."""
-        text = example.get(self.text)
-        if not isinstance(text, str):
-            raise InputError(f"{self.text!r} must be a string, got {type(text).__name__}", field=self.text)
-        if not text.strip():
-            raise InputError(f"{self.text!r} is empty; send at least one word", field=self.text)
+        check_text(example, self.text)
         entities = example.get(self.label)
         if entities is None and not labelled:
             return

@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from influence_engine.errors import SettingsError
+from influence_engine.errors import InputError, SettingsError
 from influence_engine.tasks.contract import Array, Example, Unit
 
 _TOGETHER = 1024
 """Texts whose tokens are counted at once."""
+
+
+def check_text(example: Example, field: str) -> None:
+    """Refuses a text that is missing, empty or not a string, by an ``InputError``."""
+    text = example.get(field)
+    if not isinstance(text, str):
+        raise InputError(f"{field!r} must be a string, got {type(text).__name__}", field=field)
+    if not text.strip():
+        raise InputError(f"{field!r} is empty; send at least one word", field=field)
 
 
 def encoded_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Array]:

@@ -123,6 +123,21 @@ def serving(folder: Path) -> Iterator[StartServer]:
             server.stop()
 
 
+@pytest.fixture(scope="module")
+def sentiment_server(
+    start_module_server: StartServer, small_project: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The sentiment bento on the small project, for all tests of one file."""
+    state = tmp_path_factory.mktemp("state")
+    environment = {**small_project.environment, "BENTO_AUDIT_STATE": str(state)}
+    server = start_module_server("bentos.sentiment.service:Sentiment", env=environment)
+    server.wait_until_explaining()
+    yield server
+    # Whatever was sent, predictions and explanations go on.
+    assert server.post("/predict", {"text": "a film"}).status_code == 200
+    assert server.post("/audit/explain", {"input": {"text": "a film"}}).status_code == 200
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
     """Starts servers for one test."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,16 +18,8 @@ MEGABYTE = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def server(start_module_server: Any, small_project: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    state = tmp_path_factory.mktemp("state")
-    server = start_module_server(
-        "bentos.sentiment.service:Sentiment", env={**small_project.environment, "BENTO_AUDIT_STATE": str(state)}
-    )
-    server.wait_until_explaining()
-    yield server
-    # Whatever was sent, predictions and explanations go on.
-    assert server.post("/predict", {"text": TEXT}).status_code == 200
-    assert server.post("/audit/explain", {"input": {"text": TEXT}}).status_code == 200
+def server(sentiment_server: Any) -> Any:
+    return sentiment_server
 
 
 def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
